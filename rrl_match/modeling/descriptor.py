@@ -1,0 +1,30 @@
+"""A descriptor on top of an encoder, to shortlist candidates before the metric network scores them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class DescriptorHead(nn.Module):
+    """The deepest map of an encoder as one vector of unit length. Not part of the paper.
+
+    The projection of contrastive learning (Chen et al., SimCLR, ICML 2020) on the flattened map, so that it
+    still knows where in the patch things are, as HardNet's last layer does (Mishchuk et al., NeurIPS 2017).
+
+    Args:
+        channels: channels of the deepest map.
+        size: height and width of the deepest map.
+        dim: length of the descriptor.
+    """
+
+    def __init__(self, channels: int, size: int, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
+        self.projection = nn.Linear(channels * size * size, dim, bias=False)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps of one band's encoder to descriptors (N, dim), float32, unit length."""
+        return F.normalize(self.projection(self.norm(maps[-1]).flatten(1)).float())

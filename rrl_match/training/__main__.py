@@ -1,0 +1,84 @@
+"""Command line: ``python -m rrl_match.training train | evaluate | convert``."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Option(help="Folder with a manifest.csv and the pictures it names.")],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints, log and weights; an interrupted run goes on from it.")],
+    recipe: Annotated[str, typer.Option(help="A recipe of the package, or a JSON file.")] = "vis-nir",
+    seed: int = 0,
+    precision: Annotated[str, typer.Option(help="bf16 or fp32.")] = "bf16",
+    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    compile: Annotated[bool, typer.Option(help="Compile the memory-bound parts; needs a C++ compiler on a CPU.")] = False,
+    start: Annotated[str | None, typer.Option(help="Weights to start from: a name or a folder.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the main phase, instead of the recipe's.")] = None,
+    pretraining_steps: Annotated[int | None, typer.Option(help="Steps of pretraining; 0 leaves it out.")] = None,
+    checkpoint_every: int = 100,
+    validate_every: int = 400,
+) -> None:
+    """Train an RRL-Net; the best weights end up in OUT/weights."""
+    import dataclasses
+
+    from rrl_match.pretrained import load_folder
+    from rrl_match.training.datasets import read_pairs
+    from rrl_match.training.recipe import Recipe
+    from rrl_match.training.trainer import Trainer
+
+    plan = Recipe.load(recipe)
+    if steps is not None:
+        plan = dataclasses.replace(plan, training=dataclasses.replace(plan.training, steps=steps))
+    if pretraining_steps == 0:
+        plan = dataclasses.replace(plan, pretraining=None)
+    elif pretraining_steps is not None and plan.pretraining:
+        plan = dataclasses.replace(plan, pretraining=dataclasses.replace(plan.pretraining, steps=pretraining_steps))
+    pairs = read_pairs(data)
+    trainer = Trainer(
+        plan,
+        pairs,
+        out,
+        seed=seed,
+        precision=precision,
+        device=device,
+        compile=compile,
+        start=load_folder(start)[0] if start else None,
+        data=f"{len(pairs)} picture pairs of {data.resolve().name}",
+        checkpoint_every=checkpoint_every,
+        validate_every=validate_every,
+    )
+    typer.echo(f"weights: {trainer.train()}")
+
+
+@app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(help="HDF5 file written by the authors' Keras code, training or test graph.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    modalities: Annotated[tuple[str, str], typer.Option(help="Names of band A and band B.")] = ("vis", "nir"),
+    threshold: Annotated[float, typer.Option(help="Score above which a pair is called a match.")] = 0.5,
+) -> None:
+    """Turn a model of the authors' Keras code into a weights folder."""
+    from rrl_match.pretrained import ModelConfig, save_folder
+    from rrl_match.training.card import model_card
+    from rrl_match.training.convert import load_keras_weights
+    from rrl_match.training.network import TrainingRRLNet
+
+    network = load_keras_weights(file)
+    if isinstance(network, TrainingRRLNet):
+        network = network.prune()
+    training = {"data": "", "recipe": f"converted from {file.name}, trained with the authors' code"}
+    config = ModelConfig(modalities, threshold, network.config, "float32", training)
+    typer.echo(f"weights: {save_folder(out, network, config, model_card(config))}")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    app()

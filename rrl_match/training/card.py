@@ -1,0 +1,43 @@
+"""The model card of a training run: what can be said without being told more."""
+
+from __future__ import annotations
+
+from rrl_match.pretrained import ModelConfig
+
+
+def model_card(config: ModelConfig) -> str:
+    """A README.md in the Hub's form, with what the config knows of the training run and its figures."""
+    a, b = config.modalities
+    facts = "\n".join(f"- {key}: {value}" for key, value in config.training.items() if value not in ("", None))
+    held_back = config.metrics.get("held_back_fpr95")
+    figures = (
+        f"On held-back training pictures, FPR95: {held_back['random']} % (random negatives), {held_back['near']} % "
+        "(negatives from the same picture).\n"
+        if held_back
+        else "None measured.\n"
+    )
+    return f"""---
+library_name: rrl-match
+tags: [image-matching, cross-spectral, {a}, {b}]
+---
+# RRL-Net, {a} against {b}
+
+Scores whether two 64 x 64 patches, the first {a}, the second {b}, show the same place.
+
+```python
+from rrl_match import RRLMatcher
+
+matcher = RRLMatcher.from_pretrained("this folder")
+scores = matcher.score(patches_a, patches_b)
+```
+
+A pair with a score above {config.threshold} is called a match; the threshold gives the highest balanced accuracy on
+held-back training pairs.
+
+## Training
+
+{facts or "Not stated."}
+
+## Figures
+
+{figures}"""

@@ -1,0 +1,138 @@
+"""Bring weights over from the authors' Keras code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rrl_match.errors import WeightsError
+from rrl_match.modeling.blocks import ConvUnit
+from rrl_match.modeling.network import RRLNet
+from rrl_match.training.network import TrainingRRLNet
+
+# How Keras names the values of a layer, and how PyTorch does.
+_KERAS_NAMES = {
+    "kernel": "weight",
+    "bias": "bias",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
+_AXES = {4: (3, 2, 0, 1), 3: (2, 1, 0), 2: (1, 0), 1: (0,)}  # Keras puts output channels last
+
+
+def read_keras_file(path: str | Path) -> dict[str, np.ndarray]:
+    """Values of a file that Keras 2's ``model.save`` wrote, by name, such as ``conv2d_7/kernel``.
+
+    The architecture and the optimizer's state in it are ignored.
+    """
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read as an HDF5 file: {error}") from error
+    with file:
+        if "model_weights" not in file:
+            raise WeightsError(f"{path} has no group 'model_weights': save the whole model with Keras' model.save()")
+        values = {}
+        for group in file["model_weights"].values():
+            for name in group.attrs["weight_names"]:
+                name = name.decode() if isinstance(name, bytes) else name
+                values[name.removesuffix(":0")] = np.asarray(group[name])
+    return values
+
+
+def _layers(network: TrainingRRLNet, training: bool) -> Iterator[tuple[str, int, nn.Module]]:
+    """(Keras layer type, number, our module) for every layer with values, as the authors' code numbers them.
+
+    Keras numbers layers by type in the order they were made; the numbers in a test-graph file are those of
+    the training graph.
+    """
+    counts = {"conv2d": 0, "batch_normalization": 0, "conv1d": 0, "dense": 0}
+
+    def numbered(kind: str, module: nn.Module, kept: bool = True) -> Iterator[tuple[str, int, nn.Module]]:
+        counts[kind] += 1
+        if kept or training:
+            yield kind, counts[kind], module
+
+    def conv_unit(unit: ConvUnit, kept: bool = True) -> Iterator[tuple[str, int, nn.Module]]:
+        yield from numbered("conv2d", unit.conv, kept)
+        yield from numbered("batch_normalization", unit.norm, kept)
+
+    def stage(stage: nn.Module, kept: bool = True) -> Iterator[tuple[str, int, nn.Module]]:
+        yield from conv_unit(stage.unit, kept)
+        for gate in (stage.attention.channel_gate, stage.attention.row_gate, stage.attention.column_gate):
+            yield from numbered("conv1d", gate.conv, kept)
+
+    def dense(head: nn.Module, kept: bool = True) -> Iterator[tuple[str, int, nn.Module]]:
+        for module in head.modules():
+            if isinstance(module, nn.Linear):
+                yield from numbered("dense", module, kept)
+
+    net = network.network
+    for encoder, decoder in ((net.encoder_a, network.decoder_a), (net.encoder_b, network.decoder_b)):
+        for encoder_stage in encoder.stages:
+            yield from stage(encoder_stage)
+        for decoder_stage in decoder.stages:
+            yield from stage(decoder_stage, kept=False)
+        yield from numbered("conv2d", decoder.conv, kept=False)
+    for fil in net.interactions:
+        for unit in (fil.value_a, fil.gate_a, fil.value_b, fil.gate_b):
+            yield from conv_unit(unit)
+    for metric_stage in net.metric.stages:
+        for unit in metric_stage:
+            yield from conv_unit(unit)
+    for interaction_head in network.interaction_heads.values():
+        for unit in interaction_head:
+            if isinstance(unit, ConvUnit):
+                yield from conv_unit(unit, kept=False)
+    for head in (*network.interaction_heads.values(), *network.metric_heads.values()):
+        yield from dense(head, kept=False)
+    yield from dense(net.metric.head)
+
+
+def load_keras_weights(path: str | Path) -> TrainingRRLNet | RRLNet:
+    """Read a file that the authors' code saved, training graph or test graph.
+
+    Every value in the file is used exactly once, and every value of the network comes from the file;
+    anything else is an error.
+
+    Returns:
+        a :class:`TrainingRRLNet` for a training graph, an :class:`RRLNet` for a test graph; in eval mode.
+
+    Raises:
+        WeightsError: naming the first layer that is missing, left over or has another shape.
+    """
+    values = read_keras_file(path)
+    network = TrainingRRLNet()
+    training = "conv2d_10/kernel" in values  # the last convolution of band A's decoder
+    state: dict[int, Tensor] = {}
+    for kind, number, module in _layers(network, training):
+        targets = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        for keras_name, name in _KERAS_NAMES.items():
+            if name not in targets or (keras_name in ("kernel", "bias")) == isinstance(module, nn.BatchNorm2d):
+                continue
+            key = f"{kind}_{number}/{keras_name}"
+            if key not in values:
+                raise WeightsError(f"{path} lacks {key}; it is not an RRL-Net as the authors' code saves it")
+            value = values.pop(key)
+            value = value.transpose(_AXES[value.ndim])
+            if value.shape != tuple(targets[name].shape):
+                raise WeightsError(
+                    f"{path}: {key} has shape {value.shape} (output channels first), expected {tuple(targets[name].shape)}"
+                )
+            state[id(targets[name])] = torch.from_numpy(np.ascontiguousarray(value, dtype=np.float32))
+    if values:
+        raise WeightsError(f"{path} holds {len(values)} values that RRL-Net does not have, such as {min(values)}")
+    kept: TrainingRRLNet | RRLNet = network if training else network.prune()
+    for name, target in kept.state_dict(keep_vars=True).items():
+        if not name.endswith("num_batches_tracked"):
+            if id(target) not in state:
+                raise WeightsError(f"{path} gives no value for {name}")
+            target.data.copy_(state[id(target)])
+    return kept.eval()

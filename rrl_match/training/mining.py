@@ -1,0 +1,53 @@
+"""Which pairs of a batch the metric network is shown."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def surely_different(picture: Tensor, position: Tensor, distance: float) -> Tensor:
+    """(N, N) bool: places of different pictures, or of one picture at least `distance` pixels apart.
+
+    Args:
+        picture: (N,) int64.
+        position: (N, 2) xy, in pixels.
+        distance: in pixels.
+    """
+    return (picture[:, None] != picture) | (torch.cdist(position, position) >= distance)
+
+
+def mine_pairs(
+    similarity: Tensor, negative: Tensor, hard_share: float, generator: torch.Generator, hardest: int = 4
+) -> Tensor:
+    """Every place with its own partner, then as many non-matching pairs.
+
+    A hard negative is drawn from the `hardest` most similar ones, half of them looked for along A and half along
+    B: in-batch mining as HardNet's (Mishchuk et al., 2017), less greedy because the most similar place of a
+    meadow is often the same meadow.
+
+    Args:
+        similarity: (N, N), of row i of A and row j of B.
+        negative: (N, N) bool, which pairs may serve as negatives.
+        hard_share: share of hard negatives; the others are random.
+        generator: a CPU generator.
+
+    Returns:
+        index_pairs (2N, 2) int64 on the device of `similarity`; rows 0..N-1 match, the others do not.
+    """
+    n = len(similarity)
+    device = similarity.device
+    hard = torch.rand(n, generator=generator).to(device) < hard_share
+    along_b = torch.rand(n, generator=generator).to(device) < 0.5
+    # Sorting by a random key or by similarity, impossible partners last, gives a partner for every row.
+    lowest = torch.finfo(torch.float32).min
+    random_key = torch.rand(n, n, generator=generator).to(device).masked_fill(~negative, lowest)
+    ranked = similarity.detach().float().masked_fill(~negative, lowest)
+    ranked = torch.where(along_b[:, None], ranked.T, ranked)
+    top = ranked.topk(min(hardest, n), dim=1)
+    # among the hardest, never one that was masked out
+    rank = torch.rand(n, top.indices.shape[1], generator=generator).to(device).masked_fill(top.values == lowest, -1.0).argmax(1)
+    partner = torch.where(hard, top.indices.gather(1, rank[:, None])[:, 0], random_key.argmax(1))
+    own = torch.arange(n, device=device)
+    non_matching = torch.where(along_b[:, None], torch.stack([partner, own], 1), torch.stack([own, partner], 1))
+    return torch.cat([torch.stack([own, own], 1), non_matching])

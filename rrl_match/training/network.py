@@ -1,0 +1,107 @@
+"""The training graph: an RRL-Net with everything that multi-loss post-pruning (MLPP) takes away again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from rrl_match.modeling.metric import ScoreHead
+from rrl_match.modeling.network import RRLNet
+from rrl_match.training.decoder import Decoder
+from rrl_match.training.heads import InteractionHead
+
+
+PairUp = Callable[[tuple[Tensor, Tensor] | None], Tensor]
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Which stages (1..5) have auxiliary heads; the defaults are those of the published code.
+
+    Attributes:
+        interaction_stages: stages whose common features are scored.
+        metric_stages: stages of the metric network that are scored, besides the last.
+    """
+
+    interaction_stages: tuple[int, ...] = (3, 4, 5)
+    metric_stages: tuple[int, ...] = (3, 4)
+
+
+class TrainingOutput(NamedTuple):
+    """What the losses look at: P pairs of N patches a band."""
+
+    logits: Tensor  # (P,)
+    metric_logits: dict[int, Tensor]  # by stage, (P,) each
+    interaction_logits: dict[int, Tensor]  # by stage, (P,) each
+    reconstruction_a: Tensor  # (N, 1, S, S) in [0, 1]
+    reconstruction_b: Tensor
+    descriptors: tuple[Tensor, Tensor] | None  # (N, dim) each, where the network has descriptor heads
+
+
+class TrainingRRLNet(nn.Module):
+    """Holds an :class:`RRLNet`, decoders and auxiliary heads; :meth:`prune` hands the RRL-Net back."""
+
+    def __init__(self, network: RRLNet | None = None, config: TrainingConfig | None = None) -> None:
+        super().__init__()
+        self.network = network or RRLNet()
+        self.config = config = config or TrainingConfig()
+        net = self.network.config
+        self.decoder_a = Decoder(net.encoder_channels, net.patch_size)
+        self.decoder_b = Decoder(net.encoder_channels, net.patch_size)
+        self.interaction_heads = nn.ModuleDict(
+            {str(k): InteractionHead(net.encoder_channels[k - 1], net.hidden) for k in config.interaction_stages}
+        )
+        self.metric_heads = nn.ModuleDict(
+            {str(k): ScoreHead(net.metric_channels[k - 1], net.hidden) for k in config.metric_stages}
+        )
+
+    def prune(self) -> RRLNet:
+        """The network that is released: the very module that was trained, without the rest (MLPP)."""
+        return self.network
+
+    def forward(self, patches_a: Tensor, patches_b: Tensor, pair_up: PairUp | None = None) -> TrainingOutput:
+        """Everything the losses need. Each patch is encoded once, however many pairs it is in.
+
+        Args:
+            patches_a, patches_b: float (N, 1, S, S), values in [0, 1].
+            pair_up: picks index_pairs (P, 2), rows of A and of B, from the descriptors (N, dim) of both
+                bands; row n is paired with row n unless told.
+        """
+        net = self.network
+        maps_a, maps_b = net.encoder_a(patches_a), net.encoder_b(patches_b)
+        reconstructions = self.decoder_a(maps_a[-1]), self.decoder_b(maps_b[-1])
+        descriptors = net.describe(maps_a, maps_b) if net.config.descriptor_dim else None
+        if pair_up is not None:
+            rows_a, rows_b = pair_up(descriptors).unbind(1)
+            maps_a, maps_b = [m[rows_a] for m in maps_a], [m[rows_b] for m in maps_b]
+        private, common = zip(*(fil(a, b) for fil, a, b in zip(net.interactions, maps_a, maps_b, strict=True)), strict=True)
+        metric_maps = net.metric(private)
+        return TrainingOutput(
+            net.metric.head(metric_maps[-1]),
+            {int(k): head(metric_maps[int(k) - 1]) for k, head in self.metric_heads.items()},
+            {int(k): head(sum(common[int(k) - 1])) for k, head in self.interaction_heads.items()},
+            *reconstructions,
+            descriptors,
+        )
+
+
+class ContrastivePretraining(nn.Module):
+    """The encoders and descriptor heads of an RRL-Net alone: patches of both bands to descriptors (N, dim)."""
+
+    def __init__(self, network: RRLNet) -> None:
+        super().__init__()
+        self.encoder_a, self.encoder_b = network.encoder_a, network.encoder_b
+        self.descriptor_a, self.descriptor_b = network.descriptor_a, network.descriptor_b
+
+    def forward(self, patches_a: Tensor, patches_b: Tensor) -> tuple[Tensor, Tensor]:
+        return self.descriptor_a(self.encoder_a(patches_a)), self.descriptor_b(self.encoder_b(patches_b))
+
+
+def set_norm_momentum(module: nn.Module, momentum: float) -> None:
+    """Share of a new batch in the running statistics of all batch norms; 0.01 as published."""
+    for child in module.modules():
+        if isinstance(child, nn.BatchNorm2d):
+            child.momentum = momentum

@@ -1,0 +1,146 @@
+"""A training recipe: everything that, with the data and the seed, decides what comes out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How patches are cut. Angles in degrees, lengths in pixels.
+
+    The first group moves both bands alike, the second moves band A against band B.
+    """
+
+    flips_and_quarter_turns: bool = True
+    zoom: float = 1.0  # both bands are cut at a scale between 1 / zoom and zoom
+    common_turn: float = 0.0
+    place_jitter: float = 4.0
+
+    share: float = 0.0  # of places whose bands are moved against each other at all
+    turn: float = 0.0  # within +- turn
+    scale: float = 1.0  # between 1 / scale and scale
+    aspect: float = 1.0
+    shift: float = 0.0
+    perspective: float = 0.0  # change of scale from the centre to the border of the patch
+
+
+@dataclass(frozen=True)
+class Photometry:
+    """Changes of grey values, drawn apart for the two bands; each is made to `share` of the patches."""
+
+    share: float = 0.5
+    channel_mix: bool = False  # band A's grey from random weights of its colours instead of BT.601
+    gamma: float = 1.0  # between 1 / gamma and gamma
+    contrast: float = 0.0  # factor within 1 +- contrast
+    brightness: float = 0.0
+    shading: float = 0.0  # brightening from one side of the patch to the other
+    inversion: float = 0.0  # share of patches whose grey values are inverted
+    blur: float = 0.0  # largest sigma of a Gaussian, in pixels
+    noise: float = 0.0  # largest sigma, in units of the full range
+    quantisation: float = 0.0  # largest step, in units of the full range
+    jpeg: bool = False
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weight of each term of the sum. With VGG asked for, `perceptual` takes the place of `gradient`."""
+
+    interaction: float = 1.0
+    metric_stages: float = 1.0
+    pixel: float = 0.1
+    gradient: float = 1.0
+    perceptual: float = 0.0
+    contrastive: float = 0.0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A run of steps with one learning-rate schedule: linear warm-up, then cosine to nothing."""
+
+    steps: int
+    places: int  # per step
+    pictures: int  # that these places are spread over
+    learning_rate: float
+    warmup: int = 100
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All of a training run but the data and the seed. Read from a JSON file of the same field names.
+
+    Attributes:
+        modalities: names of band A and band B.
+        summary: the recipe in words, for the model card.
+        pretraining: contrastive training of the encoders; `None` for none.
+        training: training of the whole graph.
+        optimizer: "adamw" or, as published, "nadam".
+        hard_negatives: share of non-matching pairs picked as the most alike of the batch; the rest are random.
+        held_back: every n-th training picture is kept for validation and calibration.
+    """
+
+    modalities: tuple[str, str]
+    summary: str
+    training: Phase
+    pretraining: Phase | None = None
+    geometry: Geometry = field(default_factory=Geometry)
+    photometry: Photometry = field(default_factory=Photometry)
+    losses: LossWeights = field(default_factory=LossWeights)
+    optimizer: str = "adamw"
+    weight_decay: float = 0.01
+    encoder_learning_rate: float = 1.0  # factor on the rate of the encoders in `training`
+    hard_negatives: float = 0.0
+    negative_distance: float = 24.0  # places of one picture nearer than this, in pixels, are not negatives
+    temperature: float = 0.07
+    label_smoothing: float = 0.0
+    norm_momentum: float = 0.01
+    ema_decay: float = 0.0
+    descriptor_dim: int = 0
+    held_back: int = 8
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in ("adamw", "nadam"):
+            raise ValueError(f"optimizer must be 'adamw' or 'nadam', got {self.optimizer!r}")
+        if not self.descriptor_dim and (self.pretraining or self.hard_negatives or self.losses.contrastive):
+            raise ValueError("pretraining, hard_negatives and losses.contrastive need descriptors: set descriptor_dim")
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> Recipe:
+        """A recipe that comes with the package (`"vis-nir"`, `"published"`), or a JSON file of one's own.
+
+        Raises:
+            ValueError: unknown name, no JSON, or a field that is unknown, missing or malformed.
+        """
+        path = Path(name_or_path)
+        if path.suffix != ".json":
+            path = Path(str(resources.files("rrl_match.training") / "recipes" / f"{name_or_path}.json"))
+        if not path.is_file():
+            known = sorted(p.stem for p in Path(str(resources.files("rrl_match.training") / "recipes")).glob("*.json"))
+            raise ValueError(f"no recipe {str(name_or_path)!r}: give a .json file or one of {', '.join(known)}")
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            for key, kind in _NESTED.items():
+                if values.get(key) is not None:
+                    values[key] = kind(**values[key])
+            values["modalities"] = tuple(values["modalities"])
+            return cls(**values)
+        except (TypeError, KeyError, ValueError) as error:
+            raise ValueError(f"recipe {path}: {error}") from error
+
+    def to_json(self) -> str:
+        """The recipe as :meth:`load` reads it."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+_NESTED: dict[str, type] = {
+    "pretraining": Phase,
+    "training": Phase,
+    "geometry": Geometry,
+    "photometry": Photometry,
+    "losses": LossWeights,
+}

@@ -1,0 +1,315 @@
+"""The training loop: phases of a recipe, checkpoints, curves, and the weights folder at the end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from rrl_match.modeling import RRLNet, RRLNetConfig
+from rrl_match.pretrained import ModelConfig, save_folder
+from rrl_match.training.augment import augment, mixed_grey
+from rrl_match.training.card import model_card
+from rrl_match.training.datasets import PatchBatch, PatchSampler, PicturePair
+from rrl_match.training.losses import PerceptualLoss, contrastive_loss, gradient_loss, matching_loss
+from rrl_match.training.mining import mine_pairs, surely_different
+from rrl_match.training.network import ContrastivePretraining, TrainingOutput, TrainingRRLNet, set_norm_momentum
+from rrl_match.training.recipe import Phase, Recipe
+from rrl_match.training.validation import ValidationScores, ValidationSet
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Trains an :class:`RRLNet` by a recipe; a run that was killed goes on from its last checkpoint.
+
+    What a step sees depends on the seed and the step's number alone, so a resumed run continues the same curve.
+
+    Args:
+        recipe: what to do.
+        pairs: registered training pictures; every `recipe.held_back`-th is kept for validation.
+        out: folder for ``checkpoint.pt``, ``log.jsonl``, TensorBoard's files and, at the end, ``weights/``.
+        seed: of initialisation, patches, augmentation and mining.
+        precision: "bf16" or "fp32".
+        device: "auto" takes CUDA where there is one, "cpu" never does.
+        compile: compile the encoders and FIL, the parts bound by memory rather than by arithmetic.
+        start: weights to start from instead of random ones.
+        data: the data in words, for the model card.
+        checkpoint_every, validate_every: steps between checkpoints, and between validations.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        pairs: list[PicturePair],
+        out: Path,
+        *,
+        seed: int = 0,
+        precision: str = "bf16",
+        device: str = "auto",
+        compile: bool = False,
+        start: RRLNet | None = None,
+        data: str = "",
+        checkpoint_every: int = 100,
+        validate_every: int = 400,
+    ) -> None:
+        self.recipe, self.out, self.seed, self.data = recipe, out, seed, data
+        self.checkpoint_every, self.validate_every = checkpoint_every, validate_every
+        self.accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=device == "cpu")
+        self.precision = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.device = self.accelerator.device
+        torch.manual_seed(seed)
+        network = start or RRLNet(RRLNetConfig(descriptor_dim=recipe.descriptor_dim))
+        self.model = TrainingRRLNet(network.requires_grad_(True)).to(self.device, memory_format=torch.channels_last)
+        set_norm_momentum(self.model, recipe.norm_momentum)
+        size = network.config.patch_size
+        held_back = pairs[recipe.held_back // 2 :: recipe.held_back]
+        names = {pair.name for pair in held_back}
+        self.sampler = PatchSampler([p for p in pairs if p.name not in names], size, self.device)
+        self.validation = ValidationSet(PatchSampler(held_back, size, self.device))
+        self.perceptual = PerceptualLoss().to(self.device) if recipe.losses.perceptual else None
+        self.phases: list[tuple[str, Phase, nn.Module]] = [("training", recipe.training, self.model)]
+        if recipe.pretraining:
+            self.phases.insert(0, ("pretraining", recipe.pretraining, ContrastivePretraining(self.model.network)))
+        self.average: AveragedModel | None = None
+        self.best: dict[str, Any] = {"fpr95": math.inf}
+        self.done = 0  # steps, over all phases
+        self.seconds = 0.0
+        if compile:
+            net = self.model.network
+            for module in (net.encoder_a, net.encoder_b, *net.interactions):
+                module.compile()
+
+    def train(self) -> Path:
+        """Run what is left of all phases. Returns the folder with the best weights."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / "recipe.json").write_text(self.recipe.to_json(), encoding="utf-8")
+        state = self._read_checkpoint()
+        first = 0
+        for name, phase, model in self.phases:
+            if self.done < first + phase.steps:
+                self._run_phase(name, phase, model, first, state)
+                state = None
+            first += phase.steps
+        self.accelerator.wait_for_everyone()
+        return self._release()
+
+    # One phase
+
+    def _run_phase(self, name: str, phase: Phase, model: nn.Module, first: int, state: dict[str, Any] | None) -> None:
+        optimizer = self._optimizer(phase, model)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warmup_cosine(step, phase))
+        if name == "training" and self.recipe.ema_decay:
+            self.average = AveragedModel(
+                self.model.network, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.ema_decay), use_buffers=True
+            )
+        if state and state["phase"] == name:
+            optimizer.load_state_dict(state["optimizer"])
+            schedule.load_state_dict(state["schedule"])
+            if self.average and state["average"]:
+                self.average.load_state_dict(state["average"])
+        model, optimizer = self.accelerator.prepare(model, optimizer)
+        step_of = self._pretraining_step if name == "pretraining" else self._training_step
+        writer = SummaryWriter(str(self.out), purge_step=self.done) if self.accelerator.is_main_process else None
+        bar = tqdm(
+            range(self.done, first + phase.steps),
+            desc=name,
+            initial=self.done - first,
+            total=phase.steps,
+            disable=not self.accelerator.is_main_process,
+            mininterval=10 if not os.isatty(2) else 0.5,
+        )
+        model.train()
+        for _ in bar:
+            began = time.perf_counter()
+            generator = torch.Generator().manual_seed(
+                (self.seed * 1_000_003 + self.done) * 4099 + self.accelerator.process_index
+            )
+            batch = self.sampler.draw(phase.places, phase.pictures, self.recipe.geometry, generator)
+            terms = step_of(model, batch, generator)
+            loss = sum(terms.values(), start=torch.zeros((), device=self.device))
+            if not torch.isfinite(loss):
+                raise RuntimeError(f"step {self.done}: the loss is not finite: { {k: float(v) for k, v in terms.items()} }")
+            self.accelerator.backward(loss)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            self.done += 1
+            if self.average:
+                self.average.update_parameters(self.model.network)
+            self.seconds += time.perf_counter() - began
+            values = {k: round(float(v), 5) for k, v in terms.items()}
+            places = len(batch.picture) * self.accelerator.num_processes
+            bar.set_postfix(loss=f"{float(loss):.3f}", places_s=f"{places / (time.perf_counter() - began):.0f}", refresh=False)
+            if writer:
+                self._log(writer, {"step": self.done, "phase": name, "seconds": round(self.seconds, 1), "loss": round(float(loss), 5), **values})
+            last = self.done == first + phase.steps
+            if name == "training" and (last or self.done % self.validate_every == 0):
+                self._validate(writer)
+                model.train()
+            if last or self.done % self.checkpoint_every == 0:
+                self._write_checkpoint(name, optimizer, schedule)
+        if writer:
+            writer.close()
+
+    def _optimizer(self, phase: Phase, model: nn.Module) -> torch.optim.Optimizer:
+        """One group for the encoders, whose rate may differ while the whole graph is trained, one for the rest."""
+        recipe, network = self.recipe, self.model.network
+        encoders = nn.ModuleList([network.encoder_a, network.encoder_b]).parameters()
+        of_encoders = {id(p) for p in encoders}
+        factor = recipe.encoder_learning_rate if model is self.model else 1.0
+        groups = [
+            {"params": [p for p in model.parameters() if id(p) in of_encoders], "lr": phase.learning_rate * factor},
+            {"params": [p for p in model.parameters() if id(p) not in of_encoders]},
+        ]
+        if recipe.optimizer == "nadam":
+            return torch.optim.NAdam(groups, lr=phase.learning_rate, weight_decay=recipe.weight_decay)
+        return torch.optim.AdamW(groups, lr=phase.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+
+    def _patches(self, batch: PatchBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The batch's patches of both bands after photometric augmentation, (N, 1, S, S)."""
+        photometry = self.recipe.photometry
+        grey_a = mixed_grey(batch.colour_a, photometry, generator)
+        return augment(grey_a, photometry, generator), augment(batch.patches_b, photometry, generator)
+
+    def _pretraining_step(self, model: nn.Module, batch: PatchBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        negative = surely_different(batch.picture, batch.position, self.recipe.negative_distance)
+        descriptors = model(*self._patches(batch, generator))
+        return {"contrastive": contrastive_loss(*descriptors, negative, self.recipe.temperature)}
+
+    def _training_step(self, model: nn.Module, batch: PatchBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        recipe = self.recipe
+        negative = surely_different(batch.picture, batch.position, recipe.negative_distance)
+
+        def pair_up(descriptors: tuple[Tensor, Tensor] | None) -> Tensor:
+            similarity = descriptors[0] @ descriptors[1].T if descriptors else torch.zeros(negative.shape, device=self.device)
+            return mine_pairs(similarity, negative, recipe.hard_negatives, generator)
+
+        patches = self._patches(batch, generator)
+        return self._loss_terms(model(*patches, pair_up), patches, negative)
+
+    def _loss_terms(self, output: TrainingOutput, patches: tuple[Tensor, Tensor], negative: Tensor) -> dict[str, Tensor]:
+        """All terms, weighted; their sum is the loss."""
+        weights, smoothing = self.recipe.losses, self.recipe.label_smoothing
+        labels = torch.zeros(len(output.logits), device=self.device)
+        labels[: len(labels) // 2] = 1
+        terms = {"match": matching_loss(output.logits, labels, smoothing)}
+        for k, logits in output.metric_logits.items():
+            terms[f"metric_{k}"] = weights.metric_stages * matching_loss(logits, labels, smoothing)
+        for k, logits in output.interaction_logits.items():
+            terms[f"interaction_{k}"] = weights.interaction * matching_loss(logits, labels, smoothing)
+        for band, seen, wanted in zip("ab", (output.reconstruction_a, output.reconstruction_b), patches, strict=True):
+            terms[f"pixel_{band}"] = weights.pixel * nn.functional.mse_loss(seen.float(), wanted)
+            if self.perceptual:
+                terms[f"perceptual_{band}"] = weights.perceptual * self.perceptual(seen, wanted)
+            else:
+                terms[f"gradient_{band}"] = weights.gradient * gradient_loss(seen, wanted)
+        if output.descriptors and weights.contrastive:
+            contrastive = contrastive_loss(*output.descriptors, negative, self.recipe.temperature)
+            terms["contrastive"] = weights.contrastive * contrastive
+        return terms
+
+    # Validation, checkpoints, release
+
+    def _evaluated(self) -> RRLNet:
+        """The weights that would be released now."""
+        return self.average.module if self.average else self.model.network
+
+    def _validate(self, writer: SummaryWriter | None) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        network = self._evaluated()
+        training = network.training
+        scores = self.validation.score(network.eval(), self.precision)
+        network.train(training)
+        figures = {kind: scores.fpr95(kind) for kind in ("random", "near")}
+        mean = sum(figures.values()) / 2
+        if mean <= self.best["fpr95"]:
+            weights = {k: v.detach().to("cpu", copy=True) for k, v in network.state_dict().items()}
+            self.best = {"fpr95": mean, "step": self.done, "network": weights, "threshold": scores.threshold(), **figures}
+        logger.info("step %d: held-back FPR95 %.2f %% random, %.2f %% near", self.done, figures["random"], figures["near"])
+        if writer:
+            self._log(writer, {"step": self.done, "phase": "validation", **{f"fpr95_{k}": round(v, 4) for k, v in figures.items()}})
+
+    def _log(self, writer: SummaryWriter, values: dict[str, Any]) -> None:
+        with open(self.out / "log.jsonl", "a", encoding="utf-8") as f:
+            f.write(json.dumps(values) + "\n")
+        for key, value in values.items():
+            if key not in ("step", "phase", "seconds"):
+                writer.add_scalar(f"{values['phase']}/{key}", value, values["step"])
+
+    def _write_checkpoint(self, phase: str, optimizer: Any, schedule: Any) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            "phase": phase,
+            "done": self.done,
+            "seconds": self.seconds,
+            "seed": self.seed,
+            "recipe": self.recipe.to_json(),
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "best": self.best,
+        }
+        partial = self.out / "checkpoint.pt.partial"
+        torch.save(state, partial)
+        os.replace(partial, self.out / "checkpoint.pt")
+
+    def _read_checkpoint(self) -> dict[str, Any] | None:
+        path = self.out / "checkpoint.pt"
+        if not path.is_file():
+            return None
+        state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+        if state["recipe"] != self.recipe.to_json() or state["seed"] != self.seed:
+            raise ValueError(f"{path} is of a run with another recipe or seed; choose another output folder or delete it")
+        self.model.load_state_dict(state["model"])
+        self.done, self.seconds, self.best = state["done"], state["seconds"], state["best"]
+        logger.info("resuming from step %d", self.done)
+        return state
+
+    def _release(self) -> Path:
+        """Write the best weights so far as a folder that `from_pretrained` loads."""
+        folder = self.out / "weights"
+        if not self.accelerator.is_main_process:
+            return folder
+        network = RRLNet(self.model.network.config)
+        network.load_state_dict(self.best["network"])
+        config = ModelConfig(
+            modalities=self.recipe.modalities,
+            threshold=round(self.best["threshold"], 4),
+            network=network.config,
+            training={
+                "data": self.data,
+                "recipe": self.recipe.summary,
+                "seed": self.seed,
+                "steps": self.best["step"],
+                "hours": round(self.seconds / 3600, 2),
+                "hardware": _hardware(self.device),
+            },
+            metrics={"held_back_fpr95": {k: round(self.best[k], 3) for k in ("random", "near")}},
+        )
+        return save_folder(folder, network, config, model_card(config))
+
+
+def _warmup_cosine(step: int, phase: Phase) -> float:
+    if step < phase.warmup:
+        return (step + 1) / phase.warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - phase.warmup) / max(1, phase.steps - phase.warmup)))
+
+
+def _hardware(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"

@@ -1,0 +1,87 @@
+"""Held-back training pictures: what checkpoints are chosen and thresholds are calibrated on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rrl_match.modeling.network import RRLNet
+from rrl_match.training.augment import to_grey
+from rrl_match.training.datasets import PatchSampler
+from rrl_match.training.metrics import balanced_threshold, fpr95
+
+NEAR = 24.0  # pixels between a place and a 'near' negative of the same picture, at least
+
+
+class ValidationScores(NamedTuple):
+    """Scores of matching pairs, of pairs of different pictures and of pairs of one picture."""
+
+    match: NDArray[np.float32]
+    random: NDArray[np.float32]
+    near: NDArray[np.float32]
+
+    def fpr95(self, kind: str) -> float:
+        """FPR95 in percent against the negatives of one kind, "random" or "near"."""
+        return 100 * fpr95(*self._labelled(getattr(self, kind)))
+
+    def threshold(self) -> float:
+        """The score at which balanced accuracy against all negatives is highest."""
+        return balanced_threshold(*self._labelled(np.concatenate([self.random, self.near])))
+
+    def _labelled(self, negatives: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        labels = np.repeat([1, 0], [len(self.match), len(negatives)])
+        return labels, np.concatenate([self.match, negatives])
+
+
+class ValidationSet:
+    """Fixed places of held-back pictures and fixed pairs of them, patches cut without any change.
+
+    Args:
+        sampler: the held-back pictures.
+        places: per picture.
+        negatives: of each kind for every place.
+    """
+
+    def __init__(self, sampler: PatchSampler, places: int = 80, negatives: int = 4) -> None:
+        generator = torch.Generator().manual_seed(0)
+        chosen = [p[torch.randperm(len(p), generator=generator)[:places]] for p in sampler.places]
+        picture = torch.cat([torch.full((len(p),), k) for k, p in enumerate(chosen)])
+        batch = sampler.cut(picture, torch.cat(chosen))
+        self.patches_a, self.patches_b = to_grey(batch.colour_a), batch.patches_b
+        same = picture[:, None] == picture
+        far = torch.cdist(torch.cat(chosen), torch.cat(chosen)) >= NEAR
+        own = torch.arange(len(picture))
+        self.pairs = {
+            "match": torch.stack([own, own], 1),
+            "random": _draw_partners(~same, negatives, generator),
+            "near": _draw_partners(same & far, negatives, generator),
+        }
+
+    @torch.no_grad()
+    def score(self, network: RRLNet, precision: torch.dtype, batch_size: int = 128) -> ValidationScores:
+        """Scores of all pairs by a network in eval mode, computed in `precision` on the patches' device."""
+        device = self.patches_a.device
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            maps = []
+            for encoder, patches in ((network.encoder_a, self.patches_a), (network.encoder_b, self.patches_b)):
+                maps.append([torch.cat(stage) for stage in zip(*(encoder(p) for p in patches.split(batch_size)), strict=True)])
+            scores = {}
+            for kind, pairs in self.pairs.items():
+                logits = [
+                    network.relate([m[rows[:, 0]] for m in maps[0]], [m[rows[:, 1]] for m in maps[1]])
+                    for rows in pairs.to(device).split(batch_size)
+                ]
+                scores[kind] = torch.sigmoid(torch.cat(logits).float()).cpu().numpy()
+        return ValidationScores(**scores)
+
+
+def _draw_partners(allowed: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """For each row, `count` random columns where `allowed` (N, N): pairs (P, 2); fewer where there are fewer."""
+    key = torch.rand(allowed.shape, generator=generator).masked_fill(~allowed, -1.0)
+    value, column = key.topk(min(count, allowed.shape[1]), dim=1)
+    row = torch.arange(len(allowed))[:, None].expand_as(column)
+    return torch.stack([row, column], 2)[value >= 0]
