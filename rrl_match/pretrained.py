@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -79,9 +83,10 @@ def _network_config(values: Any) -> RRLNetConfig:
         if name not in known:
             raise ValueError(f"'network' has the unknown field {name!r}")
         sizes = value if isinstance(known[name], tuple) else [value]
-        if not (isinstance(sizes, list) and sizes and len(sizes) <= 8 and all(type(n) is int and 0 <= n <= 4096 for n in sizes)):
+        if not isinstance(sizes, list) or not 1 <= len(sizes) <= 8 or not all(_is_size(n) for n in sizes):
             raise ValueError(f"'network.{name}' is not a sensible size: {value!r}")
-    config = RRLNetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    shape: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    config = RRLNetConfig(**shape)
     stages = len(config.encoder_channels)
     if (
         len(config.metric_channels) != stages
@@ -94,10 +99,130 @@ def _network_config(values: Any) -> RRLNetConfig:
     return config
 
 
+def bundled_names() -> list[str]:
+    """Names of the weights that came with the wheel."""
+    return sorted(_manifest())
+
+
+def find_folder(
+    name_or_path: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+) -> Path:
+    """The folder with the weights of a bundled name, a local path or a Hub repo id, in this order.
+
+    Released files are compared with the manifest of their sha256 sums wherever they come from: the Hub's client
+    does not look at what it downloads.
+
+    Args:
+        name_or_path: such as "vis-nir", "./my-weights" or "owner/name".
+        revision, cache_dir, token, force_download, local_files_only: the Hub's own, see ``hf_hub_download``.
+
+    Raises:
+        WeightsNotFoundError: there is nothing under this name, or the Hub cannot be reached.
+        WeightsError: a released file has changed.
+    """
+    name = os.fspath(name_or_path)
+    manifest = _manifest()
+    if name in manifest:
+        folder = _weights_package() / name
+        _verify(folder, manifest[name]["files"], "install rrl-match anew")
+        return folder
+    if Path(name).is_dir():
+        return Path(name)
+    known = ", ".join(manifest)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
+        raise WeightsNotFoundError(
+            f"{name!r} is neither weights that came with rrl-match ({known}) nor a folder: "
+            'give one of these, the path of a folder, or a Hub repo id "owner/name"'
+        )
+    options = {
+        "cache_dir": cache_dir,
+        "token": token,
+        "force_download": force_download,
+        "local_files_only": local_files_only,
+    }
+    folder = _download(name, revision, options)
+    for released in manifest.values():
+        if released["repo_id"] == name:
+            _verify(
+                folder,
+                released["files"],
+                "load it with force_download=True, or upgrade rrl-match if the Hub has newer weights",
+            )
+    return folder
+
+
+def _download(repo_id: str, revision: str | None, options: dict[str, Any]) -> Path:
+    """Config and weights of one commit of a Hub repo, in the Hub's cache."""
+    try:
+        config = Path(huggingface_hub.hf_hub_download(repo_id, CONFIG_FILE, revision=revision, **options))
+        # The cache's folder is named by the commit: the weights must not come from a later one.
+        weights = huggingface_hub.hf_hub_download(repo_id, WEIGHTS_FILE, revision=config.parent.name, **options)
+    except Exception as error:  # the client's own, its HTTP library's, and those of the operating system
+        where = f"revision {revision!r} of " if revision else ""
+        raise WeightsNotFoundError(
+            f"could not load {where}{repo_id!r} from the Hugging Face Hub, and there is no such folder: "
+            f"{type(error).__name__}: {error}. Check the name, the token and the connection, or give a local folder"
+        ) from error
+    return Path(weights).parent
+
+
+def _weights_package() -> Path:
+    try:
+        return Path(str(resources.files("rrl_match.weights")))
+    except ModuleNotFoundError as error:
+        raise WeightsNotFoundError(
+            "the package rrl_match.weights is not installed: run pip install in the checkout, "
+            "or give the path of a weights folder"
+        ) from error
+
+
+def _manifest() -> dict[str, Any]:
+    """``{name: {"repo_id": ..., "files": {file: sha256}}}`` of the released weights."""
+    manifest: dict[str, Any] = json.loads((_weights_package() / "manifest.json").read_text(encoding="utf-8"))
+    return manifest
+
+
+def _verify(folder: Path, sums: dict[str, str], way_out: str) -> None:
+    for file, expected in sums.items():
+        path = folder / file
+        if not path.is_file():
+            raise WeightsNotFoundError(f"{path} is missing: {way_out}")
+        digest = hashlib.sha256()
+        with open(path, "rb") as f:
+            while chunk := f.read(1 << 20):
+                digest.update(chunk)
+        if digest.hexdigest() != expected:
+            raise WeightsError(
+                f"{path} is not the released file, its sha256 is {digest.hexdigest()}, expected {expected}: {way_out}"
+            )
+
+
+def push_folder(
+    folder: Path, repo_id: str, *, revision: str | None, token: str | bool | None, private: bool | None, message: str
+) -> str:
+    """Upload a weights folder to the Hub, making the repo if it is not there. Returns the commit's address."""
+    api = huggingface_hub.HfApi(token=token)
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    return str(api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=message))
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= 4096
+
+
 def save_folder(folder: str | os.PathLike[str], network: RRLNet, config: ModelConfig, card: str) -> Path:
     """Write a weights folder in the Hub's layout: ``config.json``, ``model.safetensors``, ``README.md``.
 
-    Each file is complete or not there: it is written beside its place and moved in.
+    The weights are written beside their place and moved in, so that a cut-off file is never left there.
+
+    Raises:
+        WeightsError: a value is not finite in `config.dtype`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,10 +231,11 @@ def save_folder(folder: str | os.PathLike[str], network: RRLNet, config: ModelCo
     too_large = [name for name, value in state.items() if not torch.isfinite(value).all()]
     if too_large:
         raise WeightsError(f"values of {too_large[0]} are not finite in {config.dtype}; save with dtype float32")
+    (folder / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
     partial = folder / (WEIGHTS_FILE + ".partial")
     save_file(state, partial, metadata={"format": "pt"})
     os.replace(partial, folder / WEIGHTS_FILE)
-    (folder / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+    (folder / WEIGHTS_FILE).chmod((folder / CONFIG_FILE).stat().st_mode)  # safetensors makes it private
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
     return folder
 
@@ -133,7 +259,8 @@ def load_folder(folder: str | os.PathLike[str]) -> tuple[RRLNet, ModelConfig]:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise WeightsNotFoundError(
-                f"{folder} has no {name}: a weights folder holds {CONFIG_FILE} and {WEIGHTS_FILE}, as save_pretrained writes it"
+                f"{folder} has no {name}: a weights folder holds {CONFIG_FILE} and {WEIGHTS_FILE}, "
+                "as save_pretrained writes it"
             )
     try:
         config = ModelConfig.from_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))
@@ -159,7 +286,9 @@ def _read_weights(path: Path, expected: dict[str, Tensor], dtype: str) -> dict[s
             for name, value in expected.items():
                 piece = file.get_slice(name)
                 if list(piece.get_shape()) != list(value.shape):
-                    raise WeightsError(f"{path}: {name} has shape {piece.get_shape()}, expected {list(value.shape)}: {_REPAIR}")
+                    raise WeightsError(
+                        f"{path}: {name} has shape {piece.get_shape()}, expected {list(value.shape)}: {_REPAIR}"
+                    )
                 if piece.get_dtype() != _DTYPES[dtype][1]:
                     raise WeightsError(f"{path}: {name} is {piece.get_dtype()}, config.json says {dtype}: {_REPAIR}")
             state = {name: file.get_tensor(name).float() for name in expected}

@@ -33,7 +33,9 @@ class AxisGate(nn.Module):
         self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = torch.softmax(x.mean(dim=1), dim=1)  # (N, P): where along the other two axes to look
+        weights = torch.softmax(
+            x.mean(dim=1), dim=1, dtype=torch.float32
+        )  # (N, P): where on the other two axes to look
         context = torch.einsum("nlp,np->nl", x, weights.to(x.dtype))
         gates: Tensor = torch.sigmoid(self.conv(context.unsqueeze(1))).squeeze(1)
         return gates
@@ -61,4 +63,5 @@ class MGLA(nn.Module):
         channels = self.channel_gate(x.flatten(2))
         rows = self.row_gate(x.permute(0, 2, 3, 1).flatten(2))
         columns = self.column_gate(x.permute(0, 3, 2, 1).flatten(2))
-        return x * channels[:, :, None, None] * (rows[:, None, :, None] * columns[:, None, None, :])
+        gates: Tensor = channels[:, :, None, None] * (rows[:, None, :, None] * columns[:, None, None, :])
+        return x * gates

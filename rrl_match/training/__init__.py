@@ -1,0 +1,1 @@
+"""Training of RRL-Net; nothing outside imports it. Needs the extra ``train``."""

@@ -14,12 +14,16 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=F
 @app.command()
 def train(
     data: Annotated[Path, typer.Option(help="Folder with a manifest.csv and the pictures it names.")],
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints, log and weights; an interrupted run goes on from it.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for checkpoints, log and weights; an interrupted run goes on from it.")
+    ],
     recipe: Annotated[str, typer.Option(help="A recipe of the package, or a JSON file.")] = "vis-nir",
     seed: int = 0,
     precision: Annotated[str, typer.Option(help="bf16 or fp32.")] = "bf16",
     device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
-    compile: Annotated[bool, typer.Option(help="Compile the memory-bound parts; needs a C++ compiler on a CPU.")] = False,
+    compile: Annotated[
+        bool, typer.Option(help="Compile the memory-bound parts; needs a C++ compiler on a CPU.")
+    ] = False,
     start: Annotated[str | None, typer.Option(help="Weights to start from: a name or a folder.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the main phase, instead of the recipe's.")] = None,
     pretraining_steps: Annotated[int | None, typer.Option(help="Steps of pretraining; 0 leaves it out.")] = None,
@@ -56,6 +60,30 @@ def train(
         validate_every=validate_every,
     )
     typer.echo(f"weights: {trainer.train()}")
+
+
+@app.command()
+def evaluate(
+    weights: Annotated[str, typer.Option(help="A bundled name, a folder or a Hub repo id.")],
+    benchmark: Annotated[Path, typer.Option(help=".npz with patches_a, patches_b, category, pairs and kind.")],
+    device: str = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    save: Annotated[Path | None, typer.Option(help="Write the figures as JSON as well.")] = None,
+) -> None:
+    """Print FPR95 by category, in percent, and other figures of weights on a patch benchmark."""
+    import json
+
+    from rrl_match.matcher import RRLMatcher
+    from rrl_match.training.evaluation import Benchmark, table
+    from rrl_match.training.evaluation import evaluate as figures_of
+
+    matcher = RRLMatcher.from_pretrained(weights, device=device, dtype=dtype)
+    result = figures_of(matcher, Benchmark.load(benchmark), progress=True)
+    typer.echo(f"{weights} on {benchmark.name}, {matcher.dtype} on {matcher.device}; all figures in percent")
+    for line in table(result):
+        typer.echo(line)
+    if save:
+        save.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 @app.command()

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rrl_match.training.datasets import BT601
+from rrl_match.patches import BT601
 from rrl_match.training.recipe import Photometry
 
 _BLUR_RADIUS = 4

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rrl_match.errors import WeightsError
 from rrl_match.modeling.blocks import ConvUnit
 from rrl_match.modeling.network import RRLNet
 from rrl_match.training.network import TrainingRRLNet
 
-# How Keras names the values of a layer, and how PyTorch does.
-_KERAS_NAMES = {
-    "kernel": "weight",
-    "bias": "bias",
-    "gamma": "weight",
-    "beta": "bias",
-    "moving_mean": "running_mean",
-    "moving_variance": "running_var",
-}
+# What Keras calls the values of a layer, and what PyTorch does.
+_DENSE = {"kernel": "weight", "bias": "bias"}
+_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 _AXES = {4: (3, 2, 0, 1), 3: (2, 1, 0), 2: (1, 0), 1: (0,)}  # Keras puts output channels last
 
 
@@ -60,11 +55,11 @@ def _layers(network: TrainingRRLNet, training: bool) -> Iterator[tuple[str, int,
         if kept or training:
             yield kind, counts[kind], module
 
-    def conv_unit(unit: ConvUnit, kept: bool = True) -> Iterator[tuple[str, int, nn.Module]]:
+    def conv_unit(unit: Any, kept: bool = True) -> Iterator[tuple[str, int, nn.Module]]:
         yield from numbered("conv2d", unit.conv, kept)
         yield from numbered("batch_normalization", unit.norm, kept)
 
-    def stage(stage: nn.Module, kept: bool = True) -> Iterator[tuple[str, int, nn.Module]]:
+    def stage(stage: Any, kept: bool = True) -> Iterator[tuple[str, int, nn.Module]]:
         yield from conv_unit(stage.unit, kept)
         for gate in (stage.attention.channel_gate, stage.attention.row_gate, stage.attention.column_gate):
             yield from numbered("conv1d", gate.conv, kept)
@@ -81,14 +76,15 @@ def _layers(network: TrainingRRLNet, training: bool) -> Iterator[tuple[str, int,
         for decoder_stage in decoder.stages:
             yield from stage(decoder_stage, kept=False)
         yield from numbered("conv2d", decoder.conv, kept=False)
+    fil: Any
     for fil in net.interactions:
         for unit in (fil.value_a, fil.gate_a, fil.value_b, fil.gate_b):
             yield from conv_unit(unit)
     for metric_stage in net.metric.stages:
-        for unit in metric_stage:
+        for unit in metric_stage.children():
             yield from conv_unit(unit)
     for interaction_head in network.interaction_heads.values():
-        for unit in interaction_head:
+        for unit in interaction_head.children():
             if isinstance(unit, ConvUnit):
                 yield from conv_unit(unit, kept=False)
     for head in (*network.interaction_heads.values(), *network.metric_heads.values()):
@@ -111,28 +107,21 @@ def load_keras_weights(path: str | Path) -> TrainingRRLNet | RRLNet:
     values = read_keras_file(path)
     network = TrainingRRLNet()
     training = "conv2d_10/kernel" in values  # the last convolution of band A's decoder
-    state: dict[int, Tensor] = {}
+    given: set[int] = set()  # ids of the tensors that have got their values
     for kind, number, module in _layers(network, training):
-        targets = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        for keras_name, name in _KERAS_NAMES.items():
-            if name not in targets or (keras_name in ("kernel", "bias")) == isinstance(module, nn.BatchNorm2d):
-                continue
-            key = f"{kind}_{number}/{keras_name}"
+        for keras_name, name in (_NORM if isinstance(module, nn.BatchNorm2d) else _DENSE).items():
+            key, target = f"{kind}_{number}/{keras_name}", getattr(module, name)
             if key not in values:
                 raise WeightsError(f"{path} lacks {key}; it is not an RRL-Net as the authors' code saves it")
             value = values.pop(key)
-            value = value.transpose(_AXES[value.ndim])
-            if value.shape != tuple(targets[name].shape):
-                raise WeightsError(
-                    f"{path}: {key} has shape {value.shape} (output channels first), expected {tuple(targets[name].shape)}"
-                )
-            state[id(targets[name])] = torch.from_numpy(np.ascontiguousarray(value, dtype=np.float32))
+            if value.ndim not in _AXES or value.transpose(_AXES[value.ndim]).shape != tuple(target.shape):
+                raise WeightsError(f"{path}: {key} has shape {value.shape}, which does not fit {tuple(target.shape)}")
+            target.data.copy_(torch.from_numpy(value.transpose(_AXES[value.ndim]).astype(np.float32)))
+            given.add(id(target))
     if values:
         raise WeightsError(f"{path} holds {len(values)} values that RRL-Net does not have, such as {min(values)}")
     kept: TrainingRRLNet | RRLNet = network if training else network.prune()
     for name, target in kept.state_dict(keep_vars=True).items():
-        if not name.endswith("num_batches_tracked"):
-            if id(target) not in state:
-                raise WeightsError(f"{path} gives no value for {name}")
-            target.data.copy_(state[id(target)])
+        if id(target) not in given and not name.endswith("num_batches_tracked"):
+            raise WeightsError(f"{path} gives no value for {name}")
     return kept.eval()

@@ -17,7 +17,6 @@ from torch import Tensor
 from rrl_match.errors import DataError
 from rrl_match.training.recipe import Geometry
 
-BT601 = (0.299, 0.587, 0.114)
 _COLUMNS = ["pair", "split", "scene", "image_a", "image_b", *(f"m{i}{j}" for i in (0, 1) for j in (0, 1, 2))]
 
 
@@ -65,17 +64,23 @@ def read_pairs(folder: str | Path, split: str = "train") -> list[PicturePair]:
 
 
 def _read_pair(folder: Path, where: str, row: dict[str, str]) -> PicturePair:
-    pictures = []
+    pictures: list[NDArray[np.uint8]] = []
     for key, flag in (("image_a", cv2.IMREAD_COLOR), ("image_b", cv2.IMREAD_GRAYSCALE)):
         path = folder / row[key]
         if not path.is_file():
             raise DataError(f"{where}: {key} {path} is not there")
-        picture = cv2.imread(str(path), flag)
+        picture = cv2.imread(str(path), flag | cv2.IMREAD_ANYDEPTH)
         if picture is None:
             raise DataError(f"{where}: {key} {path} cannot be read as a picture")
+        if picture.ndim == 3:
+            picture = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+        if picture.dtype != np.uint8:
+            raise DataError(f"{where}: {key} {path} is {picture.dtype}, not 8-bit: map its range of values to 0..255")
         if min(picture.shape[:2]) < 96:
-            raise DataError(f"{where}: {key} {path} is {picture.shape[1]} x {picture.shape[0]}, too small to cut patches")
-        pictures.append(picture)
+            raise DataError(
+                f"{where}: {key} {path} is {picture.shape[1]} x {picture.shape[0]}, too small to cut patches"
+            )
+        pictures.append(picture.astype(np.uint8, copy=False))
     try:
         a_to_b = np.array([float(row[c]) for c in _COLUMNS[5:]]).reshape(2, 3)
     except (TypeError, ValueError) as error:
@@ -84,8 +89,10 @@ def _read_pair(folder: Path, where: str, row: dict[str, str]) -> PicturePair:
         raise DataError(f"{where}: the matrix m00..m12 cannot be inverted")
     a, b = pictures
     if np.array_equal(a_to_b, np.eye(2, 3)) and a.shape[:2] != b.shape[:2]:
-        raise DataError(f"{where}: the pictures differ in size, {a.shape[:2]} and {b.shape[:2]}, yet the matrix is the identity")
-    return PicturePair(row["pair"], row["scene"], cv2.cvtColor(a, cv2.COLOR_BGR2RGB), b, a_to_b)
+        raise DataError(
+            f"{where}: the pictures differ in size, {a.shape[:2]} and {b.shape[:2]}, yet the matrix is the identity"
+        )
+    return PicturePair(row["pair"], row["scene"], a, b, a_to_b)
 
 
 def find_places(pair: PicturePair, patch_size: int, spacing: int = 12) -> NDArray[np.float32]:
@@ -99,7 +106,7 @@ def find_places(pair: PicturePair, patch_size: int, spacing: int = 12) -> NDArra
     covered = cv2.warpAffine(np.ones(pair.image_a.shape[:2], np.uint8), pair.a_to_b, (w, h))
     covered = cv2.copyMakeBorder(covered, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     covered = cv2.erode(covered, np.ones((patch_size + 3, patch_size + 3), np.uint8), borderValue=0)[1:-1, 1:-1]
-    fast = cv2.FastFeatureDetector_create(threshold=7)
+    fast = cv2.FastFeatureDetector.create(threshold=7)
     cells: dict[tuple[int, int], tuple[float, float, float]] = {}
     for image in (a, pair.image_b):
         for keypoint in fast.detect(image):
@@ -139,7 +146,9 @@ class PatchSampler:
         self._pixels = []
         self._sizes = []
         for images in ([p.image_a for p in self.pairs], [p.image_b[..., None] for p in self.pairs]):
-            self._pixels.append(torch.from_numpy(np.concatenate([i.reshape(-1, i.shape[2]) for i in images])).to(device))
+            self._pixels.append(
+                torch.from_numpy(np.concatenate([i.reshape(-1, i.shape[2]) for i in images])).to(device)
+            )
             self._sizes.append(torch.tensor([i.shape[:2] for i in images], device=device))
         self._starts = [torch.cumsum(s.prod(1), 0) - s.prod(1) for s in self._sizes]
         inverse = [np.linalg.inv(np.vstack([p.a_to_b, [0, 0, 1]]))[:2] for p in self.pairs]
@@ -192,7 +201,9 @@ class PatchSampler:
         else:
             common = common.to(device)
             moved = centre + jitter.to(device) - 0.5
-            changed = grid @ relative.to(device).mT / (1 + (grid * perspective.to(device)[:, None]).sum(-1, keepdim=True))
+            changed = (
+                grid @ relative.to(device).mT / (1 + (grid * perspective.to(device)[:, None]).sum(-1, keepdim=True))
+            )
             at_b = moved[:, None] + grid @ common.mT
             at_a = self._to_a(picture, moved[:, None] + (changed + shift.to(device)[:, None]) @ common.mT)
             inside = self._inside(0, picture, at_a) & self._inside(1, picture, at_b)

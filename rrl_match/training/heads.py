@@ -14,6 +14,4 @@ class InteractionHead(nn.Sequential):
     """Scores the common features of one FIL stage: (N, channels, S, S) to logits (N,)."""
 
     def __init__(self, channels: int, hidden: Sequence[int]) -> None:
-        super().__init__(
-            ConvUnit(channels, channels, 3), ConvUnit(channels, channels, 3), ScoreHead(channels, hidden)
-        )
+        super().__init__(ConvUnit(channels, channels, 3), ConvUnit(channels, channels, 3), ScoreHead(channels, hidden))

@@ -52,9 +52,11 @@ class PerceptualLoss(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         try:
-            from torchvision.models import VGG19_Weights, vgg19  # type: ignore[import-not-found]
+            from torchvision.models import VGG19_Weights, vgg19
         except ImportError as error:
-            raise ImportError("the perceptual loss needs torchvision: pip install torchvision, or set its weight to 0") from error
+            raise ImportError(
+                "the perceptual loss needs torchvision: pip install torchvision, or set its weight to 0"
+            ) from error
         features = vgg19(weights=VGG19_Weights.IMAGENET1K_V1).features
         self.features = features[:36].eval().requires_grad_(False)  # up to the activation of block5_conv4
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None])

@@ -46,7 +46,12 @@ def mine_pairs(
     ranked = torch.where(along_b[:, None], ranked.T, ranked)
     top = ranked.topk(min(hardest, n), dim=1)
     # among the hardest, never one that was masked out
-    rank = torch.rand(n, top.indices.shape[1], generator=generator).to(device).masked_fill(top.values == lowest, -1.0).argmax(1)
+    rank = (
+        torch.rand(n, top.indices.shape[1], generator=generator)
+        .to(device)
+        .masked_fill(top.values == lowest, -1.0)
+        .argmax(1)
+    )
     partner = torch.where(hard, top.indices.gather(1, rank[:, None])[:, 0], random_key.argmax(1))
     own = torch.arange(n, device=device)
     non_matching = torch.where(along_b[:, None], torch.stack([partner, own], 1), torch.stack([own, partner], 1))

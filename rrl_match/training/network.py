@@ -13,7 +13,6 @@ from rrl_match.modeling.network import RRLNet
 from rrl_match.training.decoder import Decoder
 from rrl_match.training.heads import InteractionHead
 
-
 PairUp = Callable[[tuple[Tensor, Tensor] | None], Tensor]
 
 
@@ -77,7 +76,9 @@ class TrainingRRLNet(nn.Module):
         if pair_up is not None:
             rows_a, rows_b = pair_up(descriptors).unbind(1)
             maps_a, maps_b = [m[rows_a] for m in maps_a], [m[rows_b] for m in maps_b]
-        private, common = zip(*(fil(a, b) for fil, a, b in zip(net.interactions, maps_a, maps_b, strict=True)), strict=True)
+        private, common = zip(
+            *(fil(a, b) for fil, a, b in zip(net.interactions, maps_a, maps_b, strict=True)), strict=True
+        )
         metric_maps = net.metric(private)
         return TrainingOutput(
             net.metric.head(metric_maps[-1]),

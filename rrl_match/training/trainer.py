@@ -7,9 +7,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -27,7 +26,7 @@ from rrl_match.training.losses import PerceptualLoss, contrastive_loss, gradient
 from rrl_match.training.mining import mine_pairs, surely_different
 from rrl_match.training.network import ContrastivePretraining, TrainingOutput, TrainingRRLNet, set_norm_momentum
 from rrl_match.training.recipe import Phase, Recipe
-from rrl_match.training.validation import ValidationScores, ValidationSet
+from rrl_match.training.validation import ValidationSet
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +71,8 @@ class Trainer:
         self.device = self.accelerator.device
         torch.manual_seed(seed)
         network = start or RRLNet(RRLNetConfig(descriptor_dim=recipe.descriptor_dim))
-        self.model = TrainingRRLNet(network.requires_grad_(True)).to(self.device, memory_format=torch.channels_last)
+        self.model = TrainingRRLNet(network.requires_grad_(True)).to(self.device)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         set_norm_momentum(self.model, recipe.norm_momentum)
         size = network.config.patch_size
         held_back = pairs[recipe.held_back // 2 :: recipe.held_back]
@@ -141,7 +141,9 @@ class Trainer:
             terms = step_of(model, batch, generator)
             loss = sum(terms.values(), start=torch.zeros((), device=self.device))
             if not torch.isfinite(loss):
-                raise RuntimeError(f"step {self.done}: the loss is not finite: { {k: float(v) for k, v in terms.items()} }")
+                raise RuntimeError(
+                    f"step {self.done}: the loss is not finite: { {k: float(v) for k, v in terms.items()} }"
+                )
             self.accelerator.backward(loss)
             optimizer.step()
             schedule.step()
@@ -150,11 +152,24 @@ class Trainer:
             if self.average:
                 self.average.update_parameters(self.model.network)
             self.seconds += time.perf_counter() - began
-            values = {k: round(float(v), 5) for k, v in terms.items()}
+            values = {k: round(float(v.detach()), 5) for k, v in terms.items()}
             places = len(batch.picture) * self.accelerator.num_processes
-            bar.set_postfix(loss=f"{float(loss):.3f}", places_s=f"{places / (time.perf_counter() - began):.0f}", refresh=False)
+            bar.set_postfix(
+                loss=f"{float(loss.detach()):.3f}",
+                places_s=f"{places / (time.perf_counter() - began):.0f}",
+                refresh=False,
+            )
             if writer:
-                self._log(writer, {"step": self.done, "phase": name, "seconds": round(self.seconds, 1), "loss": round(float(loss), 5), **values})
+                self._log(
+                    writer,
+                    {
+                        "step": self.done,
+                        "phase": name,
+                        "seconds": round(self.seconds, 1),
+                        "loss": round(float(loss.detach()), 5),
+                        **values,
+                    },
+                )
             last = self.done == first + phase.steps
             if name == "training" and (last or self.done % self.validate_every == 0):
                 self._validate(writer)
@@ -170,7 +185,7 @@ class Trainer:
         encoders = nn.ModuleList([network.encoder_a, network.encoder_b]).parameters()
         of_encoders = {id(p) for p in encoders}
         factor = recipe.encoder_learning_rate if model is self.model else 1.0
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in model.parameters() if id(p) in of_encoders], "lr": phase.learning_rate * factor},
             {"params": [p for p in model.parameters() if id(p) not in of_encoders]},
         ]
@@ -186,21 +201,25 @@ class Trainer:
 
     def _pretraining_step(self, model: nn.Module, batch: PatchBatch, generator: torch.Generator) -> dict[str, Tensor]:
         negative = surely_different(batch.picture, batch.position, self.recipe.negative_distance)
-        descriptors = model(*self._patches(batch, generator))
-        return {"contrastive": contrastive_loss(*descriptors, negative, self.recipe.temperature)}
+        descriptors_a, descriptors_b = model(*self._patches(batch, generator))
+        return {"contrastive": contrastive_loss(descriptors_a, descriptors_b, negative, self.recipe.temperature)}
 
     def _training_step(self, model: nn.Module, batch: PatchBatch, generator: torch.Generator) -> dict[str, Tensor]:
         recipe = self.recipe
         negative = surely_different(batch.picture, batch.position, recipe.negative_distance)
 
         def pair_up(descriptors: tuple[Tensor, Tensor] | None) -> Tensor:
-            similarity = descriptors[0] @ descriptors[1].T if descriptors else torch.zeros(negative.shape, device=self.device)
+            similarity = (
+                descriptors[0] @ descriptors[1].T if descriptors else torch.zeros(negative.shape, device=self.device)
+            )
             return mine_pairs(similarity, negative, recipe.hard_negatives, generator)
 
         patches = self._patches(batch, generator)
         return self._loss_terms(model(*patches, pair_up), patches, negative)
 
-    def _loss_terms(self, output: TrainingOutput, patches: tuple[Tensor, Tensor], negative: Tensor) -> dict[str, Tensor]:
+    def _loss_terms(
+        self, output: TrainingOutput, patches: tuple[Tensor, Tensor], negative: Tensor
+    ) -> dict[str, Tensor]:
         """All terms, weighted; their sum is the loss."""
         weights, smoothing = self.recipe.losses, self.recipe.label_smoothing
         labels = torch.zeros(len(output.logits), device=self.device)
@@ -217,15 +236,15 @@ class Trainer:
             else:
                 terms[f"gradient_{band}"] = weights.gradient * gradient_loss(seen, wanted)
         if output.descriptors and weights.contrastive:
-            contrastive = contrastive_loss(*output.descriptors, negative, self.recipe.temperature)
-            terms["contrastive"] = weights.contrastive * contrastive
+            a, b = output.descriptors
+            terms["contrastive"] = weights.contrastive * contrastive_loss(a, b, negative, self.recipe.temperature)
         return terms
 
     # Validation, checkpoints, release
 
     def _evaluated(self) -> RRLNet:
         """The weights that would be released now."""
-        return self.average.module if self.average else self.model.network
+        return cast(RRLNet, self.average.module) if self.average else self.model.network
 
     def _validate(self, writer: SummaryWriter | None) -> None:
         if not self.accelerator.is_main_process:
@@ -238,10 +257,21 @@ class Trainer:
         mean = sum(figures.values()) / 2
         if mean <= self.best["fpr95"]:
             weights = {k: v.detach().to("cpu", copy=True) for k, v in network.state_dict().items()}
-            self.best = {"fpr95": mean, "step": self.done, "network": weights, "threshold": scores.threshold(), **figures}
-        logger.info("step %d: held-back FPR95 %.2f %% random, %.2f %% near", self.done, figures["random"], figures["near"])
+            self.best = {
+                "fpr95": mean,
+                "step": self.done,
+                "network": weights,
+                "threshold": scores.threshold(),
+                **figures,
+            }
+        logger.info(
+            "step %d: held-back FPR95 %.2f %% random, %.2f %% near", self.done, figures["random"], figures["near"]
+        )
         if writer:
-            self._log(writer, {"step": self.done, "phase": "validation", **{f"fpr95_{k}": round(v, 4) for k, v in figures.items()}})
+            self._log(
+                writer,
+                {"step": self.done, "phase": "validation", **{f"fpr95_{k}": round(v, 4) for k, v in figures.items()}},
+            )
 
     def _log(self, writer: SummaryWriter, values: dict[str, Any]) -> None:
         with open(self.out / "log.jsonl", "a", encoding="utf-8") as f:
@@ -275,7 +305,9 @@ class Trainer:
             return None
         state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
         if state["recipe"] != self.recipe.to_json() or state["seed"] != self.seed:
-            raise ValueError(f"{path} is of a run with another recipe or seed; choose another output folder or delete it")
+            raise ValueError(
+                f"{path} is of a run with another recipe or seed; choose another output folder or delete it"
+            )
         self.model.load_state_dict(state["model"])
         self.done, self.seconds, self.best = state["done"], state["seconds"], state["best"]
         logger.info("resuming from step %d", self.done)

@@ -68,7 +68,9 @@ class ValidationSet:
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             maps = []
             for encoder, patches in ((network.encoder_a, self.patches_a), (network.encoder_b, self.patches_b)):
-                maps.append([torch.cat(stage) for stage in zip(*(encoder(p) for p in patches.split(batch_size)), strict=True)])
+                maps.append(
+                    [torch.cat(stage) for stage in zip(*(encoder(p) for p in patches.split(batch_size)), strict=True)]
+                )
             scores = {}
             for kind, pairs in self.pairs.items():
                 logits = [

@@ -1,0 +1,412 @@
+"""RRLMatcher: what a user holds. Batching and checks around a trained network."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+from numpy.typing import NDArray
+from torch import Tensor
+from typing_extensions import Self
+
+from rrl_match import pretrained
+from rrl_match.inference import InferenceRRLNet, choose_device, choose_dtype
+from rrl_match.matching import Matches, nearest_candidates, select_matches
+from rrl_match.modeling import RRLNet
+from rrl_match.patches import Patches, PatchSource, ValueRange
+from rrl_match.pretrained import ModelConfig
+
+_BATCH = {"cpu": 64, "cuda": 2048}  # pairs at once: enough to fill the device, little enough to stay in its caches
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Encoded patches of one band, made by :meth:`RRLMatcher.encode`, for :meth:`RRLMatcher.score_codes`.
+
+    They lie on the matcher's device in its dtype: 127,000 values, 254 kB in bfloat16, a patch.
+
+    Attributes:
+        band: "a" or "b".
+        maps: the encoder's five maps, (N, C, H, W) each.
+        descriptors: (N, dim) float32 of unit length; `None` where the weights have no descriptor head.
+    """
+
+    band: str
+    maps: tuple[Tensor, ...]
+    descriptors: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.maps[0])
+
+
+class RRLMatcher:
+    """Scores whether two 64 x 64 patches of different bands show the same place.
+
+    Safe to use from several threads, picklable, and without effect on PyTorch's global settings.
+
+    Args:
+        network: a trained network.
+        config: what goes with it.
+        device: "cpu", "cuda", "cuda:1", a ``torch.device``, or "auto" for CUDA where there is one.
+        dtype: to compute in: ``torch.float32``, ``bfloat16``, ``float16``, or "auto" for the fastest that the
+            device computes natively. Scores are float32 in any case.
+        card: text of the model card, written along by :meth:`save_pretrained`.
+
+    Attributes:
+        config: modalities, threshold, and what is known of the training.
+        device, dtype: those chosen.
+    """
+
+    def __init__(
+        self,
+        network: RRLNet,
+        config: ModelConfig,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        card: str = "",
+    ) -> None:
+        self.config = config
+        self.device = choose_device(device)
+        self.dtype = choose_dtype(dtype, self.device)
+        self._card = card
+        self._network = network  # as trained, for saving
+        self._inference = InferenceRRLNet(network, self.device, self.dtype)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str] = "vis-nir",
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+    ) -> Self:
+        """Load weights.
+
+        Args:
+            name_or_path: weights that came with the wheel ("vis-nir", without a network), a folder that
+                :meth:`save_pretrained` wrote, or a repo id "owner/name" on the Hugging Face Hub.
+            revision, cache_dir, token, force_download, local_files_only: for the Hub, as in
+                ``huggingface_hub.hf_hub_download``.
+            device, dtype: see the class.
+
+        Raises:
+            WeightsNotFoundError: nothing under this name, or the Hub cannot be reached.
+            WeightsError: the files are cut off, changed, or of another network.
+            ValueError: device or dtype unknown, or not on this machine.
+        """
+        device = choose_device(device)
+        dtype = choose_dtype(dtype, device)
+        folder = pretrained.find_folder(
+            name_or_path,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
+        network, config = pretrained.load_folder(folder)
+        card = folder / pretrained.CARD_FILE
+        text = card.read_text(encoding="utf-8") if card.is_file() else ""
+        return cls(network, config, device=device, dtype=dtype, card=text)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Write ``config.json``, ``model.safetensors`` and the model card; :meth:`from_pretrained` loads the folder."""
+        return pretrained.save_folder(folder, self._network, self.config, self._card)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        private: bool | None = None,
+        commit_message: str = "Upload RRL-Net weights",
+    ) -> str:
+        """Upload what :meth:`save_pretrained` writes to the Hugging Face Hub. Returns the commit's address."""
+        with tempfile.TemporaryDirectory() as folder:
+            saved = self.save_pretrained(folder)
+            return pretrained.push_folder(
+                saved, repo_id, revision=revision, token=token, private=private, message=commit_message
+            )
+
+    @property
+    def modalities(self) -> tuple[str, str]:
+        """Names of band A and band B. The order of the arguments matters: the encoders differ."""
+        return self.config.modalities
+
+    @property
+    def threshold(self) -> float:
+        """Score above which a pair is called a match, calibrated on held-back training pairs."""
+        return self.config.threshold
+
+    @property
+    def patch_size(self) -> int:
+        """Height and width of the patches, in pixels."""
+        return self.config.network.patch_size
+
+    def __repr__(self) -> str:
+        a, b = self.modalities
+        return f"RRLMatcher({a!r}, {b!r}, device={str(self.device)!r}, dtype={self.dtype})"
+
+    def score(
+        self,
+        patches_a: Patches,
+        patches_b: Patches,
+        batch_size: int | None = None,
+        progress: bool = False,
+        *,
+        value_range: Any = None,
+    ) -> Any:
+        """Scores of pairs: patch n of A against patch n of B.
+
+        Args:
+            patches_a, patches_b: N patches each, of the first and the second of :attr:`modalities`. NumPy array,
+                tensor, or a list of them: (64, 64), (N, 64, 64), (N, 1, 64, 64), (N, 64, 64, 1) or RGB
+                (N, 64, 64, 3), turned to grey by BT.601. uint8 and uint16 use their full range, floats must lie
+                in [0, 1].
+            batch_size: pairs at once; chosen for the device unless given. Memory depends on this, not on N.
+            progress: show a progress bar.
+            value_range: (low, high), the grey values that become 0 and 1, for both bands, or one such pair or
+                `None` for each; values beyond are clipped. Needed for 16-bit thermal frames, dB, and the like.
+
+        Returns:
+            (N,) float32 in [0, 1], in the order of the patches, an array for arrays and a tensor on the input's
+            device for tensors; a scalar for two single (64, 64) patches.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what was expected and what came.
+        """
+        sources = self._sources(patches_a, patches_b, value_range)
+        if len(sources[0]) != len(sources[1]):
+            raise ValueError(
+                f"patches_a and patches_b must be equally many, got {len(sources[0])} and {len(sources[1])}: "
+                "score_matrix scores each against each"
+            )
+        scores = torch.empty(len(sources[0]))
+        for start, stop in self._batches(len(scores), batch_size, progress, "scoring"):
+            maps_a, maps_b = (
+                self._inference.encode(source.batch(start, stop, self.device), band)[0]
+                for source, band in zip(sources, "ab", strict=True)
+            )
+            scores[start:stop] = self._inference.relate(maps_a, maps_b)
+        single = sources[0].single and sources[1].single
+        return sources[0].like_input(scores[0] if single else scores)[()]
+
+    def encode(
+        self,
+        patches: Patches,
+        band: str,
+        batch_size: int | None = None,
+        progress: bool = False,
+        *,
+        value_range: ValueRange | None = None,
+    ) -> Codes:
+        """Encode patches of one band once, to score them against many.
+
+        Args:
+            patches: as in :meth:`score`.
+            band: "a" for the first of :attr:`modalities`, "b" for the second.
+            batch_size, progress: as in :meth:`score`.
+            value_range: (low, high), as in :meth:`score`.
+        """
+        if band not in ("a", "b"):
+            raise ValueError(f"band must be 'a' ({self.modalities[0]}) or 'b' ({self.modalities[1]}), got {band!r}")
+        return self._encode(PatchSource(patches, "patches", self.patch_size, value_range), band, batch_size, progress)
+
+    def score_codes(
+        self, codes_a: Codes, codes_b: Codes, index_pairs: Any, batch_size: int | None = None, progress: bool = False
+    ) -> Any:
+        """Scores of chosen pairs of encoded patches.
+
+        Args:
+            codes_a, codes_b: from :meth:`encode`, with band "a" and "b".
+            index_pairs: (P, 2) integers, row of A and row of B.
+            batch_size, progress: as in :meth:`score`.
+
+        Returns:
+            (P,) float32, of the kind that `index_pairs` is.
+        """
+        for codes, band in ((codes_a, "a"), (codes_b, "b")):
+            if not isinstance(codes, Codes) or codes.band != band:
+                what = f"codes of band {codes.band!r}" if isinstance(codes, Codes) else type(codes).__name__
+                raise TypeError(f"codes_{band} must come from encode(patches, {band!r}), got {what}")
+        pairs = _as_index_pairs(index_pairs, len(codes_a), len(codes_b))
+        scores = self._score_pairs(codes_a, codes_b, pairs, batch_size, progress)
+        return scores.to(index_pairs.device) if isinstance(index_pairs, Tensor) else scores.numpy()
+
+    def score_matrix(
+        self,
+        patches_a: Patches,
+        patches_b: Patches,
+        batch_size: int | None = None,
+        progress: bool = False,
+        *,
+        value_range: Any = None,
+    ) -> Any:
+        """Scores (N, M) of each of N patches of A against each of M patches of B.
+
+        Each patch is encoded once. Holds the codes of all patches of B, 254 kB each in bfloat16.
+
+        Args: as in :meth:`score`, but the numbers of patches may differ.
+        """
+        source_a, source_b = self._sources(patches_a, patches_b, value_range)
+        codes_b = self._encode(source_b, "b", batch_size)
+        scores = torch.empty(len(source_a), len(source_b))
+        columns = torch.arange(len(source_b))
+        for start, stop in self._batches(len(source_a), batch_size, progress, "scoring"):
+            maps, descriptors = self._inference.encode(source_a.batch(start, stop, self.device), "a")
+            pairs = torch.cartesian_prod(torch.arange(stop - start), columns)
+            codes_a = Codes("a", tuple(maps), descriptors)
+            scores[start:stop] = self._score_pairs(codes_a, codes_b, pairs, batch_size).view(stop - start, -1)
+        return source_a.like_input(scores)
+
+    def match(
+        self,
+        patches_a: Patches,
+        patches_b: Patches,
+        candidates: int | None = 16,
+        mutual: bool = True,
+        threshold: float | None = None,
+        *,
+        index_pairs: Any = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+        value_range: Any = None,
+    ) -> Matches:
+        """The best partner in B for each patch of A, where it is good enough.
+
+        Args:
+            patches_a, patches_b: N and M patches, as in :meth:`score`.
+            candidates: partners for each patch, of either band, that the descriptors propose and the metric network
+                scores; `None` scores all N * M pairs.
+            mutual: keep a pair only if each is the other's best.
+            threshold: keep pairs with a score above it; :attr:`threshold` unless given.
+            index_pairs: (P, 2) integers, the candidates to score instead, e.g. from a prediction of the place.
+            batch_size, progress, value_range: as in :meth:`score`.
+
+        Returns:
+            indices (K, 2) int64 and scores (K,), of the kind that the patches are.
+
+        Raises:
+            ValueError: among others, the weights have no descriptors to find candidates by.
+        """
+        threshold = self.threshold if threshold is None else threshold
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must lie in [0, 1], got {threshold!r}")
+        if candidates is not None and (not isinstance(candidates, int) or candidates < 1):
+            raise ValueError(f"candidates must be a positive integer, or None to score all pairs, got {candidates!r}")
+        source_a, source_b = self._sources(patches_a, patches_b, value_range)
+        n, m = len(source_a), len(source_b)
+        if index_pairs is not None:
+            pairs = torch.unique(_as_index_pairs(index_pairs, n, m), dim=0)
+        if (
+            index_pairs is None
+            and candidates is not None
+            and max(n, m) > candidates
+            and not self.config.network.descriptor_dim
+        ):
+            raise ValueError(
+                "these weights have no descriptors to find candidates by: pass index_pairs, or candidates=None to score all "
+                f"{n * m} pairs"
+            )
+        codes_a = self._encode(source_a, "a", batch_size)
+        codes_b = self._encode(source_b, "b", batch_size)
+        if index_pairs is None:
+            if (
+                candidates is None
+                or max(n, m) <= candidates
+                or codes_a.descriptors is None
+                or codes_b.descriptors is None
+            ):
+                pairs = torch.cartesian_prod(torch.arange(n), torch.arange(m))
+            else:
+                pairs = nearest_candidates(codes_a.descriptors, codes_b.descriptors, candidates).cpu()
+        scores = self._score_pairs(codes_a, codes_b, pairs, batch_size, progress)
+        indices, scores = select_matches(pairs, scores, mutual=mutual, threshold=threshold)
+        return Matches(source_a.like_input(indices), source_a.like_input(scores))
+
+    def _sources(self, patches_a: Patches, patches_b: Patches, value_range: Any) -> tuple[PatchSource, PatchSource]:
+        range_a, range_b = _range_per_band(value_range)
+        source_a = PatchSource(patches_a, "patches_a", self.patch_size, range_a)
+        source_b = PatchSource(patches_b, "patches_b", self.patch_size, range_b)
+        if source_a.is_tensor != source_b.is_tensor and len(source_a) and len(source_b):
+            raise TypeError("patches_a and patches_b must both be arrays or both tensors: convert with torch.as_tensor")
+        return source_a, source_b
+
+    def _encode(self, source: PatchSource, band: str, batch_size: int | None, progress: bool = False) -> Codes:
+        parts = [
+            self._inference.encode(source.batch(start, stop, self.device), band)
+            for start, stop in self._batches(len(source), batch_size, progress, "encoding")
+        ] or [self._inference.encode(source.batch(0, 0, self.device), band)]
+        maps = tuple(torch.cat(stage) for stage in zip(*(maps for maps, _ in parts), strict=True))
+        if not self.config.network.descriptor_dim:
+            return Codes(band, maps, None)
+        return Codes(band, maps, torch.cat([d for _, d in parts if d is not None]))
+
+    def _score_pairs(
+        self, codes_a: Codes, codes_b: Codes, pairs: Tensor, batch_size: int | None, progress: bool = False
+    ) -> Tensor:
+        """Scores (P,) on the CPU of pairs (P, 2)."""
+        scores = torch.empty(len(pairs))
+        for start, stop in self._batches(len(pairs), batch_size, progress, "scoring"):
+            rows_a, rows_b = pairs[start:stop].to(self.device).unbind(1)
+            scores[start:stop] = self._inference.relate(
+                [m[rows_a] for m in codes_a.maps], [m[rows_b] for m in codes_b.maps]
+            )
+        return scores
+
+    def _batches(self, count: int, batch_size: int | None, progress: bool, label: str) -> Iterator[tuple[int, int]]:
+        size = _BATCH.get(self.device.type, 64) if batch_size is None else batch_size
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"batch_size must be a positive integer or None, got {batch_size!r}")
+        with tqdm(total=count, desc=label, disable=not progress) as bar:
+            for start in range(0, count, size):
+                stop = min(start + size, count)
+                yield start, stop
+                bar.update(stop - start)
+
+
+def _range_per_band(value_range: Any) -> tuple[Any, Any]:
+    """(low, high) for both bands, or a pair of such pairs or None, to one for each band."""
+    if value_range is None:
+        return None, None
+    try:
+        first, second = value_range
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"value_range must be (low, high), or one such pair or None for each band, got {value_range!r}"
+        ) from error
+    per_band = any(v is None or np.ndim(v) for v in (first, second))
+    return (first, second) if per_band else (value_range, value_range)
+
+
+def _as_index_pairs(index_pairs: Any, n: int, m: int) -> Tensor:
+    """(P, 2) int64 on the CPU, checked against the numbers of patches."""
+    values: NDArray[Any] = (
+        index_pairs.detach().cpu().numpy() if isinstance(index_pairs, Tensor) else np.asarray(index_pairs)
+    )
+    if values.size == 0:
+        return torch.empty(0, 2, dtype=torch.int64)
+    if values.dtype.kind not in "iu":
+        raise TypeError(f"index_pairs must be integers, got {values.dtype}")
+    if values.ndim != 2 or values.shape[1] != 2:
+        raise ValueError(f"index_pairs must have shape (P, 2), row of A and row of B, got {values.shape}")
+    if values.min() < 0 or (values.max(0) >= (n, m)).any():
+        raise ValueError(
+            f"index_pairs must lie in 0..{n - 1} and 0..{m - 1}, "
+            f"got {values.min(0).tolist()} at the least and {values.max(0).tolist()} at the most"
+        )
+    return torch.from_numpy(values.astype(np.int64))

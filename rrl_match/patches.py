@@ -1,0 +1,286 @@
+"""What a user has -> patches (N, 1, S, S) in [0, 1]; and patches cut out of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Patches: TypeAlias = "NDArray[Any] | Tensor | Sequence[NDArray[Any] | Tensor]"
+ValueRange: TypeAlias = "tuple[float, float]"
+
+BT601 = (0.299, 0.587, 0.114)
+_FULL_RANGE = {torch.uint8: 255.0, torch.uint16: 65535.0}
+_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_ROUNDING = 1e-5  # how far floats may overshoot [0, 1], as resampling makes them
+
+
+class PatchSource:
+    """Checked patches of any accepted kind, turned into tensors batch by batch, so that memory stays bounded.
+
+    Args:
+        patches: NumPy array, tensor, or a list or tuple of them, each one patch; (S, S), (N, S, S),
+            (N, 1, S, S), (N, S, S, 1) or RGB (N, S, S, 3); uint8, uint16 or floating point.
+        name: of the argument, for error messages.
+        size: S, in pixels.
+        value_range: grey values that become 0 and 1, what lies beyond is clipped; unless given, 0 and 255 for
+            uint8, 0 and 65535 for uint16, and floats must lie in [0, 1].
+
+    Raises:
+        TypeError: not such a thing, or of another dtype.
+        ValueError: another shape, size or value range.
+    """
+
+    def __init__(self, patches: Patches, name: str, size: int, value_range: ValueRange | None = None) -> None:
+        self.name, self.size = name, size
+        self.value_range = _checked_range(value_range, name)
+        self.is_tensor, self.device = False, torch.device("cpu")
+        self.single = False
+        items = patches if isinstance(patches, (list, tuple)) else None
+        first = items[0] if items else patches
+        if isinstance(first, Tensor):
+            self.is_tensor, self.device = True, first.device
+        if items is None:
+            self._check_kind(patches, name)
+            shape = tuple(patches.shape)  # type: ignore[union-attr]
+            self.single = _is_single(shape, size)
+            self._check_shape(shape, name, batched=not self.single)
+            self._items: Any = patches[None] if self.single else patches  # type: ignore[call-overload]
+        else:
+            for k, item in enumerate(items):
+                self._check_kind(item, f"{name}[{k}]")
+                if isinstance(item, Tensor) != self.is_tensor:
+                    raise TypeError(
+                        f"{name} mixes arrays and tensors: {name}[{k}] is {_kind(item)}, {name}[0] {_kind(first)}"
+                    )
+                self._check_shape(tuple(item.shape), f"{name}[{k}]", batched=False)
+            self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def batch(self, start: int, stop: int, device: torch.device) -> Tensor:
+        """Rows start..stop as float32 (n, 1, S, S) in [0, 1] on `device`."""
+        rows = self._items[start:stop]
+        if isinstance(rows, (list, tuple)):
+            if not rows:
+                return torch.empty(0, 1, self.size, self.size, device=device)
+            grey = torch.cat(
+                [self._grey(_to_tensor(row)[None], device, f"{self.name}[{start + k}]") for k, row in enumerate(rows)]
+            )
+        else:
+            grey = self._grey(_to_tensor(rows), device, self.name)
+        return grey
+
+    def like_input(self, result: Tensor) -> Any:
+        """A result in the kind that the patches came in: array for arrays, tensor on their device for tensors."""
+        return result.to(self.device) if self.is_tensor else result.cpu().numpy()
+
+    def _check_kind(self, value: Any, name: str) -> None:
+        if isinstance(value, np.ma.MaskedArray):
+            raise TypeError(
+                f"{name} is a masked array, whose masked values RRL-Net cannot leave out: fill them with .filled(value)"
+            )
+        if not isinstance(value, (np.ndarray, Tensor)):
+            raise TypeError(
+                f"{name} must be a NumPy array, a torch tensor or a list of them, got {_kind(value)}: "
+                "convert it with numpy.asarray"
+            )
+        if isinstance(value, Tensor) and (value.layout != torch.strided or value.device.type == "meta"):
+            raise TypeError(
+                f"{name} must be a dense tensor with values, got {value.layout} on {value.device}: use .to_dense()"
+            )
+        if not _is_accepted(value):
+            raise TypeError(
+                f"{name} must be uint8, uint16 or floating point, got {value.dtype}: convert it, "
+                f"e.g. {name}.astype('uint8'), or to float32 together with value_range=(low, high)"
+            )
+
+    def _check_shape(self, shape: tuple[int, ...], name: str, batched: bool) -> None:
+        s = self.size
+        accepted = [(s, s), (s, s, 1), (s, s, 3), (1, s, s)]
+        if (shape[1:] if batched else shape) in accepted and (len(shape) > 2 or not batched):
+            return
+        expected = f"({s}, {s}), (N, {s}, {s}), (N, 1, {s}, {s}), (N, {s}, {s}, 1) or (N, {s}, {s}, 3)"
+        if len(shape) == 4 and shape[1] == 3:
+            way_out = f"put the colours last, as (N, {s}, {s}, 3) in RGB order"
+        elif len(shape) < 2 or len(shape) > 4:
+            way_out = "stack patches along the first axis"
+        else:
+            way_out = (
+                f"nothing is resized silently, cut {s} x {s} pixels around keypoints with rrl_match.extract_patches"
+            )
+        raise ValueError(f"{name} must have shape {expected}, got {shape}: {way_out}")
+
+    def _grey(self, x: Tensor, device: torch.device, name: str) -> Tensor:
+        x = x.detach().to(device)
+        integer = x.dtype in _FULL_RANGE
+        full_range = _FULL_RANGE.get(x.dtype)
+        x = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+        if not integer and x.numel() and not bool(torch.isfinite(x).all()):
+            raise ValueError(
+                f"{name} holds NaN or infinite values: replace them, e.g. with numpy.nan_to_num, "
+                "or leave these patches out"
+            )
+        if self.value_range is not None:
+            low, high = self.value_range
+            x = ((x - low) / (high - low)).clamp(0, 1)
+        elif full_range is not None:
+            x = x / full_range
+        elif x.numel():
+            low, high = (float(v) for v in torch.aminmax(x))
+            if low < -_ROUNDING or high > 1 + _ROUNDING:
+                raise ValueError(
+                    f"{name} holds floats from {low:g} to {high:g}, expected [0, 1]: divide by the full range, or pass "
+                    "value_range=(low, high), the values that become black and white"
+                )
+            x = x.clamp(0, 1)
+        x = x.float()
+        if x.ndim == 4 and x.shape[-1] == 3 and x.shape[1] != 1:
+            x = x @ torch.tensor(BT601, device=device)
+        return x.reshape(len(x), 1, self.size, self.size)
+
+
+def _is_accepted(value: NDArray[Any] | Tensor) -> bool:
+    if isinstance(value, Tensor):
+        return value.dtype in _FULL_RANGE or value.dtype in _FLOATS
+    return value.dtype in (np.uint8, np.uint16) or value.dtype.kind == "f"
+
+
+def _is_single(shape: tuple[int, ...], size: int) -> bool:
+    return shape in [(size, size), (size, size, 1), (size, size, 3)]
+
+
+def _to_tensor(values: NDArray[Any] | Tensor) -> Tensor:
+    """A tensor of the same values; strides, byte order, long doubles and read-only memory are no matter."""
+    if isinstance(values, Tensor):
+        return values
+    dtype = values.dtype.newbyteorder("=")
+    if dtype.kind == "f" and dtype.itemsize > 8:
+        dtype = np.dtype(np.float64)
+    copied = np.array(values, dtype=dtype, order="C", copy=True)
+    return torch.from_numpy(copied)
+
+
+def _checked_range(value_range: Any, name: str) -> ValueRange | None:
+    if value_range is None:
+        return None
+    try:
+        low, high = (float(v) for v in value_range)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"value_range for {name} must be two numbers (low, high), got {value_range!r}") from error
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise ValueError(f"value_range for {name} must be finite with low < high, got ({low:g}, {high:g})")
+    return low, high
+
+
+def _kind(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+
+
+def extract_patches(
+    image: NDArray[Any] | Tensor, keypoints: Any, patch_size: int = 64
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Upright patches around keypoints.
+
+    A patch at (x, y) covers [x - S/2, x + S/2) x [y - S/2, y + S/2), S being `patch_size`: pixel (x, y) of the
+    picture, pixel centres at integers, is pixel (S/2, S/2) of the patch. Centres between pixels are
+    interpolated bilinearly (to 1/32 pixel, OpenCV's resolution).
+
+    Args:
+        image: (H, W), (H, W, 1) or RGB (H, W, 3), which is turned to grey by BT.601; uint8, uint16 or floating point.
+        keypoints: (N, 2) xy in pixels, a list of ``cv2.KeyPoint``, or kornia's LAFs (N, 2, 3) or (1, N, 2, 3),
+            of which the centres are taken.
+        patch_size: S, even.
+
+    Returns:
+        patches (N, S, S) of the image's dtype (float32 for any float), and valid (N,), whether a patch lies
+        inside the picture; what lies outside is filled by reflection.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    grey = as_grey(image, "image")
+    centres = as_points(keypoints, "keypoints")
+    if patch_size < 2 or patch_size % 2:
+        raise ValueError(f"patch_size must be even and at least 2, got {patch_size}")
+    half = patch_size // 2
+    h, w = grey.shape
+    corner = centres - half  # of the patch's first pixel
+    valid: NDArray[np.bool_] = np.all((corner >= 0) & (corner + patch_size <= (w, h)), axis=1)
+    patches = np.empty((len(centres), patch_size, patch_size), grey.dtype)
+    whole = valid & np.all(centres == np.floor(centres), axis=1)
+    if whole.any():
+        windows = np.lib.stride_tricks.sliding_window_view(grey, (patch_size, patch_size))
+        x, y = corner[whole].astype(np.int64).T
+        patches[whole] = windows[y, x]
+    rest = np.flatnonzero(~whole)
+    side = np.arange(patch_size, dtype=np.float32)
+    at_once = 32000 // patch_size  # rows of a picture that cv2.remap can address
+    for rows in (rest[k : k + at_once] for k in range(0, len(rest), at_once)):
+        # far away centres would overflow remap's integers; anything a patch beyond the border looks alike
+        near = np.clip(corner[rows], -2.0 * patch_size, np.array([w, h]) + 2.0 * patch_size).astype(np.float32)
+        x = np.broadcast_to(near[:, :1, None] + side, (len(rows), patch_size, patch_size))
+        y = np.broadcast_to(near[:, 1:, None] + side[:, None], (len(rows), patch_size, patch_size))
+        flat = (-1, patch_size)
+        cut = cv2.remap(grey, x.reshape(flat), y.reshape(flat), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        patches[rows] = cut.reshape(-1, patch_size, patch_size)
+    return patches, valid
+
+
+def as_grey(image: NDArray[Any] | Tensor, name: str) -> NDArray[Any]:
+    """A picture as (H, W) uint8, uint16 or float32 in native byte order.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    if isinstance(image, Tensor):
+        image = image.detach().cpu()
+        image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()
+    if not isinstance(image, np.ndarray) or isinstance(image, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a NumPy array or a torch tensor, got {_kind(image)}")
+    if image.dtype not in (np.uint8, np.uint16) and image.dtype.kind != "f":
+        raise TypeError(f"{name} must be uint8, uint16 or floating point, got {image.dtype}: convert it")
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[..., 0]
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
+        raise ValueError(f"{name} must have shape (H, W), (H, W, 1) or RGB (H, W, 3), got {image.shape}")
+    if not image.size:
+        raise ValueError(f"{name} is empty: shape {image.shape}")
+    dtype = np.float32 if image.dtype.kind == "f" else image.dtype.newbyteorder("=")
+    image = np.ascontiguousarray(image, dtype=dtype)
+    if dtype == np.float32 and not np.isfinite(image).all():
+        raise ValueError(f"{name} holds NaN or infinite values: fill them first, e.g. with numpy.nan_to_num")
+    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.ndim == 3 else image
+
+
+def as_points(keypoints: Any, name: str) -> NDArray[np.float64]:
+    """Keypoints of any accepted kind as (N, 2) xy, float64.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    if isinstance(keypoints, Tensor):
+        keypoints = keypoints.detach().cpu().numpy()
+    if isinstance(keypoints, (list, tuple)) and keypoints and all(isinstance(k, cv2.KeyPoint) for k in keypoints):
+        return np.array([k.pt for k in keypoints], np.float64)
+    try:
+        points = np.asarray(keypoints, np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be (N, 2) xy, cv2.KeyPoint or LAFs, got {_kind(keypoints)}") from error
+    if points.size == 0 and points.ndim <= 2:
+        return np.empty((0, 2))
+    if points.ndim == 4 and points.shape[0] == 1:
+        points = points[0]
+    if points.ndim == 3 and points.shape[1:] == (2, 3):
+        points = points[..., 2]
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(f"{name} must have shape (N, 2), xy in pixels, or be LAFs (1, N, 2, 3), got {points.shape}")
+    if not np.isfinite(points).all():
+        raise ValueError(f"{name} holds NaN or infinite coordinates: leave these out")
+    return points

@@ -1,0 +1,86 @@
+"""Figures of a matcher on a patch benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rrl_match.errors import DataError
+from rrl_match.matcher import RRLMatcher
+from rrl_match.training.metrics import auc, average_precision, fdr95, fpr95, fpr95_sorted_index
+
+METRICS = {
+    "FPR95": fpr95,
+    "FPR95 (sorted index)": fpr95_sorted_index,
+    "FDR95": fdr95,
+    "AUC": auc,
+    "AP": average_precision,
+}
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Places, each a patch of both bands, and labelled pairs of them.
+
+    Attributes:
+        patches_a, patches_b: uint8 (N, 64, 64).
+        category: (N,) str; figures are averaged over these, unweighted.
+        pairs: (P, 2), row of `patches_a` and row of `patches_b`.
+        kind: (P,) str, "match" or the kind of negative: "random" (another place), "near" (of the same picture).
+    """
+
+    patches_a: NDArray[np.uint8]
+    patches_b: NDArray[np.uint8]
+    category: NDArray[np.str_]
+    pairs: NDArray[np.int32]
+    kind: NDArray[np.str_]
+
+    @classmethod
+    def load(cls, path: str | Path) -> Benchmark:
+        """Read an ``.npz`` with arrays of these names.
+
+        Raises:
+            DataError: no such file, or an array is missing.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return cls(*(arrays[name] for name in ("patches_a", "patches_b", "category", "pairs", "kind")))
+        except (OSError, KeyError, ValueError) as error:
+            raise DataError(f"{path} is not a patch benchmark: {error}") from error
+
+
+def evaluate(
+    matcher: RRLMatcher, benchmark: Benchmark, progress: bool = False
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Figures in percent: ``result[kind of negatives][category or "mean"][metric]``."""
+    codes_a = matcher.encode(benchmark.patches_a, "a")
+    codes_b = matcher.encode(benchmark.patches_b, "b")
+    scores = matcher.score_codes(codes_a, codes_b, benchmark.pairs, progress=progress)
+    return figures(benchmark, scores)
+
+
+def figures(benchmark: Benchmark, scores: NDArray[np.float32]) -> dict[str, dict[str, dict[str, float]]]:
+    """As :func:`evaluate`, of scores (P,) that are there already."""
+    category = benchmark.category[benchmark.pairs[:, 0]]
+    label = (benchmark.kind == "match").astype(int)
+    result: dict[str, dict[str, dict[str, float]]] = {}
+    for kind in sorted(set(benchmark.kind.tolist()) - {"match"}, reverse=True):
+        by_category: dict[str, dict[str, float]] = {}
+        for name in np.unique(category).tolist():
+            rows = (category == name) & ((benchmark.kind == kind) | (label == 1))
+            by_category[name] = {metric: 100 * f(label[rows], scores[rows]) for metric, f in METRICS.items()}
+        mean = {metric: float(np.mean([v[metric] for v in by_category.values()])) for metric in METRICS}
+        result[kind] = {**by_category, "mean": mean}
+    return result
+
+
+def table(result: dict[str, dict[str, dict[str, float]]]) -> Iterator[str]:
+    """Lines of a table of :func:`evaluate`'s result."""
+    for kind, by_category in result.items():
+        yield f"{kind} negatives".ljust(20) + "".join(metric.rjust(22) for metric in METRICS)
+        for name, values in by_category.items():
+            yield f"  {name}".ljust(20) + "".join(f"{values[metric]:22.2f}" for metric in METRICS)
