@@ -77,13 +77,13 @@ class InferenceRRLNet(nn.Module):
         self.network.metric.head.float()
 
     @torch.no_grad()
-    def encode(self, patches: Tensor, band: str) -> tuple[list[Tensor], Tensor | None]:
-        """Patches (N, 1, S, S) of band "a" or "b" to its encoder's maps and descriptors (N, dim), if it has any."""
+    def encode(self, patches: Tensor, band: str) -> tuple[list[Tensor], Tensor]:
+        """Patches (N, 1, S, S) of band "a" or "b" to its encoder's maps, and descriptors (N, descriptor_dim)."""
         net = self.network
         encoder = net.encoder_a if band == "a" else net.encoder_b
         maps = encoder(patches.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last))
         if not net.config.descriptor_dim:
-            return maps, None
+            return maps, torch.empty(len(patches), 0, device=self.device)
         return maps, (net.descriptor_a if band == "a" else net.descriptor_b)(maps)
 
     @torch.no_grad()

@@ -35,12 +35,12 @@ class Codes:
     Attributes:
         band: "a" or "b".
         maps: the encoder's five maps, (N, C, H, W) each.
-        descriptors: (N, dim) float32 of unit length; `None` where the weights have no descriptor head.
+        descriptors: (N, dim) float32 of unit length; dim is 0 where the weights have no descriptor heads.
     """
 
     band: str
     maps: tuple[Tensor, ...]
-    descriptors: Tensor | None
+    descriptors: Tensor
 
     def __len__(self) -> int:
         return len(self.maps[0])
@@ -203,7 +203,7 @@ class RRLMatcher:
             )
             scores[start:stop] = self._inference.relate(maps_a, maps_b)
         single = sources[0].single and sources[1].single
-        return sources[0].like_input(scores[0] if single else scores)[()]
+        return sources[0].like_input(scores[0] if single else scores)
 
     def encode(
         self,
@@ -310,30 +310,21 @@ class RRLMatcher:
             raise ValueError(f"candidates must be a positive integer, or None to score all pairs, got {candidates!r}")
         source_a, source_b = self._sources(patches_a, patches_b, value_range)
         n, m = len(source_a), len(source_b)
-        if index_pairs is not None:
-            pairs = torch.unique(_as_index_pairs(index_pairs, n, m), dim=0)
-        if (
-            index_pairs is None
-            and candidates is not None
-            and max(n, m) > candidates
-            and not self.config.network.descriptor_dim
-        ):
+        given = None if index_pairs is None else torch.unique(_as_index_pairs(index_pairs, n, m), dim=0)
+        all_pairs = candidates is None or candidates >= max(n, m)
+        if given is None and not all_pairs and not self.config.network.descriptor_dim:
             raise ValueError(
-                "these weights have no descriptors to find candidates by: pass index_pairs, or candidates=None to score all "
-                f"{n * m} pairs"
+                "these weights have no descriptors to find candidates by: pass index_pairs, "
+                f"or candidates=None to score all {n * m} pairs"
             )
         codes_a = self._encode(source_a, "a", batch_size)
         codes_b = self._encode(source_b, "b", batch_size)
-        if index_pairs is None:
-            if (
-                candidates is None
-                or max(n, m) <= candidates
-                or codes_a.descriptors is None
-                or codes_b.descriptors is None
-            ):
-                pairs = torch.cartesian_prod(torch.arange(n), torch.arange(m))
-            else:
-                pairs = nearest_candidates(codes_a.descriptors, codes_b.descriptors, candidates).cpu()
+        if given is not None:
+            pairs = given
+        elif candidates is None or all_pairs:
+            pairs = torch.cartesian_prod(torch.arange(n), torch.arange(m))
+        else:
+            pairs = nearest_candidates(codes_a.descriptors, codes_b.descriptors, candidates).cpu()
         scores = self._score_pairs(codes_a, codes_b, pairs, batch_size, progress)
         indices, scores = select_matches(pairs, scores, mutual=mutual, threshold=threshold)
         return Matches(source_a.like_input(indices), source_a.like_input(scores))
@@ -352,9 +343,7 @@ class RRLMatcher:
             for start, stop in self._batches(len(source), batch_size, progress, "encoding")
         ] or [self._inference.encode(source.batch(0, 0, self.device), band)]
         maps = tuple(torch.cat(stage) for stage in zip(*(maps for maps, _ in parts), strict=True))
-        if not self.config.network.descriptor_dim:
-            return Codes(band, maps, None)
-        return Codes(band, maps, torch.cat([d for _, d in parts if d is not None]))
+        return Codes(band, maps, torch.cat([descriptors for _, descriptors in parts]))
 
     def _score_pairs(
         self, codes_a: Codes, codes_b: Codes, pairs: Tensor, batch_size: int | None, progress: bool = False

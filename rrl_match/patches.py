@@ -78,8 +78,8 @@ class PatchSource:
         return grey
 
     def like_input(self, result: Tensor) -> Any:
-        """A result in the kind that the patches came in: array for arrays, tensor on their device for tensors."""
-        return result.to(self.device) if self.is_tensor else result.cpu().numpy()
+        """A result in the kind that the patches came in: array (or scalar) for arrays, tensor on their device."""
+        return result.to(self.device) if self.is_tensor else result.cpu().numpy()[()]
 
     def _check_kind(self, value: Any, name: str) -> None:
         if isinstance(value, np.ma.MaskedArray):

@@ -134,7 +134,7 @@ def find_folder(
         return folder
     if Path(name).is_dir():
         return Path(name)
-    known = ", ".join(manifest)
+    known = ", ".join(manifest) or "none: rrl-match is not installed, only imported from a checkout"
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
         raise WeightsNotFoundError(
             f"{name!r} is neither weights that came with rrl-match ({known}) nor a folder: "
@@ -173,18 +173,16 @@ def _download(repo_id: str, revision: str | None, options: dict[str, Any]) -> Pa
 
 
 def _weights_package() -> Path:
-    try:
-        return Path(str(resources.files("rrl_match.weights")))
-    except ModuleNotFoundError as error:
-        raise WeightsNotFoundError(
-            "the package rrl_match.weights is not installed: run pip install in the checkout, "
-            "or give the path of a weights folder"
-        ) from error
+    return Path(str(resources.files("rrl_match.weights")))
 
 
 def _manifest() -> dict[str, Any]:
     """``{name: {"repo_id": ..., "files": {file: sha256}}}`` of the released weights."""
-    manifest: dict[str, Any] = json.loads((_weights_package() / "manifest.json").read_text(encoding="utf-8"))
+    try:
+        text = (_weights_package() / "manifest.json").read_text(encoding="utf-8")
+    except ModuleNotFoundError:  # run from a checkout that was not installed: folders can still be loaded
+        return {}
+    manifest: dict[str, Any] = json.loads(text)
     return manifest
 
 

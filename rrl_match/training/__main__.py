@@ -1,4 +1,4 @@
-"""Command line: ``python -m rrl_match.training train | evaluate | convert``."""
+"""Command line: ``python -m rrl_match.training train | evaluate | convert | release``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def train(
     """Train an RRL-Net; the best weights end up in OUT/weights."""
     import dataclasses
 
-    from rrl_match.pretrained import load_folder
+    from rrl_match.pretrained import find_folder, load_folder
     from rrl_match.training.datasets import read_pairs
     from rrl_match.training.recipe import Recipe
     from rrl_match.training.trainer import Trainer
@@ -54,7 +54,7 @@ def train(
         precision=precision,
         device=device,
         compile=compile,
-        start=load_folder(start)[0] if start else None,
+        start=load_folder(find_folder(start))[0] if start else None,
         data=f"{len(pairs)} picture pairs of {data.resolve().name}",
         checkpoint_every=checkpoint_every,
         validate_every=validate_every,
@@ -91,7 +91,7 @@ def convert(
     file: Annotated[Path, typer.Argument(help="HDF5 file written by the authors' Keras code, training or test graph.")],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     modalities: Annotated[tuple[str, str], typer.Option(help="Names of band A and band B.")] = ("vis", "nir"),
-    threshold: Annotated[float, typer.Option(help="Score above which a pair is called a match.")] = 0.5,
+    threshold: Annotated[float, typer.Option(help="Score above which a pair is called a match.", min=0, max=1)] = 0.5,
 ) -> None:
     """Turn a model of the authors' Keras code into a weights folder."""
     from rrl_match.pretrained import ModelConfig, save_folder
@@ -105,6 +105,30 @@ def convert(
     training = {"data": "", "recipe": f"converted from {file.name}, trained with the authors' code"}
     config = ModelConfig(modalities, threshold, network.config, "float32", training)
     typer.echo(f"weights: {save_folder(out, network, config, model_card(config))}")
+
+
+@app.command()
+def release(
+    run_weights: Annotated[Path, typer.Argument(help="Weights folder of a training run, OUT/weights.")],
+    released: Annotated[Path, typer.Argument(help="Folder of released weights: weights in a checkout.")],
+    name: Annotated[str, typer.Argument(help="Name they are loaded by.")],
+    figures: Annotated[
+        Path | None, typer.Option(help="What evaluate --save wrote; its means go into the config.")
+    ] = None,
+) -> None:
+    """Put weights among the released ones, with their figures, and update the manifest of sha256 sums."""
+    import json
+
+    from rrl_match.training.release import release as copy_and_sign
+
+    metrics = {}
+    if figures:
+        by_kind = json.loads(figures.read_text(encoding="utf-8"))
+        metrics["benchmark_fpr95"] = {
+            kind: {name: round(values["FPR95"], 2) for name, values in by_category.items()}
+            for kind, by_category in by_kind.items()
+        }
+    typer.echo(f"released: {copy_and_sign(run_weights, released, name, metrics)}")
 
 
 if __name__ == "__main__":

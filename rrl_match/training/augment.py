@@ -103,7 +103,9 @@ def augment(patches: Tensor, photometry: Photometry, generator: torch.Generator)
     if p.blur:
         patches = blur(patches, draw(0.0, p.blur, 0.0))
     if p.noise:
-        noise = torch.randn(patches.shape, generator=generator).to(device)
+        # One value a pixel: drawn on the device itself, which would otherwise wait for the CPU.
+        seed = int(torch.randint(2**62, (), generator=generator))
+        noise = torch.randn(patches.shape, device=device, generator=torch.Generator(device).manual_seed(seed))
         patches = patches + noise * per_pixel(draw(0.0, p.noise, 0.0))
     if p.jpeg:
         patches = jpeg(patches, draw(0.2, 1.5, 0.0))

@@ -11,8 +11,9 @@ def model_card(config: ModelConfig) -> str:
     facts = "\n".join(f"- {key}: {value}" for key, value in config.training.items() if value not in ("", None))
     held_back = config.metrics.get("held_back_fpr95")
     figures = (
-        f"On held-back training pictures, FPR95: {held_back['random']} % (random negatives), {held_back['near']} % "
-        "(negatives from the same picture).\n"
+        "FPR95 on held-back training pictures: "
+        + ", ".join(f"{value} % against {kind} negatives" for kind, value in held_back.items())
+        + ".\n"
         if held_back
         else "None measured.\n"
     )

@@ -38,7 +38,8 @@ def read_keras_file(path: str | Path) -> dict[str, np.ndarray]:
         for group in file["model_weights"].values():
             for name in group.attrs["weight_names"]:
                 name = name.decode() if isinstance(name, bytes) else name
-                values[name.removesuffix(":0")] = np.asarray(group[name])
+                if name in group:
+                    values[name.removesuffix(":0")] = np.asarray(group[name])
     return values
 
 
@@ -106,7 +107,8 @@ def load_keras_weights(path: str | Path) -> TrainingRRLNet | RRLNet:
     """
     values = read_keras_file(path)
     network = TrainingRRLNet()
-    training = "conv2d_10/kernel" in values  # the last convolution of band A's decoder
+    layers = {name.partition("/")[0] for name in values}
+    training = not layers <= {f"{kind}_{number}" for kind, number, _ in _layers(network, training=False)}
     given: set[int] = set()  # ids of the tensors that have got their values
     for kind, number, module in _layers(network, training):
         for keras_name, name in (_NORM if isinstance(module, nn.BatchNorm2d) else _DENSE).items():

@@ -52,7 +52,7 @@ def read_pairs(folder: str | Path, split: str = "train") -> list[PicturePair]:
     manifest = folder / "manifest.csv"
     if not manifest.is_file():
         raise DataError(f"{manifest} is not there: training reads a folder with a manifest.csv, see the README")
-    with open(manifest, newline="", encoding="utf-8") as f:
+    with open(manifest, newline="", encoding="utf-8-sig") as f:
         reader = csv.DictReader(f)
         missing = set(_COLUMNS) - set(reader.fieldnames or ())
         if missing:
@@ -63,10 +63,23 @@ def read_pairs(folder: str | Path, split: str = "train") -> list[PicturePair]:
     return [_read_pair(folder, f"{manifest}, line {line} ({row['pair']})", row) for line, row in rows]
 
 
+def hold_back(pairs: Sequence[PicturePair], every: int) -> tuple[list[PicturePair], list[PicturePair]]:
+    """Pairs to train on, and every n-th one to validate on; whole pictures, so that no patch is near one trained on.
+
+    Raises:
+        DataError: fewer than two pairs.
+    """
+    if len(pairs) < 2:
+        raise DataError(f"training needs at least two picture pairs, one of them to validate on, got {len(pairs)}")
+    first = min(every // 2, len(pairs) - 1)
+    held_back = range(first, len(pairs), max(2, every))
+    return [p for k, p in enumerate(pairs) if k not in held_back], [pairs[k] for k in held_back]
+
+
 def _read_pair(folder: Path, where: str, row: dict[str, str]) -> PicturePair:
     pictures: list[NDArray[np.uint8]] = []
     for key, flag in (("image_a", cv2.IMREAD_COLOR), ("image_b", cv2.IMREAD_GRAYSCALE)):
-        path = folder / row[key]
+        path = folder / (row[key] or "")
         if not path.is_file():
             raise DataError(f"{where}: {key} {path} is not there")
         picture = cv2.imread(str(path), flag | cv2.IMREAD_ANYDEPTH)

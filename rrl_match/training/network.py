@@ -75,7 +75,9 @@ class TrainingRRLNet(nn.Module):
         descriptors = net.describe(maps_a, maps_b) if net.config.descriptor_dim else None
         if pair_up is not None:
             rows_a, rows_b = pair_up(descriptors).unbind(1)
-            maps_a, maps_b = [m[rows_a] for m in maps_a], [m[rows_b] for m in maps_b]
+            # index_select, whose gradient is summed in a fixed order; that of m[rows_a] is not, on a CPU
+            maps_a = [m.index_select(0, rows_a) for m in maps_a]
+            maps_b = [m.index_select(0, rows_b) for m in maps_b]
         private, common = zip(
             *(fil(a, b) for fil, a, b in zip(net.interactions, maps_a, maps_b, strict=True)), strict=True
         )

@@ -106,6 +106,13 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.optimizer not in ("adamw", "nadam"):
             raise ValueError(f"optimizer must be 'adamw' or 'nadam', got {self.optimizer!r}")
+        if not isinstance(self.modalities, tuple) or [type(name) for name in self.modalities] != [str, str]:
+            raise ValueError(f"modalities must be two names, got {self.modalities!r}")
+        if not isinstance(self.training, Phase):
+            raise ValueError(f"training must be a Phase, got {self.training!r}")
+        for name, phase in (("pretraining", self.pretraining), ("training", self.training)):
+            if phase and min(phase.steps, phase.places, phase.pictures) < 1:
+                raise ValueError(f"{name}: steps, places and pictures must be at least 1, got {phase}")
         if not self.descriptor_dim and (self.pretraining or self.hard_negatives or self.losses.contrastive):
             raise ValueError("pretraining, hard_negatives and losses.contrastive need descriptors: set descriptor_dim")
 
@@ -124,10 +131,13 @@ class Recipe:
             raise ValueError(f"no recipe {str(name_or_path)!r}: give a .json file or one of {', '.join(known)}")
         try:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(values, dict):
+                raise ValueError(f"expected an object with the fields of Recipe, got {type(values).__name__}")
             for key, kind in _NESTED.items():
                 if values.get(key) is not None:
                     values[key] = kind(**values[key])
-            values["modalities"] = tuple(values["modalities"])
+            if isinstance(values.get("modalities"), list):
+                values["modalities"] = tuple(values["modalities"])
             return cls(**values)
         except (TypeError, KeyError, ValueError) as error:
             raise ValueError(f"recipe {path}: {error}") from error

@@ -21,7 +21,7 @@ from rrl_match.modeling import RRLNet, RRLNetConfig
 from rrl_match.pretrained import ModelConfig, save_folder
 from rrl_match.training.augment import augment, mixed_grey
 from rrl_match.training.card import model_card
-from rrl_match.training.datasets import PatchBatch, PatchSampler, PicturePair
+from rrl_match.training.datasets import PatchBatch, PatchSampler, PicturePair, hold_back
 from rrl_match.training.losses import PerceptualLoss, contrastive_loss, gradient_loss, matching_loss
 from rrl_match.training.mining import mine_pairs, surely_different
 from rrl_match.training.network import ContrastivePretraining, TrainingOutput, TrainingRRLNet, set_norm_momentum
@@ -66,7 +66,16 @@ class Trainer:
     ) -> None:
         self.recipe, self.out, self.seed, self.data = recipe, out, seed, data
         self.checkpoint_every, self.validate_every = checkpoint_every, validate_every
-        self.accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", cpu=device == "cpu")
+        if precision not in ("bf16", "fp32"):
+            raise ValueError(f"precision must be 'bf16' or 'fp32', got {precision!r}")
+        if device not in ("auto", "cpu"):
+            raise ValueError(f"device must be 'auto' or 'cpu', got {device!r}")
+        if start and start.config.descriptor_dim != recipe.descriptor_dim:
+            raise ValueError(
+                f"the weights to start from have descriptors of length {start.config.descriptor_dim}, "
+                f"the recipe asks for {recipe.descriptor_dim}: set descriptor_dim in the recipe to that of the weights"
+            )
+        self.accelerator = Accelerator(cpu=device == "cpu")
         self.precision = torch.bfloat16 if precision == "bf16" else torch.float32
         self.device = self.accelerator.device
         torch.manual_seed(seed)
@@ -75,9 +84,8 @@ class Trainer:
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         set_norm_momentum(self.model, recipe.norm_momentum)
         size = network.config.patch_size
-        held_back = pairs[recipe.held_back // 2 :: recipe.held_back]
-        names = {pair.name for pair in held_back}
-        self.sampler = PatchSampler([p for p in pairs if p.name not in names], size, self.device)
+        kept, held_back = hold_back(pairs, recipe.held_back)
+        self.sampler = PatchSampler(kept, size, self.device)
         self.validation = ValidationSet(PatchSampler(held_back, size, self.device))
         self.perceptual = PerceptualLoss().to(self.device) if recipe.losses.perceptual else None
         self.phases: list[tuple[str, Phase, nn.Module]] = [("training", recipe.training, self.model)]
@@ -95,8 +103,9 @@ class Trainer:
     def train(self) -> Path:
         """Run what is left of all phases. Returns the folder with the best weights."""
         self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / "recipe.json").write_text(self.recipe.to_json(), encoding="utf-8")
         state = self._read_checkpoint()
+        self._forget_log_after(self.done)
+        (self.out / "recipe.json").write_text(self.recipe.to_json(), encoding="utf-8")
         first = 0
         for name, phase, model in self.phases:
             if self.done < first + phase.steps:
@@ -111,73 +120,54 @@ class Trainer:
     def _run_phase(self, name: str, phase: Phase, model: nn.Module, first: int, state: dict[str, Any] | None) -> None:
         optimizer = self._optimizer(phase, model)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warmup_cosine(step, phase))
-        if name == "training" and self.recipe.ema_decay:
-            self.average = AveragedModel(
-                self.model.network, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.ema_decay), use_buffers=True
-            )
+        if model is self.model and self.recipe.ema_decay:
+            average = get_ema_multi_avg_fn(self.recipe.ema_decay)
+            self.average = AveragedModel(self.model.network, multi_avg_fn=average, use_buffers=True)
         if state and state["phase"] == name:
             optimizer.load_state_dict(state["optimizer"])
             schedule.load_state_dict(state["schedule"])
-            if self.average and state["average"]:
-                self.average.load_state_dict(state["average"])
-        model, optimizer = self.accelerator.prepare(model, optimizer)
-        step_of = self._pretraining_step if name == "pretraining" else self._training_step
-        writer = SummaryWriter(str(self.out), purge_step=self.done) if self.accelerator.is_main_process else None
-        bar = tqdm(
-            range(self.done, first + phase.steps),
-            desc=name,
-            initial=self.done - first,
-            total=phase.steps,
-            disable=not self.accelerator.is_main_process,
-            mininterval=10 if not os.isatty(2) else 0.5,
-        )
-        model.train()
-        for _ in bar:
-            began = time.perf_counter()
-            generator = torch.Generator().manual_seed(
-                (self.seed * 1_000_003 + self.done) * 4099 + self.accelerator.process_index
-            )
-            batch = self.sampler.draw(phase.places, phase.pictures, self.recipe.geometry, generator)
-            terms = step_of(model, batch, generator)
-            loss = sum(terms.values(), start=torch.zeros((), device=self.device))
-            if not torch.isfinite(loss):
-                raise RuntimeError(
-                    f"step {self.done}: the loss is not finite: { {k: float(v) for k, v in terms.items()} }"
-                )
-            self.accelerator.backward(loss)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            self.done += 1
             if self.average:
-                self.average.update_parameters(self.model.network)
-            self.seconds += time.perf_counter() - began
-            values = {k: round(float(v.detach()), 5) for k, v in terms.items()}
-            places = len(batch.picture) * self.accelerator.num_processes
-            bar.set_postfix(
-                loss=f"{float(loss.detach()):.3f}",
-                places_s=f"{places / (time.perf_counter() - began):.0f}",
-                refresh=False,
-            )
-            if writer:
-                self._log(
-                    writer,
-                    {
-                        "step": self.done,
-                        "phase": name,
-                        "seconds": round(self.seconds, 1),
-                        "loss": round(float(loss.detach()), 5),
-                        **values,
-                    },
-                )
-            last = self.done == first + phase.steps
-            if name == "training" and (last or self.done % self.validate_every == 0):
-                self._validate(writer)
-                model.train()
-            if last or self.done % self.checkpoint_every == 0:
-                self._write_checkpoint(name, optimizer, schedule)
+                self.average.load_state_dict(state["average"])
+        model, optimizer = self.accelerator.prepare(model.train(), optimizer)
+        terms_of = self._training_step if name == "training" else self._pretraining_step
+        is_main, last = self.accelerator.is_main_process, first + phase.steps
+        writer = SummaryWriter(str(self.out), purge_step=self.done) if is_main else None
+        steps = range(self.done, last)
+        interval = 0.5 if os.isatty(2) else 10  # seconds between lines of a bar that goes to a file
+        with tqdm(
+            steps, name, phase.steps, initial=self.done - first, disable=not is_main, mininterval=interval
+        ) as bar:
+            for step in bar:
+                began = time.perf_counter()
+                generator = torch.Generator().manual_seed(self._step_seed(step))
+                batch = self.sampler.draw(phase.places, phase.pictures, self.recipe.geometry, generator)
+                terms = terms_of(model, batch, generator)
+                loss = torch.stack(list(terms.values())).sum()
+                self.accelerator.backward(loss)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+                if self.average:
+                    self.average.update_parameters(self.model.network)
+                values = {"loss": round(loss.item(), 5), **{k: round(v.item(), 5) for k, v in terms.items()}}
+                self.done, elapsed = step + 1, time.perf_counter() - began
+                self.seconds += elapsed
+                if not math.isfinite(values["loss"]):
+                    raise RuntimeError(f"step {self.done}: the loss is not finite: {values}")
+                places = len(batch.picture) * self.accelerator.num_processes
+                bar.set_postfix(loss=values["loss"], places_s=round(places / elapsed), refresh=False)
+                self._log(writer, name, {"seconds": round(self.seconds, 1), **values})
+                if name == "training" and (self.done == last or self.done % self.validate_every == 0):
+                    self._validate(writer)
+                if self.done == last or self.done % self.checkpoint_every == 0:
+                    self._write_checkpoint(name, optimizer, schedule)
         if writer:
             writer.close()
+
+    def _step_seed(self, step: int) -> int:
+        """Differs between seeds, steps and processes."""
+        process: int = self.accelerator.process_index
+        return (self.seed * 1_000_003 + step) * 4099 + process
 
     def _optimizer(self, phase: Phase, model: nn.Module) -> torch.optim.Optimizer:
         """One group for the encoders, whose rate may differ while the whole graph is trained, one for the rest."""
@@ -201,7 +191,9 @@ class Trainer:
 
     def _pretraining_step(self, model: nn.Module, batch: PatchBatch, generator: torch.Generator) -> dict[str, Tensor]:
         negative = surely_different(batch.picture, batch.position, self.recipe.negative_distance)
-        descriptors_a, descriptors_b = model(*self._patches(batch, generator))
+        patches = self._patches(batch, generator)
+        with self._autocast():
+            descriptors_a, descriptors_b = model(*patches)
         return {"contrastive": contrastive_loss(descriptors_a, descriptors_b, negative, self.recipe.temperature)}
 
     def _training_step(self, model: nn.Module, batch: PatchBatch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -215,7 +207,13 @@ class Trainer:
             return mine_pairs(similarity, negative, recipe.hard_negatives, generator)
 
         patches = self._patches(batch, generator)
-        return self._loss_terms(model(*patches, pair_up), patches, negative)
+        with self._autocast():
+            output = model(*patches, pair_up)
+        return self._loss_terms(output, patches, negative)
+
+    def _autocast(self) -> torch.autocast:
+        """For the network alone: augmentation and losses are computed in float32."""
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
     def _loss_terms(
         self, output: TrainingOutput, patches: tuple[Tensor, Tensor], negative: Tensor
@@ -247,38 +245,36 @@ class Trainer:
         return cast(RRLNet, self.average.module) if self.average else self.model.network
 
     def _validate(self, writer: SummaryWriter | None) -> None:
+        """Figures on the held-back pictures; the best weights so far are kept."""
         if not self.accelerator.is_main_process:
             return
         network = self._evaluated()
-        training = network.training
         scores = self.validation.score(network.eval(), self.precision)
-        network.train(training)
-        figures = {kind: scores.fpr95(kind) for kind in ("random", "near")}
-        mean = sum(figures.values()) / 2
+        network.train()
+        figures = {kind: scores.fpr95(kind) for kind in scores.kinds()}
+        mean = sum(figures.values()) / len(figures)
         if mean <= self.best["fpr95"]:
             weights = {k: v.detach().to("cpu", copy=True) for k, v in network.state_dict().items()}
+            threshold = scores.threshold()
             self.best = {
                 "fpr95": mean,
                 "step": self.done,
                 "network": weights,
-                "threshold": scores.threshold(),
-                **figures,
+                "threshold": threshold,
+                "figures": figures,
             }
-        logger.info(
-            "step %d: held-back FPR95 %.2f %% random, %.2f %% near", self.done, figures["random"], figures["near"]
-        )
-        if writer:
-            self._log(
-                writer,
-                {"step": self.done, "phase": "validation", **{f"fpr95_{k}": round(v, 4) for k, v in figures.items()}},
-            )
+        logger.info("step %d: held-back FPR95 in percent: %s", self.done, figures)
+        self._log(writer, "validation", {f"fpr95_{kind}": round(value, 4) for kind, value in figures.items()})
 
-    def _log(self, writer: SummaryWriter, values: dict[str, Any]) -> None:
+    def _log(self, writer: SummaryWriter | None, phase: str, values: dict[str, float]) -> None:
+        """One line of ``log.jsonl``, and TensorBoard's curves; on the main process only."""
+        if not writer:
+            return
         with open(self.out / "log.jsonl", "a", encoding="utf-8") as f:
-            f.write(json.dumps(values) + "\n")
+            f.write(json.dumps({"step": self.done, "phase": phase, **values}) + "\n")
         for key, value in values.items():
-            if key not in ("step", "phase", "seconds"):
-                writer.add_scalar(f"{values['phase']}/{key}", value, values["step"])
+            if key != "seconds":
+                writer.add_scalar(f"{phase}/{key}", value, self.done)
 
     def _write_checkpoint(self, phase: str, optimizer: Any, schedule: Any) -> None:
         if not self.accelerator.is_main_process:
@@ -313,6 +309,14 @@ class Trainer:
         logger.info("resuming from step %d", self.done)
         return state
 
+    def _forget_log_after(self, step: int) -> None:
+        """Drop lines of steps that a killed run logged after its last checkpoint, and that come again."""
+        path = self.out / "log.jsonl"
+        if self.accelerator.is_main_process and path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+            path.write_text("".join(kept), encoding="utf-8")
+
     def _release(self) -> Path:
         """Write the best weights so far as a folder that `from_pretrained` loads."""
         folder = self.out / "weights"
@@ -332,7 +336,7 @@ class Trainer:
                 "hours": round(self.seconds / 3600, 2),
                 "hardware": _hardware(self.device),
             },
-            metrics={"held_back_fpr95": {k: round(self.best[k], 3) for k in ("random", "near")}},
+            metrics={"held_back_fpr95": {kind: round(value, 3) for kind, value in self.best["figures"].items()}},
         )
         return save_folder(folder, network, config, model_card(config))
 

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rrl_match.errors import DataError
 from rrl_match.modeling.network import RRLNet
 from rrl_match.training.augment import to_grey
 from rrl_match.training.datasets import PatchSampler
@@ -23,6 +24,10 @@ class ValidationScores(NamedTuple):
     match: NDArray[np.float32]
     random: NDArray[np.float32]
     near: NDArray[np.float32]
+
+    def kinds(self) -> list[str]:
+        """Kinds of negatives that there are; "random" ones need two pictures."""
+        return [kind for kind in ("random", "near") if len(getattr(self, kind))]
 
     def fpr95(self, kind: str) -> float:
         """FPR95 in percent against the negatives of one kind, "random" or "near"."""
@@ -60,6 +65,8 @@ class ValidationSet:
             "random": _draw_partners(~same, negatives, generator),
             "near": _draw_partners(same & far, negatives, generator),
         }
+        if not len(self.pairs["random"]) + len(self.pairs["near"]):
+            raise DataError("the held-back pictures have too few places to make non-matching pairs of")
 
     @torch.no_grad()
     def score(self, network: RRLNet, precision: torch.dtype, batch_size: int = 128) -> ValidationScores:

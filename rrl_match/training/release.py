@@ -1,0 +1,41 @@
+"""From a training run's weights to a folder of released weights, and the manifest that guards it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rrl_match.pretrained import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, load_folder
+
+
+def release(run_weights: Path, released: Path, name: str, metrics: dict[str, Any]) -> Path:
+    """Copy a weights folder to ``released/name`` with its figures, and update ``released/manifest.json``.
+
+    Args:
+        run_weights: a folder as the trainer writes it.
+        released: the folder of all released weights.
+        name: they are loaded by.
+        metrics: figures to add to the config, by name.
+
+    Returns:
+        the new folder. A model card that is there already stays, for people write in it.
+    """
+    _, config = load_folder(run_weights)
+    config = dataclasses.replace(config, metrics={**config.metrics, **metrics})
+    folder = released / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+    shutil.copyfile(run_weights / WEIGHTS_FILE, folder / WEIGHTS_FILE)
+    if not (folder / CARD_FILE).is_file():
+        shutil.copyfile(run_weights / CARD_FILE, folder / CARD_FILE)
+
+    path = released / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    sums = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in (CONFIG_FILE, WEIGHTS_FILE)}
+    manifest[name] = {"repo_id": f"rrl-match/{name}", "files": sums}
+    path.write_text(json.dumps(dict(sorted(manifest.items())), indent=2) + "\n", encoding="utf-8")
+    return folder

@@ -1,0 +1,42 @@
+"""Small registered pictures on disk, as training reads them."""
+
+import csv
+
+import cv2
+import numpy as np
+
+COLUMNS = ["pair", "split", "scene", "image_a", "image_b", "m00", "m01", "m02", "m10", "m11", "m12"]
+IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+
+def textured(width, height, seed=0, corners=8):
+    """Smooth noise with a few small squares, which have corners: uint8 (height, width)."""
+    rng = np.random.default_rng(seed)
+    noise = cv2.GaussianBlur(rng.standard_normal((height, width)).astype(np.float32), (0, 0), 4)
+    picture = np.clip(128 + 25 * noise / noise.std(), 40, 200).astype(np.uint8)
+    for x, y in zip(rng.integers(30, width - 36, corners), rng.integers(30, height - 36, corners), strict=True):
+        picture[y : y + 6, x : x + 6] = rng.choice([0, 255])
+    return picture
+
+
+def write_manifest(folder, rows):
+    """Rows are dicts; what they leave out is filled in as for picture ``p0`` of the training split."""
+    default = dict(zip(COLUMNS, ("p0", "train", "s", "a0.png", "b0.png", *IDENTITY), strict=True))
+    with open(folder / "manifest.csv", "w", newline="", encoding="utf-8") as f:
+        writer = csv.DictWriter(f, COLUMNS)
+        writer.writeheader()
+        writer.writerows(default | row for row in rows)
+    return folder
+
+
+def write_folder(folder, pairs=4, width=112, height=112):
+    """A folder with a manifest and `pairs` registered pairs: B is A's negative, with noise of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for k in range(pairs):
+        a = textured(width, height, seed=k)
+        b = 255 - cv2.add(a, np.random.default_rng(100 + k).integers(0, 8, a.shape, dtype=np.uint8))
+        cv2.imwrite(str(folder / f"a{k}.png"), a)
+        cv2.imwrite(str(folder / f"b{k}.png"), b)
+    return write_manifest(
+        folder, [{"pair": f"p{k}", "image_a": f"a{k}.png", "image_b": f"b{k}.png"} for k in range(pairs)]
+    )

@@ -1,0 +1,185 @@
+import hashlib
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import typer.testing
+from accelerate.state import AcceleratorState
+from picture_folder import write_folder
+from training_run import RECIPE, tiny_network
+
+from rrl_match import ModelConfig, RRLMatcher
+from rrl_match.modeling import RRLNet
+from rrl_match.pretrained import save_folder
+from rrl_match.training.__main__ import app
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    path = tmp_path / "recipe.json"
+    path.write_text(RECIPE.to_json(), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def start(tmp_path):
+    network = tiny_network()
+    config = ModelConfig(("vis", "nir"), network=network.config, dtype="float32")
+    return save_folder(tmp_path / "start", network, config, "")
+
+
+@pytest.fixture
+def benchmark(tmp_path, patches_a, patches_b):
+    path = tmp_path / "places.npz"
+    n = len(patches_a)
+    pairs = [(k, k) for k in range(n)] + [(k, k ^ 1) for k in range(n)] + [(k, (k + 2) % n) for k in range(n)]
+    np.savez(
+        path,
+        patches_a=patches_a,
+        patches_b=patches_b,
+        category=np.repeat(["forest", "harbour"], n // 2),
+        pairs=np.array(pairs, np.int32),
+        kind=np.repeat(["match", "random", "near"], n),
+    )
+    return path
+
+
+def run(*args):
+    return typer.testing.CliRunner().invoke(app, [str(a) for a in args])
+
+
+def test_training_ends_with_weights_that_evaluate_measures(tmp_path, recipe_file, start, benchmark):
+    data, out = write_folder(tmp_path / "pictures"), tmp_path / "run"
+    options = ["--precision", "fp32", "--device", "cpu", "--steps", 2, "--pretraining-steps", 1]
+    result = run("train", "--data", data, "--out", out, "--recipe", recipe_file, "--start", start, *options)
+    assert result.exit_code == 0, result.output
+    assert f"weights: {out / 'weights'}" in result.output.replace("\n", "")
+    records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [(r["phase"], r["step"]) for r in records] == [
+        ("pretraining", 1),
+        ("training", 2),
+        ("training", 3),
+        ("validation", 3),
+    ]
+    config = RRLMatcher.from_pretrained(out / "weights").config
+    assert config.training["data"] == "4 picture pairs of pictures"
+    saved = tmp_path / "figures.json"
+    arguments = ["--benchmark", benchmark, "--device", "cpu", "--dtype", "float32", "--save", saved]
+    result = run("evaluate", "--weights", out / "weights", *arguments)
+    assert result.exit_code == 0, result.output
+    assert "places.npz" in result.output
+    figures = json.loads(saved.read_text())
+    assert list(figures) == ["random", "near"]
+    for by_category in figures.values():
+        assert list(by_category) == ["forest", "harbour", "mean"]
+        for name, values in by_category.items():
+            assert all(0 <= v <= 100 for v in values.values())
+            line = f"  {name}".ljust(20) + "".join(f"{v:22.2f}" for v in values.values())
+            assert line in result.output.splitlines()
+
+
+def test_pretraining_can_be_left_out(tmp_path, recipe_file, start):
+    data, out = write_folder(tmp_path / "pictures"), tmp_path / "run"
+    options = ["--precision", "fp32", "--device", "cpu", "--steps", 1, "--pretraining-steps", 0]
+    result = run("train", "--data", data, "--out", out, "--recipe", recipe_file, "--start", start, *options)
+    assert result.exit_code == 0, result.output
+    assert json.loads((out / "recipe.json").read_text())["pretraining"] is None
+
+
+def test_training_starts_from_weights_of_a_name(tmp_path, monkeypatch):
+    class Recorder:
+        def __init__(self, *args, start, **options):
+            started.append(start)
+
+        def train(self):
+            return tmp_path
+
+    started = []
+    monkeypatch.setattr("rrl_match.training.trainer.Trainer", Recorder)
+    data = write_folder(tmp_path / "pictures", pairs=1)
+    result = run("train", "--data", data, "--out", tmp_path / "run", "--start", "vis-nir")
+    assert not result.exception, failure(result)
+    assert isinstance(started[0], RRLNet)
+
+
+def failure(result):
+    """What a user reads of a command that failed."""
+    assert result.exit_code != 0
+    return f"{result.output} {result.exception}"
+
+
+def test_benchmark_that_is_broken_is_named(tmp_path, start, benchmark):
+    broken = tmp_path / "broken.npz"
+    for content in (None, b"not an archive", benchmark.read_bytes()[:1000]):
+        if content:
+            broken.write_bytes(content)
+        result = run("evaluate", "--weights", start, "--benchmark", broken, "--device", "cpu")
+        assert "broken.npz is not a patch benchmark" in failure(result)
+
+
+def test_benchmark_whose_patches_have_another_size(tmp_path, start, benchmark):
+    with np.load(benchmark) as arrays:
+        np.savez(tmp_path / "small.npz", **{**arrays, "patches_a": arrays["patches_a"][:, :32, :32]})
+    result = run("evaluate", "--weights", start, "--benchmark", tmp_path / "small.npz", "--device", "cpu")
+    assert "(12, 32, 32)" in failure(result)
+
+
+def test_weights_that_are_not_there_are_named(benchmark):
+    assert "'no weights'" in failure(run("evaluate", "--weights", "no weights", "--benchmark", benchmark))
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"--data": "nowhere"}, "manifest.csv is not there"),
+        ({"--recipe": "nothing"}, "no recipe 'nothing'"),
+        ({"--start": "no weights"}, "no weights"),
+    ],
+)
+def test_train_says_what_is_wrong(tmp_path, options, problem):
+    data = write_folder(tmp_path / "pictures")
+    given = {"--data": data, "--out": tmp_path / "run", "--precision": "fp32", "--device": "cpu"} | options
+    assert problem in failure(run("train", *(part for option in given.items() for part in option)))
+
+
+def test_release_adds_weights_to_the_manifest(tmp_path, start):
+    released = tmp_path / "released"
+    figures = {"random": {"forest": {"FPR95": 1.234, "AUC": 99}, "mean": {"FPR95": 1.234, "AUC": 99}}}
+    (tmp_path / "figures.json").write_text(json.dumps(figures))
+    for name in ("one", "other", "one"):
+        result = run("release", start, released, name, "--figures", tmp_path / "figures.json")
+        assert result.exit_code == 0, failure(result)
+        (released / name / "README.md").write_text("written by hand", encoding="utf-8")
+    manifest = json.loads((released / "manifest.json").read_text(encoding="utf-8"))
+    assert list(manifest) == ["one", "other"]
+    for file, digest in manifest["one"]["files"].items():
+        assert hashlib.sha256((released / "one" / file).read_bytes()).hexdigest() == digest
+    assert set(manifest["one"]["files"]) == {"config.json", "model.safetensors"}
+    matcher = RRLMatcher.from_pretrained(released / "one", device="cpu")
+    assert matcher.config.metrics["benchmark_fpr95"] == {"random": {"forest": 1.23, "mean": 1.23}}
+    assert (released / "one" / "README.md").read_text(encoding="utf-8") == "written by hand"
+
+
+@pytest.mark.slow
+def test_runs_as_a_module():
+    command = [sys.executable, "-m", "rrl_match.training", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    for name in ("train", "evaluate", "convert"):
+        assert name in result.stdout

@@ -1,0 +1,628 @@
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from rrl_match import Codes, ModelConfig, RRLMatcher, inference
+from rrl_match.modeling import RRLNet, RRLNetConfig
+
+GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))
+KINDS = {"array": np.asarray, "tensor": torch.as_tensor}
+
+
+def make_tiny(descriptor_dim):
+    """A matcher with few channels, for whatever does not depend on what it computes."""
+    config = RRLNetConfig(
+        encoder_channels=(2,) * 5, metric_channels=(2,) * 5, hidden=(2,), descriptor_dim=descriptor_dim
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = RRLNet(config).eval()
+    return RRLMatcher(network, ModelConfig(("vis", "nir"), 0.5, config), device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def tiny():
+    return make_tiny(descriptor_dim=4)
+
+
+@pytest.fixture(scope="module")
+def a(patches_a):
+    return patches_a[:5]
+
+
+@pytest.fixture(scope="module")
+def b(patches_b):
+    return patches_b[:5]
+
+
+@pytest.fixture(scope="module")
+def scores(matcher, a, b):
+    return matcher.score(a, b)
+
+
+@pytest.fixture(scope="module")
+def matrix(matcher, a, patches_b):
+    return matcher.score_matrix(a, patches_b[:7])
+
+
+# score
+
+
+def test_scores_are_those_of_the_network(network, scores, a, b):
+    expected = network(*(torch.from_numpy(p)[:, None] / 255 for p in (a, b)))
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_are_of_the_kind_of_the_patches(tiny, a, b, kind):
+    result = tiny.score(KINDS[kind](a), KINDS[kind](b))
+    assert isinstance(result, np.ndarray if kind == "array" else torch.Tensor)
+    assert str(result.dtype).endswith("float32")
+    assert result.shape == (5,)
+    assert ((result >= 0) & (result <= 1)).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_of_lists(tiny, a, b, kind):
+    result = tiny.score([KINDS[kind](p) for p in a], tuple(KINDS[kind](p) for p in b))
+    np.testing.assert_allclose(result, tiny.score(a, b), atol=1e-6)
+    assert isinstance(result, np.ndarray if kind == "array" else torch.Tensor)
+
+
+def test_a_single_pair_gives_a_scalar(tiny, a, b):
+    expected = tiny.score(a[:1], b[:1])
+    score = tiny.score(a[0], b[0])
+    assert isinstance(score, np.float32)
+    assert score == pytest.approx(expected[0], abs=1e-6)
+    tensor = tiny.score(torch.from_numpy(a[0]), torch.from_numpy(b[0]))
+    assert tensor.shape == ()
+    assert float(tensor) == pytest.approx(expected[0], abs=1e-6)
+    assert tiny.score(a[:1], b[0]).shape == (1,)
+    assert tiny.score([a[0]], [b[0]]).shape == (1,)
+
+
+def test_order_is_kept(matcher, scores, a, b):
+    order = [3, 0, 4, 1, 2]
+    np.testing.assert_allclose(matcher.score(a[order], b[order]), scores[order], atol=1e-5)
+    assert len(set(scores.round(3))) == 5
+
+
+def test_order_of_the_bands_matters(matcher, scores, a, b):
+    assert np.abs(matcher.score(b, a) - scores).max() > 0.05
+
+
+# Measured on a CPU with AVX512-BF16: 5e-6 in float32 (the dense layers' blocking), 1e-6 in bfloat16, whose
+# convolutions come out alike in every batch.
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("bfloat16", 1e-3)])
+def test_a_score_does_not_depend_on_its_batch(weights_folder, patches_a, patches_b, dtype, bound):
+    matcher = RRLMatcher.from_pretrained(weights_folder, device="cpu", dtype=dtype)
+    a, b = patches_a[:6], patches_b[:6]
+    together = matcher.score(a, b)
+    for batch_size in (1, 2, 4, 1000):
+        np.testing.assert_allclose(matcher.score(a, b, batch_size=batch_size), together, atol=bound, rtol=0)
+    np.testing.assert_allclose(matcher.score(a[3], b[3]), together[3], atol=bound, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_reduced_precision_is_near_float32(weights_folder, scores, a, b, dtype):
+    matcher = RRLMatcher.from_pretrained(weights_folder, device="cpu", dtype=dtype)
+    result = matcher.score(a, b)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, scores, atol=0.15 if dtype == "bfloat16" else 0.02)
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_results_lie_on_the_device_of_the_patches(weights_folder, scores, a, b, device):
+    matcher = RRLMatcher.from_pretrained(weights_folder, device=device, dtype="float32")
+    for place in {"cpu", device}:
+        result = matcher.score(torch.as_tensor(a, device=place), torch.as_tensor(b, device=place))
+        assert result.device.type == place
+        np.testing.assert_allclose(result.cpu(), scores, atol=1e-2)
+    np.testing.assert_allclose(matcher.score(a, b), scores, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_patches(tiny, kind):
+    none = KINDS[kind](np.empty((0, 64, 64), np.uint8))
+    some = KINDS[kind](np.zeros((3, 64, 64), np.uint8))
+    assert tiny.score(none, none).shape == (0,)
+    assert len(tiny.encode(none, "a")) == 0
+    assert tiny.score_matrix(none, some).shape == (0, 3)
+    assert tiny.score_matrix(some, none).shape == (3, 0)
+    for pair in ((none, some), (some, none), (none, none)):
+        for candidates in (None, 1, 16):
+            matches = tiny.match(*pair, candidates=candidates)
+            assert len(matches) == 0
+            assert matches.indices.shape == (0, 2)
+            assert isinstance(matches.indices, type(none))
+            assert isinstance(matches.scores, type(none))
+
+
+def test_empty_lists(tiny):
+    assert tiny.score([], []).shape == (0,)
+    assert len(tiny.match([], [])) == 0
+
+
+def test_value_range_of_both_bands_and_of_each(tiny, a, b):
+    expected = tiny.score(a, b)
+    thermal = b.astype(np.uint16) * 4 + 27_000
+    np.testing.assert_allclose(tiny.score(a, b, value_range=(0, 255)), expected, atol=1e-6)
+    for band_a in (None, (0, 255)):
+        got = tiny.score(a, thermal, value_range=(band_a, (27_000, 27_000 + 4 * 255)))
+        np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("value_range", [5, "wide", (1, 2, 3), (None, 5), ((0, 1), (0, 1), (0, 1))])
+def test_bad_value_range(tiny, a, b, value_range):
+    with pytest.raises(TypeError, match="value_range"):
+        tiny.score(a, b, value_range=value_range)
+
+
+@pytest.mark.parametrize("change", ["NaN", "size", "kind", "range"])
+@pytest.mark.parametrize("band", [0, 1])
+def test_bad_patches_are_named(tiny, a, b, band, change):
+    pair = [a.astype(np.float32) / 255, b.astype(np.float32) / 255]
+    pair[band] = {
+        "NaN": pair[band] * np.nan,
+        "size": pair[band][:, :32],
+        "kind": pair[band].astype(int),
+        "range": pair[band] * 9,
+    }[change]
+    for call in (tiny.score, tiny.score_matrix, tiny.match):
+        with pytest.raises((TypeError, ValueError), match=f"^patches_{'ab'[band]} "):
+            call(*pair)
+
+
+def test_lengths_that_differ(tiny, a, b):
+    with pytest.raises(ValueError, match=r"patches_a and patches_b must be equally many, got 5 and 4.*score_matrix"):
+        tiny.score(a, b[:4])
+    with pytest.raises(ValueError, match="equally many, got 5 and 1"):
+        tiny.score(a, b[0])
+
+
+def test_arrays_and_tensors_do_not_mix(tiny, a, b):
+    for call in (tiny.score, tiny.score_matrix, tiny.match):
+        with pytest.raises(TypeError, match=r"patches_a and patches_b must both .*torch\.as_tensor"):
+            call(a, torch.from_numpy(b))
+
+
+def test_patches_are_not_modified(tiny, a, b):
+    for kind in (np.copy, lambda p: torch.from_numpy(p / 255), lambda p: np.asfortranarray(p / 255)):
+        pair = kind(a), kind(b)
+        before = copy.deepcopy(pair)
+        tiny.score(*pair)
+        tiny.match(*pair, value_range=(0, 0.5) if pair[0].dtype != np.uint8 else None)
+        for left, right in zip(pair, before, strict=True):
+            np.testing.assert_array_equal(left, right)
+
+
+def test_results_have_no_autograd_graph(tiny, a, b):
+    pair = [torch.from_numpy(p / 255).float().requires_grad_() for p in (a, b)]
+    results = [tiny.score(*pair), tiny.score_matrix(*pair), tiny.match(*pair, threshold=0).scores]
+    results += tiny.encode(pair[0], "a").maps
+    assert not any(r.requires_grad or r.grad_fn for r in results)
+    assert pair[0].grad is None
+
+
+@pytest.mark.parametrize("wrapper", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_any_grad_mode(tiny, a, b, wrapper):
+    expected = tiny.score(a, b)
+    with wrapper():
+        np.testing.assert_array_equal(tiny.score(a, b), expected)
+
+
+def test_another_default_dtype_changes_nothing(tiny, a, b):
+    colour = np.repeat(a[..., None], 3, -1)
+    expected = tiny.score(colour, b), tiny.score_matrix(a, b)
+    torch.set_default_dtype(torch.float64)
+    try:
+        results = tiny.score(colour, b), tiny.score_matrix(a, b)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for got, want in zip(results, expected, strict=True):
+        assert got.dtype == np.float32
+        np.testing.assert_array_equal(got, want)
+
+
+def test_another_default_device_changes_nothing(tiny, a, b):
+    colour = np.repeat(a[..., None], 3, -1)
+    expected = tiny.score(colour, b), tiny.score_matrix(a, b), tiny.match(a, b, 2, threshold=0).indices
+    with torch.device("meta"):
+        results = tiny.score(colour, b), tiny.score_matrix(a, b), tiny.match(a, b, 2, threshold=0).indices
+    for got, want in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+# codes and matrix
+
+
+def test_codes(matcher, a):
+    codes = matcher.encode(a, "a", batch_size=2)
+    assert len(codes) == 5
+    assert codes.band == "a"
+    assert [tuple(m.shape) for m in codes.maps] == [(5, 16 << k, 64 >> k, 64 >> k) for k in range(5)]
+    assert codes.descriptors.dtype == torch.float32
+    torch.testing.assert_close(codes.descriptors.norm(dim=1), torch.ones(5))
+
+
+def test_no_descriptors_without_a_head(a):
+    assert make_tiny(descriptor_dim=0).encode(a, "a").descriptors.shape == (5, 0)
+
+
+def test_score_codes_and_matrix_agree_with_score(matcher, scores, matrix, a, b, patches_b):
+    codes = matcher.encode(a, "a"), matcher.encode(patches_b[:7], "b")
+    same = matcher.score_codes(*codes, [(n, n) for n in range(5)])
+    np.testing.assert_allclose(same, scores, atol=1e-5)
+    np.testing.assert_allclose(np.diag(matrix), scores, atol=1e-5)
+    pairs = np.array([[4, 6], [0, 3], [0, 3], [2, 0]])
+    np.testing.assert_allclose(matcher.score_codes(*codes, pairs), matrix[pairs[:, 0], pairs[:, 1]], atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_batches_of_codes_and_matrix(tiny, a, patches_b, batch_size):
+    expected = np.stack([tiny.score(a, np.repeat(p[None], 5, 0)) for p in patches_b], 1)
+    np.testing.assert_allclose(tiny.score_matrix(a, patches_b, batch_size=batch_size), expected, atol=1e-5)
+    codes = tiny.encode(a, "a", batch_size=batch_size), tiny.encode(patches_b, "b", batch_size=batch_size)
+    pairs = np.argwhere(expected >= 0)
+    got = tiny.score_codes(*codes, pairs, batch_size=batch_size)
+    np.testing.assert_allclose(got, expected.ravel(), atol=1e-5)
+
+
+PAIRS = {
+    "list": [[0, 1], [2, 3]],
+    "tuples": [(0, 1), (2, 3)],
+    "int32": np.array([[0, 1], [2, 3]], np.int32),
+    "uint64": np.array([[0, 1], [2, 3]], np.uint64),
+    "big-endian": np.array([[0, 1], [2, 3]], ">i8"),
+    "read-only view": np.broadcast_to(np.array([[0, 1], [2, 3]]), (1, 2, 2))[0],
+    "tensor": torch.tensor([[0, 1], [2, 3]]),
+    "uint8 tensor": torch.tensor([[0, 1], [2, 3]], dtype=torch.uint8),
+}
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_kinds_of_index_pairs(tiny, a, b, kind):
+    codes = tiny.encode(a, "a"), tiny.encode(b, "b")
+    result = tiny.score_codes(*codes, PAIRS[kind])
+    assert isinstance(result, torch.Tensor if "tensor" in kind else np.ndarray)
+    np.testing.assert_allclose(result, tiny.score(a[[0, 2]], b[[1, 3]]), atol=1e-6)
+
+
+@pytest.mark.parametrize("empty", [[], np.empty((0, 2), int), torch.empty(0, 2, dtype=torch.int64)])
+def test_no_index_pairs(tiny, a, b, empty):
+    assert tiny.score_codes(tiny.encode(a, "a"), tiny.encode(b, "b"), empty).shape == (0,)
+    assert len(tiny.match(a, b, index_pairs=empty)) == 0
+
+
+@pytest.mark.parametrize(
+    ("pairs", "error"),
+    [
+        ([[0.0, 1.0]], TypeError),
+        ([[True, False]], TypeError),
+        ([["0", "1"]], TypeError),
+        ([[None, 1]], TypeError),
+        ("pairs", TypeError),
+        (torch.tensor([[0.0, 1.0]]), TypeError),
+        ([0, 1], ValueError),
+        ([[0, 1, 2]], ValueError),
+        ([[[0, 1]]], ValueError),
+        ([[0, 1], [2]], (TypeError, ValueError)),
+        ([[5, 0]], ValueError),
+        ([[0, 5]], ValueError),
+        ([[-1, 0]], ValueError),
+        ([[0, 2**40]], ValueError),
+        (np.array([[0, 2**64 - 1]], np.uint64), ValueError),
+    ],
+)
+def test_bad_index_pairs(tiny, a, b, pairs, error):
+    codes = tiny.encode(a, "a"), tiny.encode(b, "b")
+    with pytest.raises(error, match="index_pairs must"):
+        tiny.score_codes(*codes, pairs)
+    with pytest.raises(error, match="index_pairs must"):
+        tiny.match(a, b, index_pairs=pairs)
+
+
+def test_codes_of_the_wrong_band(tiny, a, b):
+    codes_a, codes_b = tiny.encode(a, "a"), tiny.encode(b, "b")
+    with pytest.raises(TypeError, match=r"codes_a must come from encode\(patches, 'a'\), got codes of band 'b'"):
+        tiny.score_codes(codes_b, codes_a, [[0, 0]])
+    with pytest.raises(TypeError, match=r"codes_b must come from encode\(patches, 'b'\), got codes of band 'a'"):
+        tiny.score_codes(codes_a, codes_a, [[0, 0]])
+    with pytest.raises(TypeError, match=r"codes_b must come from .*, got numpy\.ndarray|, got ndarray"):
+        tiny.score_codes(codes_a, b, [[0, 0]])
+
+
+def test_codes_of_another_matcher(tiny, matcher, a, b):
+    """Of another network or dtype: said clearly, not by PyTorch."""
+    reduced = RRLMatcher(tiny._network, tiny.config, device="cpu", dtype="bfloat16")
+    for other in (matcher, reduced):
+        with pytest.raises((TypeError, ValueError), match="codes_b"):
+            tiny.score_codes(tiny.encode(a[:1], "a"), other.encode(b[:1], "b"), [[0, 0]])
+
+
+@pytest.mark.parametrize("band", ["c", "A", "vis", "", None, 0, ["a"], ("a",)])
+def test_bad_band(tiny, a, band):
+    with pytest.raises((TypeError, ValueError), match=r"band must be 'a' \(vis\) or 'b' \(nir\), got"):
+        tiny.encode(a, band)
+
+
+# match
+
+
+def brute_force(matrix, mutual, threshold):
+    found = []
+    for row, values in enumerate(matrix):
+        column = int(values.argmax())
+        if values[column] > threshold and (not mutual or matrix[:, column].argmax() == row):
+            found.append((row, column, pytest.approx(values[column], abs=1e-5)))
+    return found
+
+
+def as_list(matches):
+    return [(*pair, score) for pair, score in zip(matches.indices.tolist(), matches.scores.tolist(), strict=True)]
+
+
+@pytest.mark.parametrize(("mutual", "threshold"), [(True, 0.0), (False, 0.0), (True, 0.9), (False, None), (True, 1)])
+def test_match_against_brute_force(matcher, matrix, a, patches_b, mutual, threshold):
+    matches = matcher.match(a, patches_b[:7], candidates=None, mutual=mutual, threshold=threshold)
+    expected = brute_force(matrix, mutual, matcher.threshold if threshold is None else threshold)
+    assert as_list(matches) == expected
+    assert matches.indices.dtype == np.int64
+    assert matches.scores.dtype == np.float32
+
+
+def test_match_of_tensors(matcher, matrix, a, patches_b):
+    matches = matcher.match(torch.from_numpy(a), torch.from_numpy(patches_b[:7]), threshold=0)
+    assert matches.indices.dtype == torch.int64
+    assert matches.scores.dtype == torch.float32
+    assert as_list(matches) == brute_force(matrix, True, 0)
+
+
+def test_enough_candidates_are_all_pairs(matcher, matrix, a, patches_b):
+    assert as_list(matcher.match(a, patches_b[:7], candidates=7, threshold=0)) == brute_force(matrix, True, 0)
+
+
+def test_match_scores_only_what_the_descriptors_propose(matcher, matrix, a, patches_b):
+    similarity = matcher.encode(a, "a").descriptors @ matcher.encode(patches_b[:7], "b").descriptors.T
+    proposed = np.zeros_like(matrix, bool)
+    for k in range(5):
+        proposed[k, similarity[k].topk(2).indices] = True
+    for k in range(7):
+        proposed[similarity[:, k].topk(2).indices, k] = True
+    matches = matcher.match(a, patches_b[:7], candidates=2, mutual=False, threshold=0)
+    assert as_list(matches) == brute_force(np.where(proposed, matrix, 0), False, 0)
+
+
+def test_match_scores_only_given_pairs(matcher, matrix, a, patches_b):
+    pairs = [[4, 0], [0, 0], [0, 6], [4, 0], [2, 3]]  # one of them twice
+    given = np.zeros_like(matrix)
+    given[tuple(np.transpose(pairs))] = matrix[tuple(np.transpose(pairs))]
+    for candidates in (16, 1, None):
+        matches = matcher.match(a, patches_b[:7], candidates, threshold=0, index_pairs=pairs)
+        assert as_list(matches) == brute_force(given, True, 0)
+
+
+def test_match_without_descriptors(a, b):
+    plain = make_tiny(descriptor_dim=0)
+    with pytest.raises(ValueError, match=r"no descriptors.*pass index_pairs, or candidates=None to score all 25 pairs"):
+        plain.match(a, b, candidates=4)
+    assert as_list(plain.match(a, b, candidates=5)) == as_list(plain.match(a, b, candidates=None))
+    assert len(plain.match(a, b, candidates=1, index_pairs=[[0, 0]], threshold=0)) == 1
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, 50, float("nan"), "0.5", [0.5], np.array([0.1, 0.9])])
+def test_bad_threshold(tiny, a, b, threshold):
+    with pytest.raises((TypeError, ValueError), match="threshold must"):
+        tiny.match(a, b, threshold=threshold)
+
+
+@pytest.mark.parametrize("candidates", [0, -1, 2.0, "16", [16], True])
+def test_bad_candidates(tiny, a, b, candidates):
+    with pytest.raises((TypeError, ValueError), match="candidates must be a positive integer, or None"):
+        tiny.match(a, b, candidates=candidates)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.0, "8", [8], True])
+def test_bad_batch_size(tiny, a, b, batch_size):
+    calls = [
+        lambda: tiny.score(a, b, batch_size=batch_size),
+        lambda: tiny.score(a[:0], b[:0], batch_size=batch_size),
+        lambda: tiny.encode(a, "a", batch_size=batch_size),
+        lambda: tiny.score_matrix(a, b, batch_size=batch_size),
+        lambda: tiny.match(a, b, batch_size=batch_size),
+    ]
+    for call in calls:
+        with pytest.raises((TypeError, ValueError), match="batch_size must be a positive integer or None"):
+            call()
+
+
+def test_integers_of_numpy_will_do(tiny, a, b):
+    expected = tiny.match(a, b, candidates=2, batch_size=3, threshold=0)
+    got = tiny.match(a, b, candidates=np.int64(2), batch_size=np.int32(3), threshold=np.float64(0))
+    assert as_list(got) == as_list(expected)
+
+
+# batching
+
+
+@pytest.mark.parametrize(("batch_size", "largest"), [(7, 7), (None, 64)])
+def test_memory_depends_on_the_batch_not_on_the_number(tiny, monkeypatch, batch_size, largest):
+    many = np.broadcast_to(np.zeros((64, 64), np.uint8), (150, 64, 64))
+    encode, relate = tiny._inference.encode, tiny._inference.relate
+    sizes = []
+    monkeypatch.setattr(tiny._inference, "encode", lambda x, band: sizes.append(len(x)) or encode(x, band))
+    monkeypatch.setattr(tiny._inference, "relate", lambda x, y: sizes.append(len(x[0])) or relate(x, y))
+    assert tiny.score(many, many, batch_size=batch_size).shape == (150,)
+    assert max(sizes) == largest
+    assert sum(sizes) == 3 * 150
+    sizes.clear()
+    tiny.score_matrix(many, many[:9], batch_size=batch_size)
+    assert max(sizes) == largest
+    assert sum(sizes) == 150 + 9 + 150 * 9
+
+
+def test_lists_are_converted_batch_by_batch(tiny, monkeypatch):
+    sizes = []
+    cat = torch.cat
+    monkeypatch.setattr(torch, "cat", lambda parts, *a, **k: sizes.append(len(parts)) or cat(parts, *a, **k))
+    patches = [np.zeros((64, 64), np.uint8)] * 20
+    tiny.score(patches, patches, batch_size=4)
+    assert max(sizes) == 4
+
+
+def test_progress_bar_only_when_asked_for(tiny, a, b, capfd):
+    tiny.score(a, b)
+    tiny.score_matrix(a, b)
+    tiny.match(a, b)
+    tiny.encode(a, "a")
+    assert capfd.readouterr() == ("", "")
+    tiny.score(a, b, progress=True)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "scoring" in err
+    assert "5/5" in err
+
+
+# device, dtype
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu0", "", None, 1.5, "meta", "mps:9", ["cpu"]])
+def test_bad_device(tiny, device):
+    with pytest.raises((TypeError, ValueError), match="device"):
+        RRLMatcher(tiny._network, tiny.config, device=device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", torch.device("cuda")])
+def test_no_cuda_device(tiny, device):
+    with pytest.raises(ValueError, match="0 CUDA devices are: use device='auto'"):
+        RRLMatcher(tiny._network, tiny.config, device=device)
+
+
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
+def test_device(tiny, device):
+    matcher = RRLMatcher(tiny._network, tiny.config, device=device)
+    assert matcher.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("dtype", ["float64", torch.float64, "int8", torch.int8, "half precision", None, "cuda", 16])
+def test_bad_dtype(tiny, dtype):
+    with pytest.raises((TypeError, ValueError), match=r"dtype must be 'auto', torch\.float32.*got"):
+        RRLMatcher(tiny._network, tiny.config, device="cpu", dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", torch.float32, torch.bfloat16, torch.float16])
+def test_dtype(tiny, a, dtype):
+    matcher = RRLMatcher(tiny._network, tiny.config, device="cpu", dtype=dtype)
+    assert matcher.dtype == getattr(torch, str(dtype).removeprefix("torch."))
+    codes = matcher.encode(a[:1], "a")
+    assert {m.dtype for m in codes.maps} == {matcher.dtype}
+    assert codes.descriptors.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("has_bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_dtype_on_the_cpu(tiny, monkeypatch, has_bf16, dtype):
+    monkeypatch.setattr(inference, "cpu_has_bf16", lambda: has_bf16)
+    assert RRLMatcher(tiny._network, tiny.config, device="cpu").dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [((9, 0), torch.bfloat16), ((8, 0), torch.bfloat16), ((7, 5), torch.float16), ((6, 1), torch.float32)],
+)
+def test_auto_dtype_on_cuda(monkeypatch, capability, dtype):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert inference.choose_dtype("auto", torch.device("cuda")) == dtype
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_auto_device(monkeypatch, there):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert inference.choose_device("auto").type == ("cuda" if there else "cpu")
+
+
+# the object
+
+
+def test_attributes(matcher):
+    assert matcher.modalities == ("vis", "nir")
+    assert matcher.threshold == 0.5
+    assert matcher.patch_size == 64
+    assert repr(matcher) == "RRLMatcher('vis', 'nir', device='cpu', dtype=torch.float32)"
+
+
+def test_the_given_network_is_left_alone(tiny):
+    network = RRLNet(tiny.config.network).train()
+    before = copy.deepcopy(network.state_dict())
+    RRLMatcher(network, tiny.config, device="cpu", dtype="bfloat16")
+    assert network.training
+    assert all(p.requires_grad and p.dtype == torch.float32 for p in network.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+def test_a_network_in_training_mode_scores_as_in_eval_mode(tiny, a, b):
+    expected = tiny.score(a, b)
+    network = copy.deepcopy(tiny._network).train()
+    matcher = RRLMatcher(network, tiny.config, device="cpu", dtype="float32")
+    np.testing.assert_array_equal(matcher.score(a, b), expected)
+
+
+def test_threads(matcher, scores, a, b):
+    start = threading.Barrier(8)
+
+    def work(k):
+        start.wait(30)
+        return matcher.score(a[k % 5], b[k % 5])
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(work, range(8)))
+    np.testing.assert_allclose(results, scores[np.arange(8) % 5], atol=1e-5, rtol=0)
+
+
+def test_pickle_and_copy(matcher, a, b):
+    expected = matcher.score(a[:2], b[:2])
+    for twin in (pickle.loads(pickle.dumps(matcher)), copy.deepcopy(matcher)):
+        np.testing.assert_array_equal(twin.score(a[:2], b[:2]), expected)
+        assert twin.config == matcher.config
+        assert repr(twin) == repr(matcher)
+
+
+def test_codes_and_matches_pickle(tiny, a, b):
+    codes = pickle.loads(pickle.dumps(tiny.encode(a, "a")))
+    assert isinstance(codes, Codes)
+    np.testing.assert_array_equal(tiny.score_codes(codes, tiny.encode(b, "b"), [[0, 0]]), tiny.score(a[:1], b[:1]))
+    matches = tiny.match(a, b, threshold=0)
+    assert as_list(pickle.loads(pickle.dumps(matches))) == as_list(matches)
+
+
+def score_into(pipe, matcher, a, b):
+    pipe.send(matcher.score(a, b))
+    pipe.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_worker_process(matcher, scores, a, b, method):
+    """With PyTorch's threads already started here, as in any program that has scored before it makes workers."""
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {method} here")
+    context = multiprocessing.get_context(method)
+    receiver, sender = context.Pipe(duplex=False)
+    worker = context.Process(target=score_into, args=(sender, matcher, a, b), daemon=True)
+    worker.start()
+    sender.close()
+    try:
+        assert receiver.poll(60 if method == "spawn" else 20), f"no scores from a worker made by {method}"
+        np.testing.assert_allclose(receiver.recv(), scores, atol=1e-5, rtol=0)
+        worker.join(30)
+        assert worker.exitcode == 0
+    finally:
+        worker.kill()

@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import ast
+import doctest
+import json
+import subprocess
+import sys
+from importlib import metadata, resources
+from pathlib import Path
+
+import pytest
+
+import rrl_match
+
+PACKAGE = Path(rrl_match.__file__).parent
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+NAMES = [
+    "Codes",
+    "DataError",
+    "Matches",
+    "ModelConfig",
+    "RRLMatchError",
+    "RRLMatcher",
+    "WeightsError",
+    "WeightsNotFoundError",
+    "__version__",
+    "extract_patches",
+]
+
+# A module imports from layers above it in this list only.
+LAYERS = [
+    ["_version", "errors", "modeling.blocks", "weights"],
+    ["modeling.attention", "modeling.descriptor", "modeling.interaction", "modeling.metric"],
+    ["modeling.encoder"],
+    ["modeling.network"],
+    ["modeling"],
+    ["inference", "matching", "patches", "pretrained"],
+    ["matcher"],
+    ["export", "registration"],
+    [""],
+]
+LAYER = {f"rrl_match.{name}".rstrip("."): k for k, layer in enumerate(LAYERS) for name in layer}
+
+# Prints what a fresh process looks like before and after the import.
+WATCH = """
+import json, os, random, sys, threading
+import numpy, torch
+
+def state():
+    return {
+        "threads": [torch.get_num_threads(), torch.get_num_interop_threads(), threading.active_count()],
+        "default dtype": str(torch.get_default_dtype()),
+        "tf32": [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32],
+        "matmul precision": torch.get_float32_matmul_precision(),
+        "cudnn": [torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic],
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "autograd": torch.is_grad_enabled(),
+        "seeds": [torch.get_rng_state().tolist(), random.getstate()[1], numpy.random.get_state()[1].tolist()],
+        "environment": {k: v for k, v in os.environ.items() if k != "LD_LIBRARY_PATH"},  # OpenCV's loader sets it
+        "folder": os.getcwd(),
+    }
+
+before = state()
+import rrl_match
+imported = sorted(sys.modules)
+after = state()
+matcher = rrl_match.RRLMatcher.from_pretrained(sys.argv[1], device="cpu")
+matcher.score(numpy.zeros((1, 64, 64), "uint8"), numpy.zeros((1, 64, 64), "uint8"))
+used = state()
+changed = [[name for name in before if before[name] != later[name]] for later in (after, used)]
+sys.stderr.write(json.dumps([imported, *changed]))
+"""
+
+
+def imports(path):
+    """Modules that a source file imports, with the names it takes from them, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} has a relative import"
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+def module_name(path):
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def inner(path):
+    """Modules of rrl_match that a source file imports."""
+    for module, name in imports(path):
+        if module.split(".")[0] == "rrl_match":
+            whole = f"{module}.{name}"
+            is_module = (PACKAGE.parent / whole.replace(".", "/")).with_suffix(".py").exists()
+            yield whole if is_module else module
+
+
+def outer(path):
+    """Top-level names of the other packages that a source file imports."""
+    return {module.split(".")[0] for module, _ in imports(path)} - set(sys.stdlib_module_names) - {"rrl_match"}
+
+
+def is_training(path):
+    return "training" in path.relative_to(PACKAGE).parts
+
+
+INFERENCE_SOURCES = [path for path in SOURCES if not is_training(path)]
+
+
+def named(paths):
+    return [pytest.param(path, id=module_name(path)) for path in paths]
+
+
+def test_public_names():
+    assert rrl_match.__all__ == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_public_names_have_docstrings(name):
+    value = getattr(rrl_match, name)
+    assert isinstance(value, str) or value.__doc__
+    if isinstance(value, type) and not issubclass(value, Exception):
+        public = {k: v for k, v in vars(value).items() if not k.startswith("_") and callable(getattr(value, k))}
+        assert [
+            k for k, v in public.items() if not (getattr(v, "__func__", v).__doc__ or k.startswith("to_json"))
+        ] == []
+
+
+def test_version():
+    assert rrl_match.__version__ == metadata.version("rrl-match")
+
+
+def test_doctest_of_the_package():
+    assert doctest.testmod(rrl_match) == doctest.TestResults(failed=0, attempted=5)
+
+
+@pytest.fixture(scope="module")
+def fresh_process(weights_folder):
+    done = subprocess.run(
+        [sys.executable, "-c", WATCH, str(weights_folder)],
+        cwd=weights_folder,  # not the checkout: what is installed is meant
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_import_and_use_print_nothing(fresh_process):
+    assert fresh_process.stdout == ""
+    assert fresh_process.stderr.startswith("[["), "only what the watcher wrote"
+
+
+def test_import_and_use_change_no_global_setting(fresh_process):
+    _, by_import, by_use = json.loads(fresh_process.stderr)
+    assert (by_import, by_use) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["rrl_match.training", "sklearn", "h5py", "accelerate", "typer", "tensorboard", "torchvision", "pandas", "onnx"],
+)
+def test_import_leaves_extras_alone(fresh_process, module):
+    assert module not in json.loads(fresh_process.stderr)[0]
+
+
+@pytest.mark.parametrize("path", named(SOURCES))
+def test_no_assert_and_no_print(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = [
+        f"line {node.lineno}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assert)
+        or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print")
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("path", named(INFERENCE_SOURCES))
+def test_imports_run_one_way(path):
+    own = LAYER[module_name(path)]
+    assert [module for module in inner(path) if LAYER.get(module, len(LAYERS)) >= own] == []
+
+
+@pytest.mark.parametrize("path", named(p for p in SOURCES if p.parent.name == "modeling"))
+def test_modeling_imports_only_modeling_and_torch(path):
+    assert [module for module in inner(path) if not module.startswith("rrl_match.modeling")] == []
+    assert outer(path) <= {"torch"}
+
+
+@pytest.mark.parametrize(
+    ("package", "users"),
+    [
+        ("cv2", {"rrl_match.patches", "rrl_match.matching", "rrl_match.registration"}),
+        ("safetensors", {"rrl_match.pretrained"}),
+        ("onnx", {"rrl_match.export"}),
+        ("onnxruntime", {"rrl_match.export"}),
+    ],
+)
+def test_users_of_a_package(package, users):
+    assert {module_name(path) for path in INFERENCE_SOURCES if package in outer(path)} <= users
+
+
+def test_the_hub_is_used_in_one_place():
+    users = {
+        (module_name(path), f"{module}.{name}")
+        for path in INFERENCE_SOURCES
+        for module, name in imports(path)
+        if module.split(".")[0] in ("huggingface_hub", "httpx", "requests", "urllib", "socket")
+    }
+    assert {user for user, what in users if what != "huggingface_hub.utils.tqdm"} == {"rrl_match.pretrained"}
+
+
+def test_runtime_needs_only_what_it_declares():
+    declared = {"cv2", "huggingface_hub", "numpy", "safetensors", "torch", "typing_extensions"}
+    extras = {"onnx", "onnxruntime", "onnxscript"}
+    for path in INFERENCE_SOURCES:
+        assert outer(path) <= (declared | extras if path.name == "export.py" else declared), path.name
+
+
+def test_installed_package_is_typed_and_has_its_weights():
+    assert (resources.files("rrl_match") / "py.typed").is_file()
+    weights = resources.files("rrl_match.weights")
+    for name, released in json.loads((weights / "manifest.json").read_text(encoding="utf-8")).items():
+        assert set(released) == {"repo_id", "files"}
+        assert {"config.json", "model.safetensors"} <= set(released["files"])
+        assert (weights / name / "README.md").is_file()

@@ -1,0 +1,552 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from rrl_match import extract_patches
+from rrl_match.patches import PatchSource
+
+CPU = torch.device("cpu")
+PLAIN = np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8)
+UNIT = PLAIN / 255.0  # float64 in [0, 1]
+
+
+def read(patches, value_range=None):
+    """What the network gets of patches: (N, 64, 64) float32."""
+    source = PatchSource(patches, "patches_a", 64, value_range)
+    values = source.batch(0, len(source), CPU)
+    assert values.dtype == torch.float32
+    assert values.shape == (len(source), 1, 64, 64)
+    return values[:, 0].numpy()
+
+
+def strided(array):
+    wide = np.zeros((6, 64, 130), array.dtype)
+    wide[::2, :, 1:129:2] = array
+    return wide[::2, :, 1:129:2]
+
+
+def read_only(array):
+    frozen = array.copy()
+    frozen.setflags(write=False)
+    return frozen
+
+
+def unaligned(array):
+    raw = np.zeros(array.nbytes + 1, np.uint8)
+    raw[1:] = np.frombuffer(array.tobytes(), np.uint8)
+    return raw[1:].view(array.dtype).reshape(array.shape)
+
+
+SAME = {
+    "uint8": PLAIN,
+    "uint16": PLAIN * np.uint16(257),
+    "float32": UNIT.astype(np.float32),
+    "float64": UNIT,
+    "longdouble": UNIT.astype(np.longdouble),
+    "big-endian uint16": (PLAIN * np.uint16(257)).astype(">u2"),
+    "big-endian float32": UNIT.astype(">f4"),
+    "big-endian float64": UNIT.astype(">f8"),
+    "negative strides": np.ascontiguousarray(PLAIN[::-1, ::-1, ::-1])[::-1, ::-1, ::-1],
+    "not contiguous": strided(PLAIN),
+    "transposed": np.ascontiguousarray(PLAIN.transpose(2, 1, 0)).transpose(2, 1, 0),
+    "Fortran order": np.asfortranarray(UNIT),
+    "read-only": read_only(PLAIN),
+    "unaligned": unaligned(PLAIN * np.uint16(257)),
+    "(N, 1, 64, 64)": PLAIN[:, None],
+    "(N, 64, 64, 1)": PLAIN[..., None],
+    "list": list(PLAIN),
+    "tuple": tuple(PLAIN),
+    "list of (64, 64, 1)": list(PLAIN[..., None]),
+    "list of (1, 64, 64)": list(PLAIN[:, None]),
+    "list of several dtypes": [PLAIN[0], UNIT[1], PLAIN[2] * np.uint16(257)],
+    "list of read-only": list(read_only(PLAIN)),
+    "tensor uint8": torch.from_numpy(PLAIN),
+    "tensor uint16": torch.from_numpy(PLAIN * np.uint16(257)),
+    "tensor float32": torch.from_numpy(UNIT).float(),
+    "tensor float64": torch.from_numpy(UNIT),
+    "tensor with grad": torch.from_numpy(UNIT).float().requires_grad_(),
+    "Parameter": torch.nn.Parameter(torch.from_numpy(UNIT).float()),
+    "tensor not contiguous": torch.from_numpy(strided(PLAIN)),
+    "tensor transposed": torch.from_numpy(PLAIN).mT.contiguous().mT,
+    "tensor (N, 1, 64, 64)": torch.from_numpy(PLAIN)[:, None],
+    "tensor channels-last": torch.from_numpy(PLAIN)[:, None].contiguous(memory_format=torch.channels_last),
+    "tensor (N, 64, 64, 1)": torch.from_numpy(PLAIN)[..., None],
+    "list of tensors": list(torch.from_numpy(PLAIN)),
+    "tuple of tensors with grad": torch.from_numpy(UNIT).float().requires_grad_().unbind(),
+    "grey as RGB": np.repeat(PLAIN[..., None], 3, -1),
+    "tensor grey as RGB": torch.from_numpy(PLAIN)[..., None].expand(-1, -1, -1, 3),
+}
+
+
+@pytest.mark.parametrize("kind", SAME)
+def test_every_kind_gives_the_same_values(kind):
+    np.testing.assert_allclose(read(SAME[kind]), UNIT, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("patches", "rounding"),
+    [
+        (UNIT.astype(np.float16), 2.5e-4),
+        (UNIT.astype(">f2"), 2.5e-4),
+        (torch.from_numpy(UNIT).half(), 2.5e-4),
+        (torch.from_numpy(UNIT).bfloat16(), 2e-3),
+    ],
+    ids=["float16", "big-endian float16", "tensor float16", "tensor bfloat16"],
+)
+def test_half_precision_is_as_good_as_its_rounding(patches, rounding):
+    np.testing.assert_allclose(read(patches), UNIT, atol=rounding)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (64, 64, 1)])
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_a_single_patch(shape, kind):
+    np.testing.assert_allclose(read(kind(PLAIN[0].reshape(shape))), UNIT[:1], atol=1e-6)
+
+
+def test_memory_map(tmp_path):
+    PLAIN.tofile(tmp_path / "patches.raw")
+    mapped = np.memmap(tmp_path / "patches.raw", np.uint8, mode="r", shape=PLAIN.shape)
+    np.testing.assert_array_equal(read(mapped), read(PLAIN))
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+@pytest.mark.parametrize("single", [True, False])
+def test_colour_is_rgb_by_bt601(kind, single):
+    rgb = np.random.default_rng(1).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    expected = (0.299 * rgb[..., 0] + 0.587 * rgb[..., 1] + 0.114 * rgb[..., 2]) / 255
+    got = read(kind(rgb[0])) if single else read(kind(rgb))
+    np.testing.assert_allclose(got, expected[:1] if single else expected, atol=1e-6)
+
+
+def test_colour_in_a_list():
+    pure = [np.full((64, 64, 3), colour, np.uint8) for colour in [(255, 0, 0), (0, 255, 0), (0, 0, 255)]]
+    np.testing.assert_allclose(read(pure)[:, 0, 0], [0.299, 0.587, 0.114], atol=1e-6)
+
+
+@pytest.mark.parametrize("empty", [[], (), np.empty((0, 64, 64)), torch.empty(0, 1, 64, 64), np.empty((0, 64, 64, 3))])
+def test_no_patches(empty):
+    assert read(empty).shape == (0, 64, 64)
+
+
+def test_rounding_beyond_the_range_is_clipped():
+    overshoot = np.full((64, 64), 1 + 1e-6)
+    overshoot[0, 0] = -1e-6
+    values = read(overshoot)
+    assert values.min() == 0
+    assert values.max() == 1
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
+def test_value_range_scales_and_clips(dtype):
+    patch = np.full((64, 64), 100, dtype)
+    patch[0, :4] = [50, 75, 150, 200]
+    values = read(patch, (75, 150))[0]
+    np.testing.assert_allclose(values[0, :5], [0, 0, 1, 1, 1 / 3], atol=1e-6)
+
+
+@pytest.mark.parametrize("value_range", [(-1, 1), [-1.0, 1.0], np.array([-1, 1]), torch.tensor([-1, 1])])
+def test_value_range_of_signed_floats(value_range):
+    np.testing.assert_allclose(read(UNIT * 2 - 1, value_range), UNIT, atol=1e-6)
+
+
+def test_value_range_keeps_the_resolution_of_doubles():
+    np.testing.assert_allclose(read(1e9 + UNIT, (1e9, 1e9 + 1)), UNIT, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("value_range", "error"),
+    [
+        ((1, 0), ValueError),
+        ((3, 3), ValueError),
+        ((0, float("nan")), ValueError),
+        ((0, float("inf")), ValueError),
+        (5, TypeError),
+        ("ab", TypeError),
+        ((0, 1, 2), TypeError),
+        ((0, None), TypeError),
+    ],
+)
+def test_bad_value_range(value_range, error):
+    with pytest.raises(error, match=r"value_range.*patches_a"):
+        read(PLAIN, value_range)
+
+
+def with_value(value):
+    patches = UNIT.astype(np.float32)
+    patches[1, 5, 7] = value
+    return patches
+
+
+WRONG_SHAPE = {
+    "32 px": (np.zeros((2, 32, 32), np.uint8), "extract_patches"),
+    "one of 65 px": (np.zeros((65, 65), np.uint8), "extract_patches"),
+    "whole picture": (np.zeros((480, 640, 3), np.uint8), "extract_patches"),
+    "64 x 32": (np.zeros((2, 64, 32), np.uint8), "extract_patches"),
+    "none of 32 px": (np.zeros((0, 32, 32), np.uint8), "extract_patches"),
+    "tensor of 63 px": (torch.zeros(2, 1, 63, 63), "extract_patches"),
+    "list with 32 px": ([PLAIN[0], PLAIN[0, :32, :32]], r"\[1\] must.*extract_patches"),
+    "channels first": (np.zeros((2, 3, 64, 64), np.uint8), "colours last"),
+    "tensor channels first": (torch.zeros(2, 3, 64, 64), "colours last"),
+    "rank 0": (np.array(0.5), "stack patches"),
+    "rank 1": (np.zeros(64), "stack patches"),
+    "rank 5": (np.zeros((1, 1, 1, 64, 64)), "stack patches"),
+    "list of batches": ([PLAIN, PLAIN], r"\[0\] must have shape"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_SHAPE)
+def test_wrong_shape(case):
+    patches, way_out = WRONG_SHAPE[case]
+    with pytest.raises(ValueError, match=rf"^patches_a.*{way_out}"):
+        read(patches)
+
+
+WRONG_VALUES = {
+    "NaN": (with_value(np.nan), None, "NaN.*nan_to_num"),
+    "inf": (with_value(np.inf), None, "infinite.*nan_to_num"),
+    "-inf": (with_value(-np.inf), None, "infinite.*nan_to_num"),
+    "NaN with value_range": (with_value(np.nan), (0, 1), "NaN"),
+    "NaN in float16": (with_value(np.nan).astype(np.float16), None, "NaN"),
+    "NaN in double": (with_value(np.nan).astype(np.float64), None, "NaN"),
+    "NaN in a tensor": (torch.from_numpy(with_value(np.nan)).bfloat16(), None, "NaN"),
+    "NaN in a list": (list(with_value(np.nan)), None, r"\[1\] holds NaN"),
+    "below 0": (with_value(-0.1), None, r"from -0\.1.*value_range"),
+    "above 1": (with_value(1.1), None, r"to 1\.1.*value_range"),
+    "float 0..255": (PLAIN.astype(np.float32), None, "to 255.*value_range"),
+    "tensor 0..255": (torch.from_numpy(PLAIN).float(), None, "to 255.*value_range"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_VALUES)
+def test_wrong_values(case):
+    patches, value_range, message = WRONG_VALUES[case]
+    with pytest.raises(ValueError, match=f"^patches_a.*{message}"):
+        read(patches, value_range)
+
+
+UINT8_OR_FLOAT = "must be uint8, uint16 or floating point, got.*value_range"
+WRONG_KIND = {
+    **{
+        f"array {dtype}": (PLAIN.astype(dtype), UINT8_OR_FLOAT)
+        for dtype in ("int8", "int16", "int32", "int64", "uint32", "uint64", "bool", "complex64", "object", "U1")
+    },
+    **{
+        f"tensor {dtype}": (torch.from_numpy(PLAIN).to(dtype), UINT8_OR_FLOAT)
+        for dtype in (torch.int8, torch.int16, torch.int32, torch.int64, torch.bool, torch.complex64)
+    },
+    "structured": (np.zeros((2, 64, 64), [("grey", "u1")]), UINT8_OR_FLOAT),
+    "string": ("patches.npy", "got str.*numpy.asarray"),
+    "bytes": (b"\0" * 4096, "got bytes.*numpy.asarray"),
+    "None": (None, "got NoneType.*numpy.asarray"),
+    "number": (0.5, "got float.*numpy.asarray"),
+    "dict": ({"a": PLAIN}, "got dict.*numpy.asarray"),
+    "generator": ((p for p in PLAIN), "got generator.*numpy.asarray"),
+    "nested lists": (PLAIN.tolist(), r"\[0\] must.*got list.*numpy.asarray"),
+    "list with None": ([PLAIN[0], None], r"\[1\] must.*got NoneType"),
+    "list with int32": ([PLAIN[0], PLAIN[0].astype(np.int32)], rf"\[1\] {UINT8_OR_FLOAT}"),
+    "array then tensor": ([PLAIN[0], torch.from_numpy(PLAIN[1])], r"mixes.*patches_a\[1\]"),
+    "tensor then array": ([torch.from_numpy(PLAIN[0]), PLAIN[1]], r"mixes.*patches_a\[1\]"),
+    "masked array": (np.ma.masked_less(PLAIN, 9), r"masked.*\.filled"),
+    "list of masked": ([np.ma.masked_less(PLAIN[0], 9)], r"\[0\] is a masked.*\.filled"),
+    "sparse tensor": (torch.from_numpy(UNIT).to_sparse(), r"dense.*\.to_dense"),
+    "meta tensor": (torch.empty(2, 64, 64, device="meta"), "dense tensor with values"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_KIND)
+def test_wrong_kind(case):
+    patches, message = WRONG_KIND[case]
+    with pytest.raises(TypeError, match=f"^patches_a.*{message}"):
+        read(patches)
+
+
+# extract_patches
+
+H, W = 150, 200
+PICTURE = np.arange(H * W, dtype=np.uint16).reshape(H, W)  # every pixel another value
+RAMP = (np.arange(W) * 0.5 + np.arange(H)[:, None] * 2.0).astype(np.float32)
+
+
+def padded(picture, x, y, size=64):
+    """The patch at whole (x, y), cut from a picture extended by reflection."""
+    pad = 4 * size
+    return np.pad(picture, pad, mode="reflect")[y - size // 2 + pad :, x - size // 2 + pad :][:size, :size]
+
+
+@pytest.mark.parametrize(("x", "y"), [(32, 32), (100, 80), (W - 32, H - 32), (33, 117)])
+def test_patch_covers_half_open_window(x, y):
+    patches, valid = extract_patches(PICTURE, [(x, y)])
+    assert patches.shape == (1, 64, 64)
+    assert patches.dtype == np.uint16
+    assert valid.dtype == np.bool_
+    assert valid.tolist() == [True]
+    np.testing.assert_array_equal(patches[0], PICTURE[y - 32 : y + 32, x - 32 : x + 32])
+    assert patches[0, 32, 32] == PICTURE[y, x]
+
+
+@pytest.mark.parametrize(
+    ("x", "y"), [(31, 32), (32, 31), (W - 31, 80), (80, H - 31), (0, 0), (W - 1, H - 1), (-20, 40), (80, H + 31)]
+)
+def test_patch_over_the_border_is_reflected(x, y):
+    patches, valid = extract_patches(PICTURE, [(x, y)])
+    assert valid.tolist() == [False]
+    np.testing.assert_array_equal(patches[0], padded(PICTURE, x, y))
+
+
+@pytest.mark.parametrize(
+    ("x", "expected"), [(31.99, False), (32.0, True), (32.5, True), (W - 32.5, True), (W - 32, True), (W - 31.9, False)]
+)
+def test_validity_between_pixels(x, expected):
+    assert extract_patches(PICTURE, [(x, 70.0)])[1].tolist() == [expected]
+
+
+@pytest.mark.parametrize("offset", [(0.5, 0.0), (0.0, 0.25), (0.75, 0.5), (1 / 32, 31 / 32)])
+def test_between_pixels_is_bilinear(offset):
+    x, y = 80 + offset[0], 60 + offset[1]
+    patches, valid = extract_patches(RAMP, [(x, y)])
+    steps = np.arange(-32, 32)
+    np.testing.assert_allclose(patches[0], (x + steps) * 0.5 + (y + steps)[:, None] * 2.0, atol=1e-4)
+    assert valid.all()
+
+
+def test_between_pixels_is_exact_to_a_32nd():
+    points = np.random.default_rng(0).uniform(40, 100, (20, 2))
+    patches, _ = extract_patches(RAMP, points)
+    np.testing.assert_allclose(patches[:, 32, 32], points @ [0.5, 2.0], atol=2.5 / 64 + 1e-4)
+
+
+def test_more_points_than_are_cut_at_once():
+    points = np.random.default_rng(0).integers(40, 100, (1100, 2)) + 0.5
+    patches, valid = extract_patches(RAMP, points)
+    assert valid.all()
+    np.testing.assert_allclose(patches[:, 32, 32], points @ [0.5, 2.0], atol=1e-4)
+
+
+def test_whole_and_broken_points_together_keep_their_order():
+    points = [(80.5, 70), (80, 70), (-5, 3), (81, 70)]
+    patches, valid = extract_patches(RAMP, points)
+    assert valid.tolist() == [True, True, False, True]
+    for point, patch in zip(points, patches, strict=True):
+        np.testing.assert_array_equal(patch, extract_patches(RAMP, [point])[0][0])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        ("uint8", "uint8"),
+        ("uint16", "uint16"),
+        (">u2", "uint16"),
+        ("float16", "float32"),
+        ("float32", "float32"),
+        ("float64", "float32"),
+        (">f4", "float32"),
+    ],
+)
+def test_dtype_of_the_picture_is_kept(dtype, expected):
+    picture = (PICTURE % 256).astype(dtype)
+    patches, _ = extract_patches(picture, [(50, 60), (50.5, 60), (3, 3)])
+    assert patches.dtype == np.dtype(expected)
+    np.testing.assert_array_equal(patches[0], picture[28:92, 18:82].astype(expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_picture_as_a_tensor(dtype):
+    picture = torch.from_numpy((PICTURE % 256).astype(np.uint8)).to(dtype)
+    patches, _ = extract_patches(picture, [(50, 60)])
+    np.testing.assert_array_equal(patches[0], (PICTURE % 256)[28:92, 18:82])
+
+
+def test_picture_is_a_view_and_stays_as_it_is():
+    picture = read_only(PICTURE)[::-1, ::2]
+    patches, _ = extract_patches(picture, [(50, 60), (50.5, 60)])
+    np.testing.assert_array_equal(patches[0], picture[28:92, 18:82])
+    assert not np.shares_memory(patches, picture)
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(np.uint8, 1), (np.uint16, 1), (np.float32, 1e-3)])
+def test_colour_picture_is_rgb(dtype, rounding):
+    rgb = np.random.default_rng(2).integers(0, 256, (H, W, 3)).astype(dtype)
+    patches, _ = extract_patches(rgb, [(50, 60)])
+    np.testing.assert_allclose(patches[0], (rgb @ [0.299, 0.587, 0.114])[28:92, 18:82], atol=rounding)
+
+
+def test_one_channel_picture():
+    np.testing.assert_array_equal(
+        extract_patches(PICTURE[..., None], [(50, 60)])[0], extract_patches(PICTURE, [(50, 60)])[0]
+    )
+
+
+POINTS = np.array([[50.0, 60.0], [70.5, 80.25]], np.float32)
+LAFS = np.concatenate([np.tile(np.float32([[7, 1], [-1, 7]]), (2, 1, 1)), POINTS[:, :, None]], 2)
+
+
+@pytest.mark.parametrize(
+    "keypoints",
+    [
+        POINTS.tolist(),
+        [tuple(p) for p in POINTS.tolist()],
+        POINTS.astype(np.float64),
+        POINTS.astype(">f8"),
+        POINTS.astype(np.float16),
+        torch.from_numpy(POINTS).requires_grad_(),
+        torch.from_numpy(POINTS).bfloat16(),
+        [cv2.KeyPoint(float(x), float(y), 5.0, 30.0) for x, y in POINTS],
+        tuple(cv2.KeyPoint(float(x), float(y), 5.0) for x, y in POINTS),
+        LAFS,
+        LAFS[None],
+        torch.from_numpy(LAFS)[None],
+    ],
+    ids=[
+        "lists",
+        "tuples",
+        "double",
+        "big-endian",
+        "half",
+        "tensor",
+        "bfloat16",
+        "KeyPoint",
+        "tuple of KeyPoint",
+        "LAFs",
+        "batch of LAFs",
+        "tensor of LAFs",
+    ],
+)
+def test_kinds_of_keypoints(keypoints):
+    exact = keypoints if isinstance(keypoints, torch.Tensor) and keypoints.dtype == torch.bfloat16 else POINTS
+    expected = POINTS if exact is POINTS else exact.float().numpy()
+    np.testing.assert_array_equal(extract_patches(RAMP, keypoints)[0], extract_patches(RAMP, expected)[0])
+
+
+@pytest.mark.parametrize(
+    "keypoints",
+    [[], (), np.empty((0, 2)), torch.empty(0, 2), np.empty((0, 2, 3)), torch.empty(1, 0, 2, 3)],
+    ids=["list", "tuple", "array", "tensor", "LAFs", "batch of LAFs"],
+)
+def test_no_keypoints(keypoints):
+    patches, valid = extract_patches(PICTURE, keypoints)
+    assert patches.shape == (0, 64, 64)
+    assert patches.dtype == np.uint16
+    assert valid.shape == (0,)
+    assert valid.dtype == np.bool_
+
+
+@pytest.mark.parametrize("far", [1e4, 1e6, 1e9, 1e20, 1e300])
+def test_points_far_outside(far):
+    patches, valid = extract_patches(RAMP, [(far, 70), (-far, 70), (50, far), (-far, -far + 0.5)])
+    assert not valid.any()
+    assert patches.min() >= RAMP.min()
+    assert patches.max() <= RAMP.max()
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (1, 1), (64, 3)])
+def test_picture_smaller_than_a_patch(shape):
+    picture = PICTURE[: shape[0], : shape[1]]
+    patches, valid = extract_patches(picture, [(1, 1)])
+    assert not valid.any()
+    np.testing.assert_array_equal(patches[0], padded(picture, 1, 1))
+
+
+@pytest.mark.parametrize("shape", [(70, 40_000), (40_000, 70)])
+def test_picture_longer_than_opencv_remaps(shape):
+    picture = np.broadcast_to((np.arange(max(shape)) % 251).astype(np.uint8), (70, 40_000))
+    points = np.array([[39_950.0, 35.0], [39_900.5, 34.5]])
+    transposed = shape[0] > shape[1]
+    patches, valid = extract_patches(picture.T if transposed else picture, points[:, ::-1] if transposed else points)
+    assert valid.all()
+    line = patches[1, :, 0] if transposed else patches[1, 0]
+    np.testing.assert_allclose(line, (picture[0, 39_868:39_932] + picture[0, 39_869:39_933].astype(float)) / 2, atol=1)
+
+
+@pytest.mark.parametrize("size", [2, 16, 128])
+def test_patch_size(size):
+    patches, _ = extract_patches(PICTURE, [(75, 70), (5, 5)], patch_size=size)
+    assert patches.shape == (2, size, size)
+    np.testing.assert_array_equal(patches[0], padded(PICTURE, 75, 70, size))
+    np.testing.assert_array_equal(patches[1], padded(PICTURE, 5, 5, size))
+
+
+@pytest.mark.parametrize("size", [0, -2, 63, 64.0, "64", None])
+def test_bad_patch_size(size):
+    with pytest.raises((TypeError, ValueError), match="patch_size must be"):
+        extract_patches(PICTURE, POINTS, patch_size=size)
+
+
+@pytest.mark.parametrize(
+    ("image", "error"),
+    [
+        (None, TypeError),
+        ("picture.png", TypeError),
+        ([[0.0, 1.0]], TypeError),
+        (PICTURE.astype(np.int32), TypeError),
+        (PICTURE > 9, TypeError),
+        (PICTURE.astype(complex), TypeError),
+        (np.ma.masked_less(PICTURE, 9), TypeError),
+        (torch.zeros(H, W, dtype=torch.int64), TypeError),
+        (torch.zeros(H, W).to_sparse(), TypeError),
+        (np.zeros((3, H, W), np.uint8), ValueError),
+        (np.zeros((H, W, 4), np.uint8), ValueError),
+        (np.zeros((1, H, W, 3), np.uint8), ValueError),
+        (np.zeros(H, np.uint8), ValueError),
+        (np.zeros((0, W), np.uint8), ValueError),
+        (np.where(RAMP > 9, np.nan, RAMP), ValueError),
+        (np.where(RAMP > 9, np.inf, RAMP), ValueError),
+    ],
+    ids=[
+        "None",
+        "string",
+        "lists",
+        "int32",
+        "bool",
+        "complex",
+        "masked",
+        "int64 tensor",
+        "sparse",
+        "channels first",
+        "RGBA",
+        "batch",
+        "rank 1",
+        "empty",
+        "NaN",
+        "inf",
+    ],
+)
+def test_bad_picture(image, error):
+    with pytest.raises(error, match="image "):
+        extract_patches(image, POINTS)
+
+
+@pytest.mark.parametrize(
+    ("keypoints", "error"),
+    [
+        (None, (TypeError, ValueError)),
+        ("abc", TypeError),
+        ([1.0, 2.0], ValueError),
+        (np.zeros((3, 3)), ValueError),
+        (np.zeros((2, 5, 2, 3)), ValueError),
+        ([(1.0, 2.0), (3.0,)], (TypeError, ValueError)),
+        ([(float("nan"), 2.0)], ValueError),
+        ([(float("inf"), 2.0)], ValueError),
+        (cv2.KeyPoint(1.0, 2.0, 3.0), TypeError),
+        ([cv2.KeyPoint(1.0, 2.0, 3.0), (1.0, 2.0)], TypeError),
+        ([("a", "b")], TypeError),
+    ],
+    ids=[
+        "None",
+        "string",
+        "one point",
+        "three columns",
+        "two batches",
+        "ragged",
+        "NaN",
+        "inf",
+        "one KeyPoint",
+        "mixed",
+        "letters",
+    ],
+)
+def test_bad_keypoints(keypoints, error):
+    with pytest.raises(error, match="keypoints "):
+        extract_patches(PICTURE, keypoints)

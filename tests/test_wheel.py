@@ -1,0 +1,75 @@
+"""The built distribution, used as a user without the checkout and without a network would."""
+
+import os
+import site
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCORE = """
+import socket
+def refuse(*args, **kwargs):
+    raise OSError("no network in this test")
+socket.socket.connect = refuse
+import numpy as np
+import rrl_match
+assert {folder!r} in rrl_match.__file__, rrl_match.__file__
+matcher = rrl_match.RRLMatcher.from_pretrained(dtype="float32")
+patches = np.random.default_rng(0).integers(0, 256, (2, 64, 64), dtype=np.uint8)
+print(matcher.modalities, matcher.score(patches, patches).tolist())
+"""
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory):
+    """The sdist, and the wheel that is built from it."""
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run([sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)], check=True, capture_output=True)
+    (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
+    return sdist, wheel
+
+
+@pytest.mark.slow
+def test_wheel_carries_the_weights_and_the_types(distributions):
+    names = set(zipfile.ZipFile(distributions[1]).namelist())
+    for file in ("config.json", "model.safetensors", "README.md"):
+        assert f"rrl_match/weights/vis-nir/{file}" in names
+    assert {"rrl_match/py.typed", "rrl_match/weights/manifest.json"} <= names
+    assert "rrl_match/training/recipes/vis-nir.json" in names
+    assert not [name for name in names if name.startswith(("tests/", "examples/"))]
+
+
+@pytest.mark.slow
+def test_sdist_carries_what_the_wheel_is_built_from(distributions):
+    sdist, wheel = distributions
+    with tarfile.open(sdist) as tar:
+        inside = {name.partition("/")[2] for name in tar.getnames()}
+    for name in zipfile.ZipFile(wheel).namelist():
+        if ".dist-info/" not in name:
+            assert name.replace("rrl_match/weights/", "weights/") in inside
+
+
+@pytest.mark.slow
+def test_installed_wheel_scores_from_another_folder(distributions, tmp_path):
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    python = venv / "bin" / "python"
+    pip = [str(python), "-m", "pip", "install", "-q", "--no-index", "--no-deps", str(distributions[1])]
+    subprocess.run(pip, check=True)
+    # The dependencies of this environment; appended to the path alone, so an editable install in it is not seen.
+    (next((venv / "lib").glob("python*")) / "site-packages" / "dependencies.pth").write_text(site.getsitepackages()[0])
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [str(python), "-c", SCORE.format(folder=str(venv))],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.startswith("('vis', 'nir') [")
