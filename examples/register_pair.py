@@ -54,7 +54,7 @@ def overlay(image_a: Image, image_b: Image, matrix: NDArray[np.float64]) -> Imag
     a = cv2.warpAffine(cv2.cvtColor(image_a, cv2.COLOR_RGB2GRAY), matrix, (w, h))
     b = cv2.cvtColor(image_b, cv2.COLOR_RGB2GRAY)
     a, b = (cv2.createCLAHE(3.0, (8, 8)).apply(x) for x in (a, b))
-    return np.dstack([b, (a // 2 + b // 2), a])
+    return np.dstack([b, a // 2 + b // 2, a]).astype(np.uint8)
 
 
 def draw_matches(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +27,14 @@ def choose_device(device: str | torch.device) -> torch.device:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device must be 'auto', 'cpu', 'cuda', 'cuda:N' or a torch.device, got {device!r}") from error
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device {device!r} is not there, {torch.cuda.device_count()} CUDA devices are: use device='auto'"
-        )
+    if chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be a CPU or CUDA device, got {device!r}: use device='auto'")
+    if chosen.type == "cuda":
+        if (chosen.index or 0) >= torch.cuda.device_count():
+            count = torch.cuda.device_count()
+            raise ValueError(f"device {device!r} is not there, {count} CUDA devices are: use device='auto'")
+        # the very device, so that a later torch.cuda.set_device does not part the patches from the weights
+        chosen = torch.device("cuda", torch.cuda.current_device() if chosen.index is None else chosen.index)
     return chosen
 
 
@@ -61,34 +67,60 @@ def cpu_has_bf16() -> bool:
 class InferenceRRLNet(nn.Module):
     """An :class:`RRLNet` made ready to score: same results up to the rounding of `dtype`.
 
-    Batch norms are folded into the convolutions before them, maps are channels-last in `dtype`; the dense
-    layers of the score stay in float32, where they cost nothing and keep close scores apart.
+    Batch norms are folded into the convolutions before them, maps are channels-last in `dtype`; descriptors and the
+    dense layers of the score stay in float32, where they cost nothing and keep close scores apart.
     """
 
     def __init__(self, network: RRLNet, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         self.device, self.dtype = device, dtype
+        self._process = os.getpid()
         folded = copy.deepcopy(network).eval().requires_grad_(False)
         for unit in folded.modules():
             if isinstance(unit, ConvUnit):
                 unit.conv = fuse_conv_bn_eval(unit.conv, unit.norm)
                 unit.norm = nn.Identity()  # type: ignore[assignment]
         self.network = folded.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for name, module in self.network.named_children():
+            if name.startswith("descriptor"):
+                module.float()
         self.network.metric.head.float()
 
-    @torch.no_grad()
-    def encode(self, patches: Tensor, band: str) -> tuple[list[Tensor], Tensor]:
-        """Patches (N, 1, S, S) of band "a" or "b" to its encoder's maps, and descriptors (N, descriptor_dim)."""
-        net = self.network
-        encoder = net.encoder_a if band == "a" else net.encoder_b
-        maps = encoder(patches.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last))
-        if not net.config.descriptor_dim:
-            return maps, torch.empty(len(patches), 0, device=self.device)
-        return maps, (net.descriptor_a if band == "a" else net.descriptor_b)(maps)
+    def encode(self, patches: Tensor, band: str) -> list[Tensor]:
+        """Patches (N, 1, S, S) in [0, 1] of band "a" or "b" to its encoder's maps."""
+        encoder = self.network.encoder_a if band == "a" else self.network.encoder_b
+        with self._computing():
+            patches = patches.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last)
+            maps: list[Tensor] = encoder(patches)
+            return maps
 
-    @torch.no_grad()
+    def describe(self, maps: Sequence[Tensor], band: str) -> Tensor:
+        """Maps of band "a" or "b" to descriptors (N, descriptor_dim), float32 of unit length."""
+        if not self.network.config.descriptor_dim:
+            return torch.empty(len(maps[-1]), 0, dtype=torch.float32, device=self.device)
+        with self._computing():
+            head = self.network.descriptor_a if band == "a" else self.network.descriptor_b
+            descriptors: Tensor = head(maps[-1].float())
+            return descriptors
+
     def relate(self, maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]) -> Tensor:
-        """Maps of P pairs to scores (P,) float32."""
-        net = self.network
-        private = [fil(a, b)[0] for fil, a, b in zip(net.interactions, maps_a, maps_b, strict=True)]
-        return torch.sigmoid(net.metric.head(net.metric(private)[-1].float()))
+        """Maps of P pairs to scores (P,), float32.
+
+        Raises:
+            FloatingPointError: float16 overflowed.
+        """
+        with self._computing():
+            logits = self.network.metric.head(self.network.relate(maps_a, maps_b).float())
+        if self.dtype == torch.float16 and not bool(torch.isfinite(logits).all()):
+            raise FloatingPointError("these weights overflow float16 on these patches: use dtype=torch.float32")
+        return torch.sigmoid(logits)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Without gradients, whatever autocast the caller is in, and with threads that are there."""
+        if os.getpid() != self._process:
+            # A forked child has none of its parent's OpenMP threads and would wait for them for ever.
+            torch.set_num_threads(1)
+            self._process = os.getpid()
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            yield

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Self
 
 from rrl_match import pretrained
@@ -23,10 +25,10 @@ from rrl_match.modeling import RRLNet
 from rrl_match.patches import Patches, PatchSource, ValueRange
 from rrl_match.pretrained import ModelConfig
 
-_BATCH = {"cpu": 64, "cuda": 2048}  # pairs at once: enough to fill the device, little enough to stay in its caches
+_BATCH = {"cpu": 64, "cuda": 512}  # pairs at once: enough to fill the device, little enough for small memories
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Codes:
     """Encoded patches of one band, made by :meth:`RRLMatcher.encode`, for :meth:`RRLMatcher.score_codes`.
 
@@ -36,11 +38,13 @@ class Codes:
         band: "a" or "b".
         maps: the encoder's five maps, (N, C, H, W) each.
         descriptors: (N, dim) float32 of unit length; dim is 0 where the weights have no descriptor heads.
+        encoder: checksum of the encoder's weights, so that codes of other weights are refused.
     """
 
     band: str
     maps: tuple[Tensor, ...]
     descriptors: Tensor
+    encoder: int
 
     def __len__(self) -> int:
         return len(self.maps[0])
@@ -79,6 +83,12 @@ class RRLMatcher:
         self._card = card
         self._network = network  # as trained, for saving
         self._inference = InferenceRRLNet(network, self.device, self.dtype)
+        self._encoders = {"a": _checksum(network.encoder_a), "b": _checksum(network.encoder_b)}
+
+    def __reduce__(self) -> Any:
+        """Pickled as bytes: tensors would take a file descriptor each on their way to another process."""
+        weights = pretrained.to_bytes(self._network)
+        return _unpickle, (type(self), weights, self.config, str(self.device), self.dtype, self._card)
 
     @classmethod
     def from_pretrained(
@@ -119,7 +129,7 @@ class RRLMatcher:
         )
         network, config = pretrained.load_folder(folder)
         card = folder / pretrained.CARD_FILE
-        text = card.read_text(encoding="utf-8") if card.is_file() else ""
+        text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
         return cls(network, config, device=device, dtype=dtype, card=text)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
@@ -195,10 +205,10 @@ class RRLMatcher:
                 f"patches_a and patches_b must be equally many, got {len(sources[0])} and {len(sources[1])}: "
                 "score_matrix scores each against each"
             )
-        scores = torch.empty(len(sources[0]))
+        scores = torch.empty(len(sources[0]), dtype=torch.float32, device="cpu")
         for start, stop in self._batches(len(scores), batch_size, progress, "scoring"):
             maps_a, maps_b = (
-                self._inference.encode(source.batch(start, stop, self.device), band)[0]
+                self._inference.encode(source.batch(start, stop, self.device), band)
                 for source, band in zip(sources, "ab", strict=True)
             )
             scores[start:stop] = self._inference.relate(maps_a, maps_b)
@@ -243,8 +253,14 @@ class RRLMatcher:
             if not isinstance(codes, Codes) or codes.band != band:
                 what = f"codes of band {codes.band!r}" if isinstance(codes, Codes) else type(codes).__name__
                 raise TypeError(f"codes_{band} must come from encode(patches, {band!r}), got {what}")
+            place = codes.maps[0].dtype, codes.maps[0].device
+            if codes.encoder != self._encoders[band] or place != (self.dtype, self.device):
+                raise ValueError(
+                    f"codes_{band} were made by a matcher of other weights, dtype or device "
+                    f"({place[0]} on {place[1]}): encode the patches with this one"
+                )
         pairs = _as_index_pairs(index_pairs, len(codes_a), len(codes_b))
-        scores = self._score_pairs(codes_a, codes_b, pairs, batch_size, progress)
+        scores = self._score_pairs(codes_a.maps, codes_b.maps, pairs, batch_size, progress)
         return scores.to(index_pairs.device) if isinstance(index_pairs, Tensor) else scores.numpy()
 
     def score_matrix(
@@ -258,19 +274,18 @@ class RRLMatcher:
     ) -> Any:
         """Scores (N, M) of each of N patches of A against each of M patches of B.
 
-        Each patch is encoded once. Holds the codes of all patches of B, 254 kB each in bfloat16.
+        Each patch is encoded once. Holds the codes of all patches of B in memory, 254 kB each in bfloat16.
 
         Args: as in :meth:`score`, but the numbers of patches may differ.
         """
         source_a, source_b = self._sources(patches_a, patches_b, value_range)
         codes_b = self._encode(source_b, "b", batch_size)
-        scores = torch.empty(len(source_a), len(source_b))
-        columns = torch.arange(len(source_b))
+        scores = torch.empty(len(source_a), len(source_b), dtype=torch.float32, device="cpu")
+        columns = torch.arange(len(source_b), device="cpu")
         for start, stop in self._batches(len(source_a), batch_size, progress, "scoring"):
-            maps, descriptors = self._inference.encode(source_a.batch(start, stop, self.device), "a")
-            pairs = torch.cartesian_prod(torch.arange(stop - start), columns)
-            codes_a = Codes("a", tuple(maps), descriptors)
-            scores[start:stop] = self._score_pairs(codes_a, codes_b, pairs, batch_size).view(stop - start, -1)
+            maps_a = self._inference.encode(source_a.batch(start, stop, self.device), "a")
+            pairs = torch.cartesian_prod(torch.arange(stop - start, device="cpu"), columns)
+            scores[start:stop] = self._score_pairs(maps_a, codes_b.maps, pairs, batch_size).view(stop - start, -1)
         return source_a.like_input(scores)
 
     def match(
@@ -288,6 +303,8 @@ class RRLMatcher:
     ) -> Matches:
         """The best partner in B for each patch of A, where it is good enough.
 
+        Each patch is encoded once. Holds the codes of all patches in memory, 254 kB each in bfloat16.
+
         Args:
             patches_a, patches_b: N and M patches, as in :meth:`score`.
             candidates: partners for each patch, of either band, that the descriptors propose and the metric network
@@ -304,9 +321,9 @@ class RRLMatcher:
             ValueError: among others, the weights have no descriptors to find candidates by.
         """
         threshold = self.threshold if threshold is None else threshold
-        if not 0 <= threshold <= 1:
+        if not isinstance(threshold, (int, float, np.number)) or not 0 <= threshold <= 1:
             raise ValueError(f"threshold must lie in [0, 1], got {threshold!r}")
-        if candidates is not None and (not isinstance(candidates, int) or candidates < 1):
+        if candidates is not None and not _is_count(candidates):
             raise ValueError(f"candidates must be a positive integer, or None to score all pairs, got {candidates!r}")
         source_a, source_b = self._sources(patches_a, patches_b, value_range)
         n, m = len(source_a), len(source_b)
@@ -322,10 +339,10 @@ class RRLMatcher:
         if given is not None:
             pairs = given
         elif candidates is None or all_pairs:
-            pairs = torch.cartesian_prod(torch.arange(n), torch.arange(m))
+            pairs = torch.cartesian_prod(torch.arange(n, device="cpu"), torch.arange(m, device="cpu"))
         else:
             pairs = nearest_candidates(codes_a.descriptors, codes_b.descriptors, candidates).cpu()
-        scores = self._score_pairs(codes_a, codes_b, pairs, batch_size, progress)
+        scores = self._score_pairs(codes_a.maps, codes_b.maps, pairs, batch_size, progress)
         indices, scores = select_matches(pairs, scores, mutual=mutual, threshold=threshold)
         return Matches(source_a.like_input(indices), source_a.like_input(scores))
 
@@ -338,34 +355,59 @@ class RRLMatcher:
         return source_a, source_b
 
     def _encode(self, source: PatchSource, band: str, batch_size: int | None, progress: bool = False) -> Codes:
-        parts = [
-            self._inference.encode(source.batch(start, stop, self.device), band)
-            for start, stop in self._batches(len(source), batch_size, progress, "encoding")
-        ] or [self._inference.encode(source.batch(0, 0, self.device), band)]
-        maps = tuple(torch.cat(stage) for stage in zip(*(maps for maps, _ in parts), strict=True))
-        return Codes(band, maps, torch.cat([descriptors for _, descriptors in parts]))
+        maps = self._inference.encode(source.batch(0, 0, self.device), band)
+        codes = [torch.empty(len(source), *m.shape[1:], dtype=m.dtype, device=m.device) for m in maps]
+        codes = [m.contiguous(memory_format=torch.channels_last) for m in codes]
+        descriptors = [self._inference.describe(maps, band)]
+        for start, stop in self._batches(len(source), batch_size, progress, "encoding"):
+            maps = self._inference.encode(source.batch(start, stop, self.device), band)
+            descriptors.append(self._inference.describe(maps, band))
+            for whole, part in zip(codes, maps, strict=True):
+                whole[start:stop] = part
+        return Codes(band, tuple(codes), torch.cat(descriptors), self._encoders[band])
 
     def _score_pairs(
-        self, codes_a: Codes, codes_b: Codes, pairs: Tensor, batch_size: int | None, progress: bool = False
+        self,
+        maps_a: Sequence[Tensor],
+        maps_b: Sequence[Tensor],
+        pairs: Tensor,
+        batch_size: int | None,
+        progress: bool = False,
     ) -> Tensor:
         """Scores (P,) on the CPU of pairs (P, 2)."""
-        scores = torch.empty(len(pairs))
+        scores = torch.empty(len(pairs), dtype=torch.float32, device="cpu")
         for start, stop in self._batches(len(pairs), batch_size, progress, "scoring"):
             rows_a, rows_b = pairs[start:stop].to(self.device).unbind(1)
-            scores[start:stop] = self._inference.relate(
-                [m[rows_a] for m in codes_a.maps], [m[rows_b] for m in codes_b.maps]
-            )
+            scores[start:stop] = self._inference.relate([m[rows_a] for m in maps_a], [m[rows_b] for m in maps_b])
         return scores
 
     def _batches(self, count: int, batch_size: int | None, progress: bool, label: str) -> Iterator[tuple[int, int]]:
         size = _BATCH.get(self.device.type, 64) if batch_size is None else batch_size
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        if not _is_count(size):
             raise ValueError(f"batch_size must be a positive integer or None, got {batch_size!r}")
-        with tqdm(total=count, desc=label, disable=not progress) as bar:
+        with tqdm(total=count, desc=label) if progress else nullcontext() as bar:  # a bar starts a thread, even unseen
             for start in range(0, count, size):
                 stop = min(start + size, count)
                 yield start, stop
-                bar.update(stop - start)
+                if bar is not None:
+                    bar.update(stop - start)
+
+
+def _checksum(module: nn.Module) -> int:
+    total = 0
+    for value in module.state_dict().values():
+        total = zlib.crc32(value.detach().cpu().contiguous().numpy().tobytes(), total)
+    return total
+
+
+def _unpickle(
+    kind: type[RRLMatcher], weights: bytes, config: ModelConfig, device: str, dtype: torch.dtype, card: str
+) -> RRLMatcher:
+    return kind(pretrained.from_bytes(weights, config), config, device=device, dtype=dtype, card=card)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 1)
 
 
 def _range_per_band(value_range: Any) -> tuple[Any, Any]:
@@ -384,11 +426,14 @@ def _range_per_band(value_range: Any) -> tuple[Any, Any]:
 
 def _as_index_pairs(index_pairs: Any, n: int, m: int) -> Tensor:
     """(P, 2) int64 on the CPU, checked against the numbers of patches."""
-    values: NDArray[Any] = (
-        index_pairs.detach().cpu().numpy() if isinstance(index_pairs, Tensor) else np.asarray(index_pairs)
-    )
+    try:
+        values: NDArray[Any] = (
+            index_pairs.detach().cpu().numpy() if isinstance(index_pairs, Tensor) else np.asarray(index_pairs)
+        )
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"index_pairs must have shape (P, 2), row of A and row of B: {error}") from error
     if values.size == 0:
-        return torch.empty(0, 2, dtype=torch.int64)
+        return torch.empty(0, 2, dtype=torch.int64, device="cpu")
     if values.dtype.kind not in "iu":
         raise TypeError(f"index_pairs must be integers, got {values.dtype}")
     if values.ndim != 2 or values.shape[1] != 2:

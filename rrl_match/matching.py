@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Matches:
     """Pairs that belong together.
 
@@ -81,7 +81,7 @@ def nearest_candidates(descriptors_a: Tensor, descriptors_b: Tensor, candidates:
     has something to check; a pair found twice is given once. At most candidates * (N + M) pairs.
     """
     n, m = len(descriptors_a), len(descriptors_b)
-    if not n or not m or not candidates:
+    if not n or not m:
         return torch.empty(0, 2, dtype=torch.int64, device=descriptors_a.device)
     keys = []
     for queries, others, forward in ((descriptors_a, descriptors_b, True), (descriptors_b, descriptors_a, False)):

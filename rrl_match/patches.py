@@ -69,7 +69,7 @@ class PatchSource:
         rows = self._items[start:stop]
         if isinstance(rows, (list, tuple)):
             if not rows:
-                return torch.empty(0, 1, self.size, self.size, device=device)
+                return torch.empty(0, 1, self.size, self.size, dtype=torch.float32, device=device)
             grey = torch.cat(
                 [self._grey(_to_tensor(row)[None], device, f"{self.name}[{start + k}]") for k, row in enumerate(rows)]
             )
@@ -97,8 +97,8 @@ class PatchSource:
             )
         if not _is_accepted(value):
             raise TypeError(
-                f"{name} must be uint8, uint16 or floating point, got {value.dtype}: convert it, "
-                f"e.g. {name}.astype('uint8'), or to float32 together with value_range=(low, high)"
+                f"{name} must be uint8, uint16 or floating point, got {value.dtype}: convert it to float32 and pass "
+                "value_range=(low, high), the values that become black and white"
             )
 
     def _check_shape(self, shape: tuple[int, ...], name: str, batched: bool) -> None:
@@ -109,6 +109,8 @@ class PatchSource:
         expected = f"({s}, {s}), (N, {s}, {s}), (N, 1, {s}, {s}), (N, {s}, {s}, 1) or (N, {s}, {s}, 3)"
         if len(shape) == 4 and shape[1] == 3:
             way_out = f"put the colours last, as (N, {s}, {s}, 3) in RGB order"
+        elif len(shape) >= 3 and shape[-1] == 4:
+            way_out = "drop alpha, patches[..., :3]"
         elif len(shape) < 2 or len(shape) > 4:
             way_out = "stack patches along the first axis"
         else:
@@ -142,14 +144,14 @@ class PatchSource:
             x = x.clamp(0, 1)
         x = x.float()
         if x.ndim == 4 and x.shape[-1] == 3 and x.shape[1] != 1:
-            x = x @ torch.tensor(BT601, device=device)
+            x = x @ torch.tensor(BT601, dtype=x.dtype, device=device)
         return x.reshape(len(x), 1, self.size, self.size)
 
 
 def _is_accepted(value: NDArray[Any] | Tensor) -> bool:
     if isinstance(value, Tensor):
         return value.dtype in _FULL_RANGE or value.dtype in _FLOATS
-    return value.dtype in (np.uint8, np.uint16) or value.dtype.kind == "f"
+    return value.dtype.newbyteorder("=") in (np.uint8, np.uint16) or value.dtype.kind == "f"
 
 
 def _is_single(shape: tuple[int, ...], size: int) -> bool:
@@ -183,9 +185,7 @@ def _kind(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
 
 
-def extract_patches(
-    image: NDArray[Any] | Tensor, keypoints: Any, patch_size: int = 64
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+def extract_patches(image: NDArray[Any] | Tensor, keypoints: Any, patch_size: int = 64) -> tuple[Any, Any]:
     """Upright patches around keypoints.
 
     A patch at (x, y) covers [x - S/2, x + S/2) x [y - S/2, y + S/2), S being `patch_size`: pixel (x, y) of the
@@ -199,38 +199,52 @@ def extract_patches(
         patch_size: S, even.
 
     Returns:
-        patches (N, S, S) of the image's dtype (float32 for any float), and valid (N,), whether a patch lies
-        inside the picture; what lies outside is filled by reflection.
+        patches (N, S, S) of the image's dtype (float32 for any float), and valid (N,) bool, whether a patch lies
+        inside the picture; what lies outside is filled by reflection. Arrays, or for a tensor image tensors on its
+        device.
 
     Raises:
         TypeError, ValueError: naming the argument.
     """
     grey = as_grey(image, "image")
     centres = as_points(keypoints, "keypoints")
-    if patch_size < 2 or patch_size % 2:
-        raise ValueError(f"patch_size must be even and at least 2, got {patch_size}")
-    half = patch_size // 2
+    if not isinstance(patch_size, (int, np.integer)) or patch_size < 2 or patch_size % 2:
+        raise ValueError(f"patch_size must be even and at least 2, got {patch_size!r}")
     h, w = grey.shape
-    corner = centres - half  # of the patch's first pixel
+    corner = centres - patch_size // 2  # of the patch's first pixel
     valid: NDArray[np.bool_] = np.all((corner >= 0) & (corner + patch_size <= (w, h)), axis=1)
     patches = np.empty((len(centres), patch_size, patch_size), grey.dtype)
     whole = valid & np.all(centres == np.floor(centres), axis=1)
-    if whole.any():
+    if whole.any():  # plain copies, at the speed of memory
         windows = np.lib.stride_tricks.sliding_window_view(grey, (patch_size, patch_size))
         x, y = corner[whole].astype(np.int64).T
         patches[whole] = windows[y, x]
     rest = np.flatnonzero(~whole)
-    side = np.arange(patch_size, dtype=np.float32)
-    at_once = 32000 // patch_size  # rows of a picture that cv2.remap can address
+    at_once = 1 if max(h, w) > _REMAP_LIMIT else _REMAP_LIMIT // patch_size
     for rows in (rest[k : k + at_once] for k in range(0, len(rest), at_once)):
-        # far away centres would overflow remap's integers; anything a patch beyond the border looks alike
-        near = np.clip(corner[rows], -2.0 * patch_size, np.array([w, h]) + 2.0 * patch_size).astype(np.float32)
-        x = np.broadcast_to(near[:, :1, None] + side, (len(rows), patch_size, patch_size))
-        y = np.broadcast_to(near[:, 1:, None] + side[:, None], (len(rows), patch_size, patch_size))
-        flat = (-1, patch_size)
-        cut = cv2.remap(grey, x.reshape(flat), y.reshape(flat), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-        patches[rows] = cut.reshape(-1, patch_size, patch_size)
+        patches[rows] = _interpolated(grey, corner[rows], patch_size)
+    if isinstance(image, Tensor):
+        return torch.from_numpy(patches).to(image.device), torch.from_numpy(valid).to(image.device)
     return patches, valid
+
+
+_REMAP_LIMIT = 32766  # rows or columns that cv2.remap can address
+
+
+def _interpolated(grey: NDArray[Any], corner: NDArray[np.float64], size: int) -> NDArray[Any]:
+    """Patches (n, size, size) whose first pixels lie at `corner` (n, 2) xy; one at a time in very large pictures."""
+    h, w = grey.shape
+    # Far away corners would overflow remap's integers; reflections there are as good as those nearer by.
+    corner = np.clip(corner, -2.0 * size, np.array([w, h]) + 2.0 * size)
+    if max(h, w) > _REMAP_LIMIT:  # only the patch's surroundings, wide enough for what is reflected
+        x0, y0 = np.maximum(corner[0] - 6 * size, 0).astype(int)
+        grey = grey[y0 : y0 + 13 * size, x0 : x0 + 13 * size]
+        corner = corner - (x0, y0)
+    side = np.arange(size, dtype=np.float32)
+    shape = len(corner), size, size
+    x = np.broadcast_to(corner[:, :1, None].astype(np.float32) + side, shape).reshape(-1, size)
+    y = np.broadcast_to(corner[:, 1:, None].astype(np.float32) + side[:, None], shape).reshape(-1, size)
+    return cv2.remap(grey, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101).reshape(shape)
 
 
 def as_grey(image: NDArray[Any] | Tensor, name: str) -> NDArray[Any]:
@@ -240,16 +254,20 @@ def as_grey(image: NDArray[Any] | Tensor, name: str) -> NDArray[Any]:
         TypeError, ValueError: naming the argument.
     """
     if isinstance(image, Tensor):
+        if image.layout != torch.strided or image.device.type == "meta":
+            raise TypeError(f"{name} must be a dense tensor with values, got {image.layout} on {image.device}")
         image = image.detach().cpu()
         image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()
     if not isinstance(image, np.ndarray) or isinstance(image, np.ma.MaskedArray):
         raise TypeError(f"{name} must be a NumPy array or a torch tensor, got {_kind(image)}")
-    if image.dtype not in (np.uint8, np.uint16) and image.dtype.kind != "f":
+    if not _is_accepted(image):
         raise TypeError(f"{name} must be uint8, uint16 or floating point, got {image.dtype}: convert it")
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[..., 0]
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
-        raise ValueError(f"{name} must have shape (H, W), (H, W, 1) or RGB (H, W, 3), got {image.shape}")
+        way_out = {3: ": put the colours last", 4: ": put the colours last and drop alpha"}.get(image.shape[0], "")
+        way_out = ": drop alpha, image[..., :3]" if image.ndim == 3 and image.shape[2] == 4 else way_out
+        raise ValueError(f"{name} must have shape (H, W), (H, W, 1) or RGB (H, W, 3), got {image.shape}{way_out}")
     if not image.size:
         raise ValueError(f"{name} is empty: shape {image.shape}")
     dtype = np.float32 if image.dtype.kind == "f" else image.dtype.newbyteorder("=")
@@ -266,7 +284,7 @@ def as_points(keypoints: Any, name: str) -> NDArray[np.float64]:
         TypeError, ValueError: naming the argument.
     """
     if isinstance(keypoints, Tensor):
-        keypoints = keypoints.detach().cpu().numpy()
+        keypoints = keypoints.detach().cpu().double().numpy()
     if isinstance(keypoints, (list, tuple)) and keypoints and all(isinstance(k, cv2.KeyPoint) for k in keypoints):
         return np.array([k.pt for k in keypoints], np.float64)
     try:

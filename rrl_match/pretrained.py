@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any
 
 import huggingface_hub
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save, save_file
 from torch import Tensor
 
 from rrl_match.errors import WeightsError, WeightsNotFoundError
@@ -45,6 +47,16 @@ class ModelConfig:
     training: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.modalities, tuple) or [type(name) for name in self.modalities] != [str, str]:
+            raise ValueError(f"'modalities' must be two names, got {self.modalities!r}")
+        if type(self.threshold) not in (int, float) or not 0 <= self.threshold <= 1:
+            raise ValueError(f"'threshold' must be a number in [0, 1], got {self.threshold!r}")
+        if not isinstance(self.dtype, str) or self.dtype not in _DTYPES:
+            raise ValueError(f"'dtype' must be one of {', '.join(_DTYPES)}, got {self.dtype!r}")
+        if not isinstance(self.training, dict) or not isinstance(self.metrics, dict):
+            raise ValueError("'training' and 'metrics' must be objects")
+
     def to_json(self) -> str:
         """The text of ``config.json``."""
         return json.dumps({"model_type": "rrl-net", **dataclasses.asdict(self)}, indent=2) + "\n"
@@ -56,22 +68,18 @@ class ModelConfig:
         Raises:
             ValueError: not JSON, not an RRL-Net, or a field that is missing, unknown or out of range.
         """
-        values = json.loads(text)
+        try:
+            values = json.loads(text)
+        except RecursionError as error:
+            raise ValueError("nested too deeply") from error
         if not isinstance(values, dict) or values.pop("model_type", None) != "rrl-net":
             raise ValueError("'model_type' is not 'rrl-net'")
         unknown = set(values) - {f.name for f in dataclasses.fields(cls)}
         if unknown or "modalities" not in values:
             raise ValueError(f"unknown fields {sorted(unknown)}" if unknown else "'modalities' is missing")
-        modalities = values["modalities"]
-        if not (isinstance(modalities, list) and len(modalities) == 2 and all(isinstance(m, str) for m in modalities)):
-            raise ValueError(f"'modalities' must be two names, got {modalities!r}")
-        threshold = values.get("threshold", 0.5)
-        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
-            raise ValueError(f"'threshold' must be a number in [0, 1], got {threshold!r}")
-        if values.get("dtype", "float16") not in _DTYPES:
-            raise ValueError(f"'dtype' must be one of {', '.join(_DTYPES)}, got {values['dtype']!r}")
-        network = _network_config(values.get("network", {}))
-        return cls(**{**values, "modalities": tuple(modalities), "threshold": float(threshold), "network": network})
+        if isinstance(values["modalities"], list):
+            values["modalities"] = tuple(values["modalities"])
+        return cls(**{**values, "network": _network_config(values.get("network", {}))})
 
 
 def _network_config(values: Any) -> RRLNetConfig:
@@ -123,16 +131,25 @@ def find_folder(
         revision, cache_dir, token, force_download, local_files_only: the Hub's own, see ``hf_hub_download``.
 
     Raises:
+        TypeError: not a name or a path.
+        ValueError: a revision of what does not come from the Hub.
         WeightsNotFoundError: there is nothing under this name, or the Hub cannot be reached.
         WeightsError: a released file has changed.
     """
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise TypeError(
+            f"name_or_path must be a bundled name, a folder or a Hub repo id, got {type(name_or_path).__name__}"
+        )
     name = os.fspath(name_or_path)
     manifest = _manifest()
+    is_local = name in manifest or (name != "" and Path(name).is_dir())
+    if is_local and revision is not None:
+        raise ValueError(f"revision is for repos on the Hub, {name!r} is on this machine: leave it out")
     if name in manifest:
         folder = _weights_package() / name
         _verify(folder, manifest[name]["files"], "install rrl-match anew")
         return folder
-    if Path(name).is_dir():
+    if is_local:
         return Path(name)
     known = ", ".join(manifest) or "none: rrl-match is not installed, only imported from a checkout"
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
@@ -169,6 +186,8 @@ def _download(repo_id: str, revision: str | None, options: dict[str, Any]) -> Pa
             f"could not load {where}{repo_id!r} from the Hugging Face Hub, and there is no such folder: "
             f"{type(error).__name__}: {error}. Check the name, the token and the connection, or give a local folder"
         ) from error
+    with suppress(EntryNotFoundError, OSError):  # a model card is welcome, not needed
+        huggingface_hub.hf_hub_download(repo_id, CARD_FILE, revision=config.parent.name, **options)
     return Path(weights).parent
 
 
@@ -204,9 +223,11 @@ def _verify(folder: Path, sums: dict[str, str], way_out: str) -> None:
 def push_folder(
     folder: Path, repo_id: str, *, revision: str | None, token: str | bool | None, private: bool | None, message: str
 ) -> str:
-    """Upload a weights folder to the Hub, making the repo if it is not there. Returns the commit's address."""
+    """Upload a weights folder, making repo and branch where they are not there. Returns the commit's address."""
     api = huggingface_hub.HfApi(token=token)
     api.create_repo(repo_id, private=private, exist_ok=True)
+    if revision is not None:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
     return str(api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=message))
 
 
@@ -215,7 +236,7 @@ def _is_size(value: Any) -> bool:
 
 
 def save_folder(folder: str | os.PathLike[str], network: RRLNet, config: ModelConfig, card: str) -> Path:
-    """Write a weights folder in the Hub's layout: ``config.json``, ``model.safetensors``, ``README.md``.
+    """Write a weights folder in the Hub's layout: ``config.json``, ``model.safetensors``, and ``README.md`` if given.
 
     The weights are written beside their place and moved in, so that a cut-off file is never left there.
 
@@ -234,8 +255,19 @@ def save_folder(folder: str | os.PathLike[str], network: RRLNet, config: ModelCo
     save_file(state, partial, metadata={"format": "pt"})
     os.replace(partial, folder / WEIGHTS_FILE)
     (folder / WEIGHTS_FILE).chmod((folder / CONFIG_FILE).stat().st_mode)  # safetensors makes it private
-    (folder / CARD_FILE).write_text(card, encoding="utf-8")
+    if card:
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
     return folder
+
+
+def to_bytes(network: RRLNet) -> bytes:
+    """All values of a network, float32."""
+    return save({name: value.detach().float().cpu().contiguous() for name, value in _stored(network).items()})
+
+
+def from_bytes(weights: bytes, config: ModelConfig) -> RRLNet:
+    """The network of :meth:`to_bytes`, in eval mode on the CPU."""
+    return _build(load(weights), config)
 
 
 def _stored(network: RRLNet) -> dict[str, Tensor]:
@@ -265,12 +297,18 @@ def load_folder(folder: str | os.PathLike[str]) -> tuple[RRLNet, ModelConfig]:
     except ValueError as error:
         raise WeightsError(f"{folder / CONFIG_FILE} is not an RRL-Net's config: {error}") from error
     with torch.device("meta"):
-        network = RRLNet(config.network)
-    state = _read_weights(folder / WEIGHTS_FILE, _stored(network), config.dtype)
+        expected = _stored(RRLNet(config.network))
+    return _build(_read_weights(folder / WEIGHTS_FILE, expected, config.dtype), config), config
+
+
+def _build(state: dict[str, Tensor], config: ModelConfig) -> RRLNet:
+    """An RRL-Net with these values, whatever the caller's default device and dtype are."""
+    with torch.device("meta"):
+        network = RRLNet(config.network).float()
     network.to_empty(device="cpu")
     counters = {k: torch.zeros_like(v) for k, v in network.state_dict().items() if k not in state}
     network.load_state_dict(state | counters)
-    return network.eval().requires_grad_(False), config
+    return network.eval().requires_grad_(False)
 
 
 def _read_weights(path: Path, expected: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:

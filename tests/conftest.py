@@ -52,7 +52,7 @@ def network():
         net.relate(*maps)
         net.describe(*maps)
         net.eval().requires_grad_(False)
-        logits = net.relate(net.encoder_a(a), net.encoder_b(b))
+        logits = net.metric.head(net.relate(net.encoder_a(a), net.encoder_b(b)))
         last = net.metric.head[-2]
         scale = 1.5 / logits.std()
         last.bias.copy_((last.bias - logits.mean()) * scale)

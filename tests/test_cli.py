@@ -79,7 +79,7 @@ def test_training_ends_with_weights_that_evaluate_measures(tmp_path, recipe_file
         ("validation", 3),
     ]
     config = RRLMatcher.from_pretrained(out / "weights").config
-    assert config.training["data"] == "4 picture pairs of pictures"
+    assert config.training["data"] == "pictures: 2 picture pairs to train on, 2 held back"
     saved = tmp_path / "figures.json"
     arguments = ["--benchmark", benchmark, "--device", "cpu", "--dtype", "float32", "--save", saved]
     result = run("evaluate", "--weights", out / "weights", *arguments)
@@ -163,10 +163,11 @@ def test_release_adds_weights_to_the_manifest(tmp_path, start):
     released = tmp_path / "released"
     figures = {"random": {"forest": {"FPR95": 1.234, "AUC": 99}, "mean": {"FPR95": 1.234, "AUC": 99}}}
     (tmp_path / "figures.json").write_text(json.dumps(figures))
+    card = tmp_path / "card.md"
+    card.write_text("written by hand", encoding="utf-8")
     for name in ("one", "other", "one"):
-        result = run("release", start, released, name, "--figures", tmp_path / "figures.json")
+        result = run("release", start, released, name, "--figures", tmp_path / "figures.json", "--card", card)
         assert result.exit_code == 0, failure(result)
-        (released / name / "README.md").write_text("written by hand", encoding="utf-8")
     manifest = json.loads((released / "manifest.json").read_text(encoding="utf-8"))
     assert list(manifest) == ["one", "other"]
     for file, digest in manifest["one"]["files"].items():

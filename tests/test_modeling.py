@@ -183,12 +183,12 @@ def test_metric_takes_the_pooled_map_before_the_private_features():
     torch.testing.assert_close(net.metric(private)[-1], x)
 
 
-def test_forward_is_the_sigmoid_of_relate():
+def test_forward_is_the_sigmoid_of_the_head():
     net = randomised(RRLNet(TINY))
     a, b = torch.rand(3, 1, 16, 16), torch.rand(3, 1, 16, 16)
     scores = net(a, b)
     assert scores.shape == (3,)
-    torch.testing.assert_close(scores, torch.sigmoid(net.relate(net.encoder_a(a), net.encoder_b(b))))
+    torch.testing.assert_close(scores, torch.sigmoid(net.metric.head(net.relate(net.encoder_a(a), net.encoder_b(b)))))
 
 
 def test_order_of_the_bands_matters(network, patches_a, patches_b):

@@ -377,6 +377,9 @@ def test_push_to_hub(folder, monkeypatch):
         def create_repo(self, repo_id, **options):
             calls.append(("create", repo_id, options))
 
+        def create_branch(self, repo_id, **options):
+            calls.append(("branch", repo_id, options))
+
         def upload_folder(self, *, folder_path, **options):
             calls.append(("upload", sorted(p.name for p in folder_path.iterdir()), options))
             return "https://hub/commit/1"
@@ -387,6 +390,7 @@ def test_push_to_hub(folder, monkeypatch):
     assert calls == [
         ("token", "t"),
         ("create", "owner/name", {"private": True, "exist_ok": True}),
+        ("branch", "owner/name", {"branch": "v2", "exist_ok": True}),
         (
             "upload",
             ["README.md", "config.json", "model.safetensors"],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,6 +16,8 @@ class DescriptorHead(nn.Module):
         channels: channels of the deepest map.
         size: height and width of the deepest map.
         dim: length of the descriptor.
+
+    Shape: (N, channels, size, size) to (N, dim), float32.
     """
 
     def __init__(self, channels: int, size: int, dim: int) -> None:
@@ -25,6 +25,5 @@ class DescriptorHead(nn.Module):
         self.norm = nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
         self.projection = nn.Linear(channels * size * size, dim, bias=False)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Maps of one band's encoder to descriptors (N, dim), float32, unit length."""
-        return F.normalize(self.projection(self.norm(maps[-1]).flatten(1)).float())
+    def forward(self, deepest: Tensor) -> Tensor:
+        return F.normalize(self.projection(self.norm(deepest).flatten(1)).float())

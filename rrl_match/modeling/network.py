@@ -54,14 +54,17 @@ class RRLNet(nn.Module):
             self.descriptor_b = DescriptorHead(*deepest)
 
     def relate(self, maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]) -> Tensor:
-        """Maps of both encoders, row n of A against row n of B, to logits (N,)."""
+        """Maps of both encoders, row n of A against row n of B, to the metric network's deepest map.
+
+        ``metric.head`` turns it, (N, metric_channels[-1], s, s), into logits (N,).
+        """
         private = [fil(a, b)[0] for fil, a, b in zip(self.interactions, maps_a, maps_b, strict=True)]
-        logits: Tensor = self.metric.head(self.metric(private)[-1])
-        return logits
+        deepest: Tensor = self.metric(private)[-1]
+        return deepest
 
     def describe(self, maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Maps of both encoders to descriptors (N, descriptor_dim) of unit length, float32."""
-        return self.descriptor_a(maps_a), self.descriptor_b(maps_b)
+        return self.descriptor_a(maps_a[-1]), self.descriptor_b(maps_b[-1])
 
     def forward(self, patches_a: Tensor, patches_b: Tensor) -> Tensor:
         """Scores of pairs of patches.
@@ -72,4 +75,5 @@ class RRLNet(nn.Module):
         Returns:
             (N,) scores in [0, 1]; 1 where both show the same place.
         """
-        return torch.sigmoid(self.relate(self.encoder_a(patches_a), self.encoder_b(patches_b)))
+        deepest = self.relate(self.encoder_a(patches_a), self.encoder_b(patches_b))
+        return torch.sigmoid(self.metric.head(deepest))

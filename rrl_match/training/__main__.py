@@ -6,7 +6,12 @@ import logging
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from rrl_match.errors import RRLMatchError
+
+try:
+    import typer
+except ImportError as error:
+    raise SystemExit("training needs more than rrl-match itself: pip install 'rrl-match[train]'") from error
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -27,8 +32,8 @@ def train(
     start: Annotated[str | None, typer.Option(help="Weights to start from: a name or a folder.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the main phase, instead of the recipe's.")] = None,
     pretraining_steps: Annotated[int | None, typer.Option(help="Steps of pretraining; 0 leaves it out.")] = None,
-    checkpoint_every: int = 100,
-    validate_every: int = 400,
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps.")] = 100,
+    validate_every: Annotated[int, typer.Option(min=1, help="Steps.")] = 400,
 ) -> None:
     """Train an RRL-Net; the best weights end up in OUT/weights."""
     import dataclasses
@@ -43,7 +48,9 @@ def train(
         plan = dataclasses.replace(plan, training=dataclasses.replace(plan.training, steps=steps))
     if pretraining_steps == 0:
         plan = dataclasses.replace(plan, pretraining=None)
-    elif pretraining_steps is not None and plan.pretraining:
+    elif pretraining_steps is not None:
+        if not plan.pretraining:
+            raise ValueError(f"recipe {recipe!r} has no pretraining whose steps could be set")
         plan = dataclasses.replace(plan, pretraining=dataclasses.replace(plan.pretraining, steps=pretraining_steps))
     pairs = read_pairs(data)
     trainer = Trainer(
@@ -55,7 +62,7 @@ def train(
         device=device,
         compile=compile,
         start=load_folder(find_folder(start))[0] if start else None,
-        data=f"{len(pairs)} picture pairs of {data.resolve().name}",
+        data=f"{data.resolve().name}: ",
         checkpoint_every=checkpoint_every,
         validate_every=validate_every,
     )
@@ -112,9 +119,8 @@ def release(
     run_weights: Annotated[Path, typer.Argument(help="Weights folder of a training run, OUT/weights.")],
     released: Annotated[Path, typer.Argument(help="Folder of released weights: weights in a checkout.")],
     name: Annotated[str, typer.Argument(help="Name they are loaded by.")],
-    figures: Annotated[
-        Path | None, typer.Option(help="What evaluate --save wrote; its means go into the config.")
-    ] = None,
+    figures: Annotated[Path | None, typer.Option(help="What evaluate --save wrote, for the config.")] = None,
+    card: Annotated[Path | None, typer.Option(help="Model card, instead of the run's own.")] = None,
 ) -> None:
     """Put weights among the released ones, with their figures, and update the manifest of sha256 sums."""
     import json
@@ -128,9 +134,17 @@ def release(
             kind: {name: round(values["FPR95"], 2) for name, values in by_category.items()}
             for kind, by_category in by_kind.items()
         }
-    typer.echo(f"released: {copy_and_sign(run_weights, released, name, metrics)}")
+    typer.echo(f"released: {copy_and_sign(run_weights, released, name, metrics, card)}")
+
+
+def main() -> None:
+    """Run a command; mistakes are told in a line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        app()
+    except (RRLMatchError, ValueError, ImportError) as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    app()
+    main()

@@ -1,7 +1,6 @@
 """Photometric augmentation: a few batched tensor operations on the training device.
 
-Every operation takes patches (N, C, S, S) in [0, 1] and one parameter per patch; a neutral parameter leaves
-the patch as it is. Geometry is varied where patches are cut, see :class:`~rrl_match.training.datasets.PatchSampler`.
+Every operation has one parameter per patch, which may be neutral and leave that patch alone. Geometry is varied where patches are cut, see :class:`~rrl_match.training.datasets.PatchSampler`.
 """
 
 from __future__ import annotations

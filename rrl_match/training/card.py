@@ -17,6 +17,11 @@ def model_card(config: ModelConfig) -> str:
         if held_back
         else "None measured.\n"
     )
+    calibration = (
+        "The threshold gives the highest balanced accuracy on held-back training pairs."
+        if held_back
+        else "The threshold was not calibrated."
+    )
     return f"""---
 library_name: rrl-match
 tags: [image-matching, cross-spectral, {a}, {b}]
@@ -32,8 +37,7 @@ matcher = RRLMatcher.from_pretrained("this folder")
 scores = matcher.score(patches_a, patches_b)
 ```
 
-A pair with a score above {config.threshold} is called a match; the threshold gives the highest balanced accuracy on
-held-back training pairs.
+A pair with a score above {config.threshold:g} is called a match. {calibration}
 
 ## Training
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,12 @@ from torch import Tensor
 from rrl_match.errors import DataError
 from rrl_match.training.recipe import Geometry
 
+logger = logging.getLogger(__name__)
+
 _COLUMNS = ["pair", "split", "scene", "image_a", "image_b", *(f"m{i}{j}" for i in (0, 1) for j in (0, 1, 2))]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PicturePair:
     """Two registered pictures.
 
@@ -64,15 +67,17 @@ def read_pairs(folder: str | Path, split: str = "train") -> list[PicturePair]:
 
 
 def hold_back(pairs: Sequence[PicturePair], every: int) -> tuple[list[PicturePair], list[PicturePair]]:
-    """Pairs to train on, and every n-th one to validate on; whole pictures, so that no patch is near one trained on.
+    """Pairs to train on, and every n-th one to validate on; at least two of these where there are four.
+
+    Whole pictures are held back, never patches of one that is trained on.
 
     Raises:
         DataError: fewer than two pairs.
     """
     if len(pairs) < 2:
         raise DataError(f"training needs at least two picture pairs, one of them to validate on, got {len(pairs)}")
-    first = min(every // 2, len(pairs) - 1)
-    held_back = range(first, len(pairs), max(2, every))
+    step = max(2, min(every, len(pairs) // 2))
+    held_back = range(step // 2, len(pairs), step)
     return [p for k, p in enumerate(pairs) if k not in held_back], [pairs[k] for k in held_back]
 
 
@@ -154,6 +159,9 @@ class PatchSampler:
         kept = [k for k, p in enumerate(places) if len(p)]
         if not kept:
             raise DataError("none of the pictures has a place to cut a patch at")
+        if len(kept) < len(pairs):
+            left_out = [pair.name for k, pair in enumerate(pairs) if k not in kept]
+            logger.warning("no place to cut a patch at, left out: %s", ", ".join(left_out))
         self.pairs = [pairs[k] for k in kept]
         self.places = [torch.from_numpy(places[k]) for k in kept]
         self._pixels = []

@@ -24,7 +24,7 @@ METRICS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Benchmark:
     """Places, each a patch of both bands, and labelled pairs of them.
 
@@ -46,13 +46,19 @@ class Benchmark:
         """Read an ``.npz`` with arrays of these names.
 
         Raises:
-            DataError: no such file, or an array is missing.
+            DataError: no such file, or an array is missing or does not fit the others.
         """
         try:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return cls(*(arrays[name] for name in ("patches_a", "patches_b", "category", "pairs", "kind")))
+                read = cls(*(arrays[name] for name in ("patches_a", "patches_b", "category", "pairs", "kind")))
         except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"{path} is not a patch benchmark: {error}") from error
+        n, p = len(read.patches_a), len(read.pairs)
+        if len(read.patches_b) != n or read.category.shape != (n,) or read.kind.shape != (p,):
+            raise DataError(f"{path}: patches_a, patches_b and category, or pairs and kind, are not equally many")
+        if read.pairs.shape != (p, 2) or not p or read.pairs.min() < 0 or read.pairs.max() >= n:
+            raise DataError(f"{path}: pairs must have shape (P, 2) and lie in 0..{n - 1}")
+        return read
 
 
 def evaluate(

@@ -33,13 +33,13 @@ def mine_pairs(
         generator: a CPU generator.
 
     Returns:
-        index_pairs (2N, 2) int64 on the device of `similarity`; rows 0..N-1 match, the others do not.
+        index_pairs (P, 2) int64 on the device of `similarity`: first the N that match, then one that does not for
+        each place that has a negative, nearly always N as well.
     """
     n = len(similarity)
     device = similarity.device
     hard = torch.rand(n, generator=generator).to(device) < hard_share
     along_b = torch.rand(n, generator=generator).to(device) < 0.5
-    # Sorting by a random key or by similarity, impossible partners last, gives a partner for every row.
     lowest = torch.finfo(torch.float32).min
     random_key = torch.rand(n, n, generator=generator).to(device).masked_fill(~negative, lowest)
     ranked = similarity.detach().float().masked_fill(~negative, lowest)
@@ -55,4 +55,4 @@ def mine_pairs(
     partner = torch.where(hard, top.indices.gather(1, rank[:, None])[:, 0], random_key.argmax(1))
     own = torch.arange(n, device=device)
     non_matching = torch.where(along_b[:, None], torch.stack([partner, own], 1), torch.stack([own, partner], 1))
-    return torch.cat([torch.stack([own, own], 1), non_matching])
+    return torch.cat([torch.stack([own, own], 1), non_matching[negative.any(1)]])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rrl_match.modeling.metric import ScoreHead
@@ -75,9 +76,8 @@ class TrainingRRLNet(nn.Module):
         descriptors = net.describe(maps_a, maps_b) if net.config.descriptor_dim else None
         if pair_up is not None:
             rows_a, rows_b = pair_up(descriptors).unbind(1)
-            # index_select, whose gradient is summed in a fixed order; that of m[rows_a] is not, on a CPU
-            maps_a = [m.index_select(0, rows_a) for m in maps_a]
-            maps_b = [m.index_select(0, rows_b) for m in maps_b]
+            maps_a = [_take_rows(m, rows_a) for m in maps_a]
+            maps_b = [_take_rows(m, rows_b) for m in maps_b]
         private, common = zip(
             *(fil(a, b) for fil, a, b in zip(net.interactions, maps_a, maps_b, strict=True)), strict=True
         )
@@ -91,6 +91,17 @@ class TrainingRRLNet(nn.Module):
         )
 
 
+def _take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """``x[rows]`` of a map (N, C, H, W), channels-last.
+
+    Looked up as an embedding, because the gradient of plain indexing is slower and, on a CPU, summed in an order that
+    differs from run to run.
+    """
+    last = x.permute(0, 2, 3, 1)
+    taken: Tensor = F.embedding(rows, last.flatten(1)).unflatten(1, last.shape[1:])
+    return taken.permute(0, 3, 1, 2)
+
+
 class ContrastivePretraining(nn.Module):
     """The encoders and descriptor heads of an RRL-Net alone: patches of both bands to descriptors (N, dim)."""
 
@@ -100,7 +111,8 @@ class ContrastivePretraining(nn.Module):
         self.descriptor_a, self.descriptor_b = network.descriptor_a, network.descriptor_b
 
     def forward(self, patches_a: Tensor, patches_b: Tensor) -> tuple[Tensor, Tensor]:
-        return self.descriptor_a(self.encoder_a(patches_a)), self.descriptor_b(self.encoder_b(patches_b))
+        maps_a, maps_b = self.encoder_a(patches_a), self.encoder_b(patches_b)
+        return self.descriptor_a(maps_a[-1]), self.descriptor_b(maps_b[-1])
 
 
 def set_norm_momentum(module: nn.Module, momentum: float) -> None:

@@ -64,7 +64,7 @@ class Phase:
     """A run of steps with one learning-rate schedule: linear warm-up, then cosine to nothing."""
 
     steps: int
-    places: int  # per step
+    places: int  # per step and process
     pictures: int  # that these places are spread over
     learning_rate: float
     warmup: int = 100
@@ -113,6 +113,10 @@ class Recipe:
         for name, phase in (("pretraining", self.pretraining), ("training", self.training)):
             if phase and min(phase.steps, phase.places, phase.pictures) < 1:
                 raise ValueError(f"{name}: steps, places and pictures must be at least 1, got {phase}")
+        if self.held_back < 2:
+            raise ValueError(f"held_back must be at least 2, for every second picture, got {self.held_back}")
+        if self.descriptor_dim and not self.losses.contrastive:
+            raise ValueError("descriptors need losses.contrastive: without it nothing trains them")
         if not self.descriptor_dim and (self.pretraining or self.hard_negatives or self.losses.contrastive):
             raise ValueError("pretraining, hard_negatives and losses.contrastive need descriptors: set descriptor_dim")
 

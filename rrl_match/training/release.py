@@ -12,7 +12,7 @@ from typing import Any
 from rrl_match.pretrained import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, load_folder
 
 
-def release(run_weights: Path, released: Path, name: str, metrics: dict[str, Any]) -> Path:
+def release(run_weights: Path, released: Path, name: str, metrics: dict[str, Any], card: Path | None = None) -> Path:
     """Copy a weights folder to ``released/name`` with its figures, and update ``released/manifest.json``.
 
     Args:
@@ -20,9 +20,10 @@ def release(run_weights: Path, released: Path, name: str, metrics: dict[str, Any
         released: the folder of all released weights.
         name: they are loaded by.
         metrics: figures to add to the config, by name.
+        card: model card to put there instead of the run's own.
 
     Returns:
-        the new folder. A model card that is there already stays, for people write in it.
+        the new folder.
     """
     _, config = load_folder(run_weights)
     config = dataclasses.replace(config, metrics={**config.metrics, **metrics})
@@ -30,8 +31,9 @@ def release(run_weights: Path, released: Path, name: str, metrics: dict[str, Any
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
     shutil.copyfile(run_weights / WEIGHTS_FILE, folder / WEIGHTS_FILE)
-    if not (folder / CARD_FILE).is_file():
-        shutil.copyfile(run_weights / CARD_FILE, folder / CARD_FILE)
+    card = card or run_weights / CARD_FILE
+    if card.resolve() != (folder / CARD_FILE).resolve():
+        shutil.copyfile(card, folder / CARD_FILE)
 
     path = released / "manifest.json"
     manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

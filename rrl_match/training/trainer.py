@@ -45,7 +45,7 @@ class Trainer:
         device: "auto" takes CUDA where there is one, "cpu" never does.
         compile: compile the encoders and FIL, the parts bound by memory rather than by arithmetic.
         start: weights to start from instead of random ones.
-        data: the data in words, for the model card.
+        data: where the pictures are from, for the model card; their number is added.
         checkpoint_every, validate_every: steps between checkpoints, and between validations.
     """
 
@@ -86,6 +86,7 @@ class Trainer:
         size = network.config.patch_size
         kept, held_back = hold_back(pairs, recipe.held_back)
         self.sampler = PatchSampler(kept, size, self.device)
+        self.pictures = {"train": [p.name for p in kept], "held_back": [p.name for p in held_back]}
         self.validation = ValidationSet(PatchSampler(held_back, size, self.device))
         self.perceptual = PerceptualLoss().to(self.device) if recipe.losses.perceptual else None
         self.phases: list[tuple[str, Phase, nn.Module]] = [("training", recipe.training, self.model)]
@@ -105,15 +106,18 @@ class Trainer:
         self.out.mkdir(parents=True, exist_ok=True)
         state = self._read_checkpoint()
         self._forget_log_after(self.done)
-        (self.out / "recipe.json").write_text(self.recipe.to_json(), encoding="utf-8")
+        if self.accelerator.is_main_process:
+            (self.out / "recipe.json").write_text(self.recipe.to_json(), encoding="utf-8")
         first = 0
         for name, phase, model in self.phases:
             if self.done < first + phase.steps:
                 self._run_phase(name, phase, model, first, state)
                 state = None
             first += phase.steps
+        if self.accelerator.is_main_process:
+            self._release()
         self.accelerator.wait_for_everyone()
-        return self._release()
+        return self.out / "weights"
 
     # One phase
 
@@ -131,7 +135,7 @@ class Trainer:
         model, optimizer = self.accelerator.prepare(model.train(), optimizer)
         terms_of = self._training_step if name == "training" else self._pretraining_step
         is_main, last = self.accelerator.is_main_process, first + phase.steps
-        writer = SummaryWriter(str(self.out), purge_step=self.done) if is_main else None
+        writer = SummaryWriter(str(self.out), purge_step=self.done + 1) if is_main else None
         steps = range(self.done, last)
         interval = 0.5 if os.isatty(2) else 10  # seconds between lines of a bar that goes to a file
         with tqdm(
@@ -143,17 +147,15 @@ class Trainer:
                 batch = self.sampler.draw(phase.places, phase.pictures, self.recipe.geometry, generator)
                 terms = terms_of(model, batch, generator)
                 loss = torch.stack(list(terms.values())).sum()
+                values = self._checked(loss, terms)
                 self.accelerator.backward(loss)
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
                 if self.average:
                     self.average.update_parameters(self.model.network)
-                values = {"loss": round(loss.item(), 5), **{k: round(v.item(), 5) for k, v in terms.items()}}
                 self.done, elapsed = step + 1, time.perf_counter() - began
                 self.seconds += elapsed
-                if not math.isfinite(values["loss"]):
-                    raise RuntimeError(f"step {self.done}: the loss is not finite: {values}")
                 places = len(batch.picture) * self.accelerator.num_processes
                 bar.set_postfix(loss=values["loss"], places_s=round(places / elapsed), refresh=False)
                 self._log(writer, name, {"seconds": round(self.seconds, 1), **values})
@@ -163,6 +165,19 @@ class Trainer:
                     self._write_checkpoint(name, optimizer, schedule)
         if writer:
             writer.close()
+        self.accelerator.free_memory()
+
+    def _checked(self, loss: Tensor, terms: dict[str, Tensor]) -> dict[str, float]:
+        """The loss and its terms as numbers, fetched from the device at once.
+
+        Raises:
+            FloatingPointError: the loss is not finite; the weights are still those before the step.
+        """
+        numbers = torch.stack([loss, *terms.values()]).detach().tolist()
+        values = {name: round(value, 5) for name, value in zip(["loss", *terms], numbers, strict=True)}
+        if not math.isfinite(numbers[0]):
+            raise FloatingPointError(f"the loss of step {self.done + 1} is not finite: {values}")
+        return values
 
     def _step_seed(self, step: int) -> int:
         """Differs between seeds, steps and processes."""
@@ -221,7 +236,7 @@ class Trainer:
         """All terms, weighted; their sum is the loss."""
         weights, smoothing = self.recipe.losses, self.recipe.label_smoothing
         labels = torch.zeros(len(output.logits), device=self.device)
-        labels[: len(labels) // 2] = 1
+        labels[: len(negative)] = 1
         terms = {"match": matching_loss(output.logits, labels, smoothing)}
         for k, logits in output.metric_logits.items():
             terms[f"metric_{k}"] = weights.metric_stages * matching_loss(logits, labels, smoothing)
@@ -283,8 +298,7 @@ class Trainer:
             "phase": phase,
             "done": self.done,
             "seconds": self.seconds,
-            "seed": self.seed,
-            "recipe": self.recipe.to_json(),
+            **self._identity(),
             "model": self.model.state_dict(),
             "average": self.average.state_dict() if self.average else None,
             "optimizer": optimizer.state_dict(),
@@ -294,6 +308,16 @@ class Trainer:
         partial = self.out / "checkpoint.pt.partial"
         torch.save(state, partial)
         os.replace(partial, self.out / "checkpoint.pt")
+
+    def _identity(self) -> dict[str, Any]:
+        """What a run must have in common with a checkpoint to go on from it."""
+        return {
+            "recipe": self.recipe.to_json(),
+            "seed": self.seed,
+            "precision": str(self.precision),
+            "processes": self.accelerator.num_processes,
+            "pictures": self.pictures,
+        }
 
     def _read_checkpoint(self) -> dict[str, Any] | None:
         path = self.out / "checkpoint.pt"
@@ -312,33 +336,38 @@ class Trainer:
     def _forget_log_after(self, step: int) -> None:
         """Drop lines of steps that a killed run logged after its last checkpoint, and that come again."""
         path = self.out / "log.jsonl"
-        if self.accelerator.is_main_process and path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-            path.write_text("".join(kept), encoding="utf-8")
+        if not self.accelerator.is_main_process or not path.is_file():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if not line.endswith("\n") or json.loads(line)["step"] > step:  # the last line may be torn
+                break
+            kept.append(line)
+        partial = self.out / "log.jsonl.partial"
+        partial.write_text("".join(kept), encoding="utf-8")
+        os.replace(partial, path)
 
-    def _release(self) -> Path:
-        """Write the best weights so far as a folder that `from_pretrained` loads."""
-        folder = self.out / "weights"
-        if not self.accelerator.is_main_process:
-            return folder
+    def _release(self) -> None:
+        """Write the best weights so far as a folder that `from_pretrained` loads, with a calibrated threshold."""
         network = RRLNet(self.model.network.config)
         network.load_state_dict(self.best["network"])
+        scores = self.validation.score(network.eval(), torch.float32)
+        kept, held_back = (len(names) for names in self.pictures.values())
         config = ModelConfig(
             modalities=self.recipe.modalities,
-            threshold=round(self.best["threshold"], 4),
+            threshold=float(f"{scores.threshold():.6g}"),
             network=network.config,
             training={
-                "data": self.data,
+                "data": f"{self.data}{kept} picture pairs to train on, {held_back} held back",
                 "recipe": self.recipe.summary,
                 "seed": self.seed,
                 "steps": self.best["step"],
                 "hours": round(self.seconds / 3600, 2),
                 "hardware": _hardware(self.device),
             },
-            metrics={"held_back_fpr95": {kind: round(value, 3) for kind, value in self.best["figures"].items()}},
+            metrics={"held_back_fpr95": {kind: round(scores.fpr95(kind), 3) for kind in scores.kinds()}},
         )
-        return save_folder(folder, network, config, model_card(config))
+        save_folder(self.out / "weights", network, config, model_card(config))
 
 
 def _warmup_cosine(step: int, phase: Phase) -> float:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rrl_match.errors import DataError
+from rrl_match.inference import InferenceRRLNet
 from rrl_match.modeling.network import RRLNet
 from rrl_match.training.augment import to_grey
 from rrl_match.training.datasets import PatchSampler
@@ -47,12 +48,13 @@ class ValidationSet:
 
     Args:
         sampler: the held-back pictures.
-        places: per picture.
+        places: per picture, and 4,000 in all at the most.
         negatives: of each kind for every place.
     """
 
     def __init__(self, sampler: PatchSampler, places: int = 80, negatives: int = 4) -> None:
         generator = torch.Generator().manual_seed(0)
+        places = max(2, min(places, 4000 // len(sampler.places)))
         chosen = [p[torch.randperm(len(p), generator=generator)[:places]] for p in sampler.places]
         picture = torch.cat([torch.full((len(p),), k) for k, p in enumerate(chosen)])
         batch = sampler.cut(picture, torch.cat(chosen))
@@ -68,23 +70,24 @@ class ValidationSet:
         if not len(self.pairs["random"]) + len(self.pairs["near"]):
             raise DataError("the held-back pictures have too few places to make non-matching pairs of")
 
-    @torch.no_grad()
-    def score(self, network: RRLNet, precision: torch.dtype, batch_size: int = 128) -> ValidationScores:
-        """Scores of all pairs by a network in eval mode, computed in `precision` on the patches' device."""
+    def score(self, network: RRLNet, dtype: torch.dtype, batch_size: int = 128) -> ValidationScores:
+        """Scores of all pairs, by the very function that a matcher of these weights computes in `dtype`."""
         device = self.patches_a.device
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            maps = []
-            for encoder, patches in ((network.encoder_a, self.patches_a), (network.encoder_b, self.patches_b)):
-                maps.append(
-                    [torch.cat(stage) for stage in zip(*(encoder(p) for p in patches.split(batch_size)), strict=True)]
-                )
-            scores = {}
-            for kind, pairs in self.pairs.items():
-                logits = [
-                    network.relate([m[rows[:, 0]] for m in maps[0]], [m[rows[:, 1]] for m in maps[1]])
-                    for rows in pairs.to(device).split(batch_size)
-                ]
-                scores[kind] = torch.sigmoid(torch.cat(logits).float()).cpu().numpy()
+        inference = InferenceRRLNet(network, device, dtype)
+        maps_a, maps_b = (
+            [
+                torch.cat(stage)
+                for stage in zip(*(inference.encode(p, band) for p in patches.split(batch_size)), strict=True)
+            ]
+            for patches, band in ((self.patches_a, "a"), (self.patches_b, "b"))
+        )
+        scores = {}
+        for kind, pairs in self.pairs.items():
+            parts = [
+                inference.relate([m[rows[:, 0]] for m in maps_a], [m[rows[:, 1]] for m in maps_b])
+                for rows in pairs.to(device).split(batch_size)
+            ]
+            scores[kind] = torch.cat(parts).cpu().numpy() if parts else np.empty(0, np.float32)
         return ValidationScores(**scores)
 
 
