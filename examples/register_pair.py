@@ -53,8 +53,9 @@ def overlay(image_a: Image, image_b: Image, matrix: NDArray[np.float64]) -> Imag
     h, w = image_b.shape[:2]
     a = cv2.warpAffine(cv2.cvtColor(image_a, cv2.COLOR_RGB2GRAY), matrix, (w, h))
     b = cv2.cvtColor(image_b, cv2.COLOR_RGB2GRAY)
-    a, b = (cv2.createCLAHE(3.0, (8, 8)).apply(x) for x in (a, b))
-    return np.dstack([b, a // 2 + b // 2, a]).astype(np.uint8)
+    contrast = cv2.createCLAHE(3.0, (8, 8))
+    a, b = contrast.apply(a), contrast.apply(b)
+    return np.dstack([b, cv2.addWeighted(a, 0.5, b, 0.5, 0), a]).astype(np.uint8)
 
 
 def draw_matches(

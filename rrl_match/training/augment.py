@@ -1,6 +1,7 @@
 """Photometric augmentation: a few batched tensor operations on the training device.
 
-Every operation has one parameter per patch, which may be neutral and leave that patch alone. Geometry is varied where patches are cut, see :class:`~rrl_match.training.datasets.PatchSampler`.
+Every operation has one parameter per patch, which may be neutral and leave that patch alone. Geometry is varied
+where patches are cut, see :class:`~rrl_match.training.datasets.PatchSampler`.
 """
 
 from __future__ import annotations
