@@ -55,7 +55,7 @@ def overlay(image_a: Image, image_b: Image, matrix: NDArray[np.float64]) -> Imag
     b = cv2.cvtColor(image_b, cv2.COLOR_RGB2GRAY)
     contrast = cv2.createCLAHE(3.0, (8, 8))
     a, b = contrast.apply(a), contrast.apply(b)
-    return np.dstack([b, cv2.addWeighted(a, 0.5, b, 0.5, 0), a]).astype(np.uint8)
+    return np.asarray(np.dstack([b, cv2.addWeighted(a, 0.5, b, 0.5, 0), a]), np.uint8)
 
 
 def draw_matches(

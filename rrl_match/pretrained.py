@@ -15,7 +15,7 @@ from typing import Any
 
 import huggingface_hub
 import torch
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save, save_file
 from torch import Tensor
@@ -176,19 +176,46 @@ def find_folder(
 
 def _download(repo_id: str, revision: str | None, options: dict[str, Any]) -> Path:
     """Config and weights of one commit of a Hub repo, in the Hub's cache."""
+    unreachable = _connection_error(repo_id, revision, options)
+    if unreachable:
+        options = {**options, "local_files_only": True}
     try:
         config = Path(huggingface_hub.hf_hub_download(repo_id, CONFIG_FILE, revision=revision, **options))
         # The cache's folder is named by the commit: the weights must not come from a later one.
         weights = huggingface_hub.hf_hub_download(repo_id, WEIGHTS_FILE, revision=config.parent.name, **options)
     except Exception as error:  # the client's own, its HTTP library's, and those of the operating system
         where = f"revision {revision!r} of " if revision else ""
+        cause = unreachable or error
         raise WeightsNotFoundError(
             f"could not load {where}{repo_id!r} from the Hugging Face Hub, and there is no such folder: "
-            f"{type(error).__name__}: {error}. Check the name, the token and the connection, or give a local folder"
-        ) from error
+            f"{type(cause).__name__}: {cause}. Check the name, the token and the connection, or give a local folder"
+        ) from cause
     with suppress(EntryNotFoundError, OSError):  # a model card is welcome, not needed
         huggingface_hub.hf_hub_download(repo_id, CARD_FILE, revision=config.parent.name, **options)
     return Path(weights).parent
+
+
+def _connection_error(repo_id: str, revision: str | None, options: dict[str, Any]) -> Exception | None:
+    """Why the Hub does not answer, or None where it does or need not be asked.
+
+    Left to itself, the client retries for half a minute without a word before it says so.
+    """
+    is_commit = re.fullmatch(r"[0-9a-f]{40}", revision or "") is not None
+    if options["local_files_only"]:
+        return None
+    if is_commit and not options["force_download"]:
+        cache_dir = options["cache_dir"]
+        cached = huggingface_hub.try_to_load_from_cache(repo_id, WEIGHTS_FILE, cache_dir=cache_dir, revision=revision)
+        if isinstance(cached, str):
+            return None
+    try:
+        url = huggingface_hub.hf_hub_url(repo_id, CONFIG_FILE, revision=revision)
+        huggingface_hub.get_hf_file_metadata(url, token=options["token"])
+    except HfHubHTTPError as error:  # it answers; what it says about the request, the download will hear again
+        return error if error.response is not None and error.response.status_code >= 500 else None
+    except Exception as error:  # of whichever HTTP library the client uses
+        return error
+    return None
 
 
 def _weights_package() -> Path:

@@ -25,7 +25,10 @@ COMMIT, OTHER_COMMIT = "a" * 40, "b" * 40
 CLIENT = """
 import json, sys, time
 
-time.sleep = lambda seconds: None  # the client waits 23 s in all for a server that has gone
+def refuse_to_wait(seconds):
+    raise AssertionError(f"slept {seconds} s")
+
+time.sleep = refuse_to_wait  # left to itself, the client waits 23 s in all for a server that has gone
 contacted = set()
 def watch(event, args):
     if event == "socket.connect" and isinstance(args[1], tuple):
