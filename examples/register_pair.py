@@ -63,8 +63,8 @@ def draw_matches(
 ) -> Image:
     """Both pictures side by side; inliers green, outliers red and underneath."""
     h = max(image_a.shape[0], image_b.shape[0])
-    canvas = np.hstack([cv2.copyMakeBorder(i, 0, h - len(i), 0, 0, cv2.BORDER_CONSTANT) for i in (image_a, image_b)])
-    canvas = np.ascontiguousarray(canvas[..., ::-1])
+    padded = [cv2.copyMakeBorder(i, 0, h - len(i), 0, 0, cv2.BORDER_CONSTANT) for i in (image_a, image_b)]
+    canvas = np.asarray(np.hstack(padded)[..., ::-1], np.uint8, order="C")
     for k in np.argsort(inlier, kind="stable"):
         start, end = points_a[k].round().astype(int), (points_b[k] + (image_a.shape[1], 0)).round().astype(int)
         colour = (80, 220, 80) if inlier[k] else (60, 60, 230)
