@@ -64,6 +64,26 @@ def cpu_has_bf16() -> bool:
     return bool(supported and supported())
 
 
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def mind_fork() -> None:
+    """Compute with one thread in a forked child: it would wait for its parent's OpenMP threads for ever."""
+    global _forked
+    if _forked:
+        torch.set_num_threads(1)
+        _forked = False
+
+
 class InferenceRRLNet(nn.Module):
     """An :class:`RRLNet` made ready to score: same results up to the rounding of `dtype`.
 
@@ -74,7 +94,6 @@ class InferenceRRLNet(nn.Module):
     def __init__(self, network: RRLNet, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         self.device, self.dtype = device, dtype
-        self._process = os.getpid()
         folded = copy.deepcopy(network).eval().requires_grad_(False)
         for unit in folded.modules():
             if isinstance(unit, ConvUnit):
@@ -107,20 +126,17 @@ class InferenceRRLNet(nn.Module):
         """Maps of P pairs to scores (P,), float32.
 
         Raises:
-            FloatingPointError: float16 overflowed.
+            ValueError: float16 overflowed.
         """
         with self._computing():
             logits = self.network.metric.head(self.network.relate(maps_a, maps_b).float())
         if self.dtype == torch.float16 and not bool(torch.isfinite(logits).all()):
-            raise FloatingPointError("these weights overflow float16 on these patches: use dtype=torch.float32")
+            raise ValueError("dtype float16 overflows with these weights on these patches: use dtype=torch.float32")
         return torch.sigmoid(logits)
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
         """Without gradients, whatever autocast the caller is in, and with threads that are there."""
-        if os.getpid() != self._process:
-            # A forked child has none of its parent's OpenMP threads and would wait for them for ever.
-            torch.set_num_threads(1)
-            self._process = os.getpid()
+        mind_fork()
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             yield

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from rrl_match import pretrained
-from rrl_match.inference import InferenceRRLNet, choose_device, choose_dtype
+from rrl_match.inference import InferenceRRLNet, choose_device, choose_dtype, mind_fork
 from rrl_match.matching import Matches, nearest_candidates, select_matches
 from rrl_match.modeling import RRLNet
 from rrl_match.patches import Patches, PatchSource, ValueRange
@@ -117,6 +117,7 @@ class RRLMatcher:
             WeightsError: the files are cut off, changed, or of another network.
             ValueError: device or dtype unknown, or not on this machine.
         """
+        mind_fork()
         device = choose_device(device)
         dtype = choose_dtype(dtype, device)
         folder = pretrained.find_folder(
@@ -395,14 +396,15 @@ class RRLMatcher:
 
 def _checksum(module: nn.Module) -> int:
     total = 0
-    for value in module.state_dict().values():
-        total = zlib.crc32(value.detach().cpu().contiguous().numpy().tobytes(), total)
+    for value in pretrained.stored_values(module).values():
+        total = zlib.crc32(value.detach().float().cpu().contiguous().numpy().tobytes(), total)
     return total
 
 
 def _unpickle(
     kind: type[RRLMatcher], weights: bytes, config: ModelConfig, device: str, dtype: torch.dtype, card: str
 ) -> RRLMatcher:
+    mind_fork()
     return kind(pretrained.from_bytes(weights, config), config, device=device, dtype=dtype, card=card)
 
 

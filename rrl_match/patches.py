@@ -286,7 +286,7 @@ def as_points(keypoints: Any, name: str) -> NDArray[np.float64]:
     if isinstance(keypoints, Tensor):
         keypoints = keypoints.detach().cpu().double().numpy()
     if isinstance(keypoints, (list, tuple)) and keypoints and all(isinstance(k, cv2.KeyPoint) for k in keypoints):
-        return np.array([k.pt for k in keypoints], np.float64)
+        keypoints = [k.pt for k in keypoints]
     try:
         points = np.asarray(keypoints, np.float64)
     except (TypeError, ValueError) as error:

@@ -18,7 +18,7 @@ import torch
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from rrl_match.errors import WeightsError, WeightsNotFoundError
 from rrl_match.modeling import RRLNet, RRLNetConfig
@@ -165,11 +165,11 @@ def find_folder(
     }
     folder = _download(name, revision, options)
     for released in manifest.values():
-        if released["repo_id"] == name:
+        if released["repo_id"].lower() == name.lower():
             _verify(
                 folder,
                 released["files"],
-                "load it with force_download=True, or upgrade rrl-match if the Hub has newer weights",
+                "load it with force_download=True; another revision needs the rrl-match that it was released with",
             )
     return folder
 
@@ -226,7 +226,7 @@ def _manifest() -> dict[str, Any]:
     """``{name: {"repo_id": ..., "files": {file: sha256}}}`` of the released weights."""
     try:
         text = (_weights_package() / "manifest.json").read_text(encoding="utf-8")
-    except ModuleNotFoundError:  # run from a checkout that was not installed: folders can still be loaded
+    except (ModuleNotFoundError, FileNotFoundError):  # a checkout that was not installed: folders can still be loaded
         return {}
     manifest: dict[str, Any] = json.loads(text)
     return manifest
@@ -273,7 +273,7 @@ def save_folder(folder: str | os.PathLike[str], network: RRLNet, config: ModelCo
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     dtype, _ = _DTYPES[config.dtype]
-    state = {name: value.detach().to("cpu", dtype).contiguous() for name, value in _stored(network).items()}
+    state = {name: value.detach().to("cpu", dtype).contiguous() for name, value in stored_values(network).items()}
     too_large = [name for name, value in state.items() if not torch.isfinite(value).all()]
     if too_large:
         raise WeightsError(f"values of {too_large[0]} are not finite in {config.dtype}; save with dtype float32")
@@ -289,7 +289,7 @@ def save_folder(folder: str | os.PathLike[str], network: RRLNet, config: ModelCo
 
 def to_bytes(network: RRLNet) -> bytes:
     """All values of a network, float32."""
-    return save({name: value.detach().float().cpu().contiguous() for name, value in _stored(network).items()})
+    return save({name: value.detach().float().cpu().contiguous() for name, value in stored_values(network).items()})
 
 
 def from_bytes(weights: bytes, config: ModelConfig) -> RRLNet:
@@ -297,7 +297,7 @@ def from_bytes(weights: bytes, config: ModelConfig) -> RRLNet:
     return _build(load(weights), config)
 
 
-def _stored(network: RRLNet) -> dict[str, Tensor]:
+def stored_values(network: nn.Module) -> dict[str, Tensor]:
     """The values that a weights file holds: all but the batch norms' counters, which nothing reads."""
     return {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
 
@@ -324,7 +324,7 @@ def load_folder(folder: str | os.PathLike[str]) -> tuple[RRLNet, ModelConfig]:
     except ValueError as error:
         raise WeightsError(f"{folder / CONFIG_FILE} is not an RRL-Net's config: {error}") from error
     with torch.device("meta"):
-        expected = _stored(RRLNet(config.network))
+        expected = stored_values(RRLNet(config.network))
     return _build(_read_weights(folder / WEIGHTS_FILE, expected, config.dtype), config), config
 
 

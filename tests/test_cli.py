@@ -77,6 +77,7 @@ def test_training_ends_with_weights_that_evaluate_measures(tmp_path, recipe_file
         ("training", 2),
         ("training", 3),
         ("validation", 3),
+        ("validation_average", 3),
     ]
     config = RRLMatcher.from_pretrained(out / "weights").config
     assert config.training["data"] == "pictures: 2 picture pairs to train on, 2 held back"

@@ -210,7 +210,8 @@ def test_nothing_there(session, call, message):
 def test_changed_weights(session, call):
     assert session[call]["error"] == "WeightsError"
     assert re.search(
-        r"model\.safetensors is not the released file.*force_download=True, or upgrade", session[call]["message"]
+        r"model\.safetensors is not the released file.*force_download=True; another revision needs",
+        session[call]["message"],
     )
 
 

@@ -604,15 +604,33 @@ def test_codes_and_matches_pickle(tiny, a, b):
     assert as_list(pickle.loads(pickle.dumps(matches))) == as_list(matches)
 
 
+def test_codes_outlive_pickling(tiny, a):
+    codes = tiny.encode(a, "a")
+    copy = pickle.loads(pickle.dumps(tiny))
+    np.testing.assert_array_equal(copy.score_codes(codes, copy.encode(a, "b"), [[0, 1]]), tiny.score(a[:1], a[1:2]))
+
+
+def test_codes_of_other_weights_are_refused(tiny, config, a):
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        other = RRLMatcher(RRLNet(tiny.config.network), tiny.config, device="cpu", dtype=tiny.dtype)
+    with pytest.raises(ValueError, match=r"codes_b were made by a matcher of other weights.*encode"):
+        tiny.score_codes(tiny.encode(a, "a"), other.encode(a, "b"), [[0, 0]])
+
+
 def score_into(pipe, matcher, a, b):
+    if isinstance(matcher, bytes):
+        matcher = pickle.loads(matcher)
     pipe.send(matcher.score(a, b))
     pipe.close()
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", "pickled into a fork", "spawn"])
 def test_worker_process(matcher, scores, a, b, method):
     """With PyTorch's threads already started here, as in any program that has scored before it makes workers."""
+    if method == "pickled into a fork":  # as the workers of a pool get it
+        matcher, method = pickle.dumps(matcher), "fork"
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"no {method} here")
     context = multiprocessing.get_context(method)

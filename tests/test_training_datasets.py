@@ -7,7 +7,7 @@ import torch
 from picture_folder import COLUMNS, textured, write_folder, write_manifest
 
 from rrl_match import DataError
-from rrl_match.training.datasets import PatchSampler, PicturePair, find_places, hold_back, read_pairs
+from rrl_match.training.datasets import PatchSampler, PicturePair, Warp, find_places, hold_back, read_pairs
 from rrl_match.training.recipe import Geometry
 
 CPU = torch.device("cpu")
@@ -243,7 +243,7 @@ def test_shift_moves_band_a_alone():
     one, eye, zero = torch.tensor([0]), torch.eye(2)[None], torch.zeros(1, 2)
     centre = torch.tensor([[80.0, 70.0]])
     plain = sampler.cut(one, centre)
-    batch = sampler.cut(one, centre, zero, eye, eye, torch.tensor([[3.0, -2.5]]), zero)
+    batch = sampler.cut(one, centre, Warp(zero, eye, eye, torch.tensor([[3.0, -2.5]]), zero))
     torch.testing.assert_close(batch.patches_b, plain.patches_b)
     offset = 255 * (batch.colour_a - plain.colour_a).mean((2, 3))
     torch.testing.assert_close(offset, torch.tensor([[3.0, -2.5, 0.0]]), rtol=0, atol=1e-3)
@@ -255,10 +255,10 @@ def test_relative_matrix_and_perspective_change_the_scale_of_band_a():
     sampler = PatchSampler([pair], 64, CPU)
     one, eye, zero = torch.tensor([0]), torch.eye(2)[None], torch.zeros(1, 2)
     centre = torch.tensor([[100.0, 100.0]])
-    x = 255 * sampler.cut(one, centre, zero, eye, torch.diag(torch.tensor([1.5, 1.0]))[None], zero, zero).colour_a
+    x = 255 * sampler.cut(one, centre, Warp(zero, eye, torch.diag(torch.tensor([1.5, 1.0]))[None], zero, zero)).colour_a
     torch.testing.assert_close(x[0, 0].diff(dim=1), torch.full((64, 63), 1.5), rtol=0, atol=1e-3)
     torch.testing.assert_close(x[0, 1].diff(dim=0), torch.full((63, 64), 1.0), rtol=0, atol=1e-3)
-    tilted = 255 * sampler.cut(one, centre, zero, eye, eye, zero, torch.tensor([[0.1 / 32, 0.0]])).colour_a[0, 1]
+    tilted = 255 * sampler.cut(one, centre, Warp(zero, eye, eye, zero, torch.tensor([[0.1 / 32, 0.0]]))).colour_a[0, 1]
     down = tilted.diff(dim=0).mean(0)  # scale of each column: 1 / 0.9 at the left, 1 / 1.1 at the right
     assert float(down[0]) == pytest.approx(1 / 0.9, rel=0.01)
     assert float(down[-1]) == pytest.approx(1 / 1.1, rel=0.01)

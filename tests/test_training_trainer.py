@@ -12,8 +12,9 @@ from accelerate.state import AcceleratorState
 from picture_folder import write_folder
 from training_run import NETWORK, RECIPE, make_trainer, replace, tiny_network
 
-from rrl_match import DataError, RRLMatcher
+from rrl_match import DataError, RRLMatcher, RRLMatchError
 from rrl_match.modeling import RRLNetConfig
+from rrl_match.pretrained import load_folder
 from rrl_match.training.datasets import read_pairs
 from rrl_match.training.recipe import Phase, Recipe
 from rrl_match.training.trainer import Trainer
@@ -168,20 +169,22 @@ def test_released_folder_loads(finished, patches_a, patches_b):
     assert matcher.modalities == ("vis", "nir")
     assert 0 <= matcher.threshold <= 1
     assert matcher.config.network == NETWORK
-    assert matcher.config.training["steps"] == trainer.best["step"]
+    assert matcher.config.training["best_step"] == trainer.best["step"]
     assert set(matcher.config.metrics["held_back_fpr95"]) == {"random", "near"}
     scores = matcher.score(patches_a, patches_b)
     assert ((scores >= 0) & (scores <= 1)).all()
     assert json.loads((out / "recipe.json").read_text()) == json.loads(RECIPE.to_json())
 
 
-@pytest.mark.parametrize("change", ["recipe", "seed"])
+@pytest.mark.parametrize("change", ["recipe", "seed", "precision", "pictures"])
 def test_folder_of_another_run_is_refused_and_left_alone(pairs, finished, change):
     _, out = finished
     before = {name: (out / name).read_bytes() for name in ("recipe.json", "log.jsonl", "checkpoint.pt")}
     recipe = replace(RECIPE, label_smoothing=0.1) if change == "recipe" else RECIPE
-    with pytest.raises(ValueError, match=r"checkpoint\.pt is of a run with another recipe or seed"):
-        make_trainer(pairs, out, recipe, seed=int(change == "seed")).train()
+    with pytest.raises(ValueError, match=rf"checkpoint\.pt is of a run with another {change}:"):
+        pairs = pairs[::-1] if change == "pictures" else pairs
+        options = {"seed": int(change == "seed"), "precision": "bf16" if change == "precision" else "fp32"}
+        make_trainer(pairs, out, recipe, **options).train()
     assert {name: (out / name).read_bytes() for name in before} == before
 
 
@@ -238,9 +241,49 @@ def test_loss_that_is_not_finite_stops_the_run(pairs, tmp_path, monkeypatch):
         return {"contrastive": model(*self._patches(batch, generator))[0].sum() * torch.inf}
 
     monkeypatch.setattr(Trainer, "_pretraining_step", diverged)
-    with pytest.raises(FloatingPointError, match=r"loss of step \d is not finite: .*contrastive"):
+    with pytest.raises(RRLMatchError, match=r"loss of step \d is not finite: .*contrastive"):
         make_trainer(pairs, tmp_path).train()
     assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_best_weights_are_released_not_the_last(pairs, tmp_path, monkeypatch):
+    """Validations come after steps 2 and 4 of the main phase; here the first is the better one."""
+    seen = []
+
+    def score(self, writer, label, network):
+        seen.append({k: v.clone() for k, v in network.state_dict().items()})
+        scores.append(original(trainer.validation, network, torch.float32))
+        monkeypatch.setattr(trainer.validation, "score", lambda *args: scores[-1])
+        monkeypatch.setattr(type(scores[-1]), "fpr95", lambda self, kind: 10.0 * len(seen))
+        hold(self, writer, label, network)
+
+    scores = []
+    trainer = make_trainer(pairs, tmp_path, replace(RECIPE, ema_decay=0.0, pretraining=None))
+    original, hold = type(trainer.validation).score, Trainer._score_held_back
+    monkeypatch.setattr(Trainer, "_score_held_back", score)
+    folder = trainer.train()
+    assert len(seen) == 2
+    released = load_folder(folder)[0].state_dict()
+    first, last = (s["metric.head.2.weight"].half().float() for s in seen)
+    assert torch.equal(released["metric.head.2.weight"], first)
+    assert not torch.equal(first, last)
+
+
+def test_average_follows_the_weights(pairs, tmp_path, monkeypatch):
+    """Of decay 0.5: after each step, half the old average and half the new weights; the first step copies."""
+    trainer = make_trainer(pairs, tmp_path, replace(RECIPE, pretraining=None))
+    history, expected = [], None
+    checked = Trainer._checked
+
+    def remember(self, loss, terms):
+        history.append(self.model.network.metric.head[2].weight.detach().clone())
+        return checked(self, loss, terms)
+
+    monkeypatch.setattr(Trainer, "_checked", remember)
+    trainer.train()
+    for weight in [*history[1:], trainer.model.network.metric.head[2].weight.detach()]:
+        expected = weight if expected is None else 0.5 * expected + 0.5 * weight
+    torch.testing.assert_close(trainer.average.module.metric.head[2].weight, expected)
 
 
 @pytest.mark.parametrize("held_back", [2, 8])

@@ -36,8 +36,10 @@ def read_keras_file(path: str | Path) -> dict[str, np.ndarray]:
             raise WeightsError(f"{path} has no group 'model_weights': save the whole model with Keras' model.save()")
         values = {}
         for group in file["model_weights"].values():
-            for name in group.attrs["weight_names"]:
+            for name in group.attrs.get("weight_names", ()):
                 name = name.decode() if isinstance(name, bytes) else name
+                if name.removesuffix(":0") in values:
+                    raise WeightsError(f"{path} holds {name} twice; it is not an RRL-Net as the authors' code saves it")
                 if name in group:
                     values[name.removesuffix(":0")] = np.asarray(group[name])
     return values

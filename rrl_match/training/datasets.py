@@ -145,6 +145,16 @@ class PatchBatch(NamedTuple):
     position: Tensor  # (N, 2) xy in band B's picture
 
 
+class Warp(NamedTuple):
+    """How the patches of N places are changed while they are cut."""
+
+    jitter: Tensor  # (N, 2) moves the place, in pixels of band B
+    common: Tensor  # (N, 2, 2) turns, flips and scales both bands' grids
+    relative: Tensor  # (N, 2, 2) turns and scales band A's grid alone
+    shift: Tensor  # (N, 2) shifts band A's grid, in pixels
+    perspective: Tensor  # (N, 2) tilts band A's grid: change of scale per pixel
+
+
 class PatchSampler:
     """Cuts batches of patches from pictures held on the training device.
 
@@ -189,47 +199,29 @@ class PatchSampler:
             rows = torch.randperm(len(self.places[k]), generator=generator)[:share]
             picture += [k] * len(rows)
             position.append(self.places[k][rows])
-        centre = torch.cat(position)
-        jitter = (torch.rand(centre.shape, generator=generator) * 2 - 1) * geometry.place_jitter
-        common, relative, shift, perspective = _draw_geometry(len(centre), geometry, generator)
-        return self.cut(torch.tensor(picture), centre, jitter, common, relative, shift, perspective)
+        warp = _draw_warp(len(picture), geometry, generator)
+        return self.cut(torch.tensor(picture), torch.cat(position), warp)
 
-    def cut(
-        self,
-        picture: Tensor,
-        centre: Tensor,
-        jitter: Tensor | None = None,
-        common: Tensor | None = None,
-        relative: Tensor | None = None,
-        shift: Tensor | None = None,
-        perspective: Tensor | None = None,
-    ) -> PatchBatch:
+    def cut(self, picture: Tensor, centre: Tensor, warp: Warp | None = None) -> PatchBatch:
         """Patches of both bands at places of band B's pictures.
 
         Args:
             picture: (N,) int64, row of `pairs`.
             centre: (N, 2) xy in band B; the patch covers [x - S/2, x + S/2).
-            jitter: (N, 2) added to `centre` where the patch stays inside.
-            common: (N, 2, 2) applied to both bands' grids.
-            relative, shift, perspective: (N, 2, 2), (N, 2), (N, 2), applied to band A's grid alone.
+            warp: changes, each left out where it would make a patch leave its picture.
         """
-        n, device = len(picture), self.device
-        picture, centre = picture.to(device), centre.to(device)
-        grid = self._grid.expand(n, -1, -1)
-        plain_b = centre[:, None] - 0.5 + grid
-        if jitter is None or common is None or relative is None or shift is None or perspective is None:
-            at_a, at_b = self._to_a(picture, plain_b), plain_b
-        else:
-            common = common.to(device)
-            moved = centre + jitter.to(device) - 0.5
-            changed = (
-                grid @ relative.to(device).mT / (1 + (grid * perspective.to(device)[:, None]).sum(-1, keepdim=True))
-            )
-            at_b = moved[:, None] + grid @ common.mT
-            at_a = self._to_a(picture, moved[:, None] + (changed + shift.to(device)[:, None]) @ common.mT)
-            inside = self._inside(0, picture, at_a) & self._inside(1, picture, at_b)
-            at_a = torch.where(inside[:, None, None], at_a, self._to_a(picture, plain_b))
-            at_b = torch.where(inside[:, None, None], at_b, plain_b)
+        picture, centre = picture.to(self.device), centre.to(self.device)
+        at_b = centre[:, None] - 0.5 + self._grid
+        at_a = self._to_a(picture, at_b)
+        if warp is not None:
+            warp = Warp(*(parameter.to(self.device) for parameter in warp))
+            moved = (centre + warp.jitter)[:, None] - 0.5
+            tilt = 1 + (self._grid * warp.perspective[:, None]).sum(-1, keepdim=True)
+            grid_a = self._grid @ warp.relative.mT / tilt + warp.shift[:, None]
+            warped_b = moved + self._grid @ warp.common.mT
+            warped_a = self._to_a(picture, moved + grid_a @ warp.common.mT)
+            inside = (self._inside(0, picture, warped_a) & self._inside(1, picture, warped_b))[:, None, None]
+            at_a, at_b = torch.where(inside, warped_a, at_a), torch.where(inside, warped_b, at_b)
         return PatchBatch(self._sample(0, picture, at_a), self._sample(1, picture, at_b), picture, at_b.mean(1))
 
     def _to_a(self, picture: Tensor, at: Tensor) -> Tensor:
@@ -257,8 +249,8 @@ class PatchSampler:
         return values.mT.reshape(len(at), -1, self.patch_size, self.patch_size)
 
 
-def _draw_geometry(n: int, geometry: Geometry, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Random common (n, 2, 2), relative (n, 2, 2), shift (n, 2) and perspective (n, 2) of :meth:`PatchSampler.cut`."""
+def _draw_warp(n: int, geometry: Geometry, generator: torch.Generator) -> Warp:
+    """Random changes for n places."""
 
     def uniform(*shape: int) -> Tensor:
         return torch.rand(n, *shape, generator=generator) * 2 - 1
@@ -271,6 +263,7 @@ def _draw_geometry(n: int, geometry: Geometry, generator: torch.Generator) -> tu
     def power(base: float, *shape: int) -> Tensor:
         return torch.tensor(base) ** uniform(*shape)
 
+    jitter = uniform(2) * geometry.place_jitter
     common = turn(uniform() * geometry.common_turn) * power(geometry.zoom, 1, 1)
     if geometry.flips_and_quarter_turns:
         quarter = turn(90.0 * torch.randint(4, (n,), generator=generator))
@@ -284,4 +277,4 @@ def _draw_geometry(n: int, geometry: Geometry, generator: torch.Generator) -> tu
     relative = torch.lerp(torch.eye(2).expand(n, 2, 2), relative, used[:, None, None])
     shift = uniform(2) * geometry.shift * used[:, None]
     perspective = uniform(2) * geometry.perspective / 32 * used[:, None]
-    return common, relative, shift, perspective
+    return Warp(jitter, common, relative, shift, perspective)

@@ -58,6 +58,8 @@ class Benchmark:
             raise DataError(f"{path}: patches_a, patches_b and category, or pairs and kind, are not equally many")
         if read.pairs.shape != (p, 2) or not p or read.pairs.min() < 0 or read.pairs.max() >= n:
             raise DataError(f"{path}: pairs must have shape (P, 2) and lie in 0..{n - 1}")
+        if read.kind.dtype.kind != "U" or not {"match"} < set(read.kind.tolist()):
+            raise DataError(f"{path}: kind must be text, 'match' for some pairs and the kind of negative for others")
         return read
 
 
@@ -80,6 +82,8 @@ def figures(benchmark: Benchmark, scores: NDArray[np.float32]) -> dict[str, dict
         by_category: dict[str, dict[str, float]] = {}
         for name in np.unique(category).tolist():
             rows = (category == name) & ((benchmark.kind == kind) | (label == 1))
+            if len(set(label[rows].tolist())) < 2:
+                raise DataError(f"category {name!r} lacks matching pairs or {kind!r} negatives: no figure can be given")
             by_category[name] = {metric: 100 * f(label[rows], scores[rows]) for metric, f in METRICS.items()}
         mean = {metric: float(np.mean([v[metric] for v in by_category.values()])) for metric in METRICS}
         result[kind] = {**by_category, "mean": mean}

@@ -58,7 +58,8 @@ def balanced_threshold(labels: ArrayLike, scores: ArrayLike) -> float:
     Half-way between the two neighbouring scores, so that it does not sit on a pair it was calibrated on.
     """
     false_positive_rate, true_positive_rate, thresholds = roc_curve(labels, scores, drop_intermediate=False)
-    best = int(np.argmax(true_positive_rate - false_positive_rate))
+    # the first threshold is infinity, which accepts nothing
+    best = 1 + int(np.argmax((true_positive_rate - false_positive_rate)[1:]))
     above = float(thresholds[best])
     below = float(thresholds[best + 1]) if best + 1 < len(thresholds) else above
     return float(np.clip((above + below) / 2, 0.0, 1.0))

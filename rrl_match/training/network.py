@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from rrl_match.modeling.network import RRLNet
 from rrl_match.training.decoder import Decoder
 from rrl_match.training.heads import InteractionHead
 
-PairUp = Callable[[tuple[Tensor, Tensor] | None], Tensor]
+Descriptors: TypeAlias = "tuple[Tensor, Tensor] | None"  # (N, dim) of both bands, where the network has such heads
+PairUp: TypeAlias = Callable[[Descriptors], Tensor]
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class TrainingOutput(NamedTuple):
     interaction_logits: dict[int, Tensor]  # by stage, (P,) each
     reconstruction_a: Tensor  # (N, 1, S, S) in [0, 1]
     reconstruction_b: Tensor
-    descriptors: tuple[Tensor, Tensor] | None  # (N, dim) each, where the network has descriptor heads
+    descriptors: Descriptors
 
 
 class TrainingRRLNet(nn.Module):
@@ -76,8 +77,8 @@ class TrainingRRLNet(nn.Module):
         descriptors = net.describe(maps_a, maps_b) if net.config.descriptor_dim else None
         if pair_up is not None:
             rows_a, rows_b = pair_up(descriptors).unbind(1)
-            maps_a = [_take_rows(m, rows_a) for m in maps_a]
-            maps_b = [_take_rows(m, rows_b) for m in maps_b]
+            maps_a = [take_rows(m, rows_a) for m in maps_a]
+            maps_b = [take_rows(m, rows_b) for m in maps_b]
         private, common = zip(
             *(fil(a, b) for fil, a, b in zip(net.interactions, maps_a, maps_b, strict=True)), strict=True
         )
@@ -91,7 +92,7 @@ class TrainingRRLNet(nn.Module):
         )
 
 
-def _take_rows(x: Tensor, rows: Tensor) -> Tensor:
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
     """``x[rows]`` of a map (N, C, H, W), channels-last.
 
     Looked up as an embedding, because the gradient of plain indexing is slower and, on a CPU, summed in an order that

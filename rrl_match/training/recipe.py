@@ -1,4 +1,4 @@
-"""A training recipe: everything that, with the data and the seed, decides what comes out."""
+"""A training recipe: what is trained, on which patches, by which losses and schedule."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+from rrl_match.training.network import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,16 @@ class Phase:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All of a training run but the data and the seed. Read from a JSON file of the same field names.
+    """All of a training run but the data, the seed, the precision and the weights to start from.
+
+    Read from a JSON file of the same field names.
 
     Attributes:
         modalities: names of band A and band B.
         summary: the recipe in words, for the model card.
         pretraining: contrastive training of the encoders; `None` for none.
         training: training of the whole graph.
+        heads: which stages have auxiliary heads.
         optimizer: "adamw" or, as published, "nadam".
         hard_negatives: share of non-matching pairs picked as the most alike of the batch; the rest are random.
         held_back: every n-th training picture is kept for validation and calibration.
@@ -91,6 +96,7 @@ class Recipe:
     geometry: Geometry = field(default_factory=Geometry)
     photometry: Photometry = field(default_factory=Photometry)
     losses: LossWeights = field(default_factory=LossWeights)
+    heads: TrainingConfig = field(default_factory=TrainingConfig)
     optimizer: str = "adamw"
     weight_decay: float = 0.01
     encoder_learning_rate: float = 1.0  # factor on the rate of the encoders in `training`
@@ -113,6 +119,10 @@ class Recipe:
         for name, phase in (("pretraining", self.pretraining), ("training", self.training)):
             if phase and min(phase.steps, phase.places, phase.pictures) < 1:
                 raise ValueError(f"{name}: steps, places and pictures must be at least 1, got {phase}")
+        if not (0 <= self.hard_negatives <= 1 and 0 <= self.ema_decay < 1 and 0 <= self.label_smoothing < 1):
+            raise ValueError("hard_negatives must lie in [0, 1], ema_decay and label_smoothing in [0, 1)")
+        if min(self.negative_distance, self.temperature, self.norm_momentum) <= 0:
+            raise ValueError("negative_distance, temperature and norm_momentum must be positive")
         if self.held_back < 2:
             raise ValueError(f"held_back must be at least 2, for every second picture, got {self.held_back}")
         if self.descriptor_dim and not self.losses.contrastive:
@@ -139,11 +149,12 @@ class Recipe:
                 raise ValueError(f"expected an object with the fields of Recipe, got {type(values).__name__}")
             for key, kind in _NESTED.items():
                 if values.get(key) is not None:
-                    values[key] = kind(**values[key])
+                    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in values[key].items()}
+                    values[key] = kind(**fields)
             if isinstance(values.get("modalities"), list):
                 values["modalities"] = tuple(values["modalities"])
             return cls(**values)
-        except (TypeError, KeyError, ValueError) as error:
+        except (AttributeError, TypeError, KeyError, ValueError) as error:
             raise ValueError(f"recipe {path}: {error}") from error
 
     def to_json(self) -> str:
@@ -157,4 +168,5 @@ _NESTED: dict[str, type] = {
     "geometry": Geometry,
     "photometry": Photometry,
     "losses": LossWeights,
+    "heads": TrainingConfig,
 }

@@ -30,6 +30,7 @@ def release(run_weights: Path, released: Path, name: str, metrics: dict[str, Any
     folder = released / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+    (folder / WEIGHTS_FILE).unlink(missing_ok=True)  # so that its mode is an ordinary one
     shutil.copyfile(run_weights / WEIGHTS_FILE, folder / WEIGHTS_FILE)
     card = card or run_weights / CARD_FILE
     if card.resolve() != (folder / CARD_FILE).resolve():

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from rrl_match.errors import RRLMatchError
 from rrl_match.modeling import RRLNet, RRLNetConfig
 from rrl_match.pretrained import ModelConfig, save_folder
 from rrl_match.training.augment import augment, mixed_grey
@@ -24,7 +25,14 @@ from rrl_match.training.card import model_card
 from rrl_match.training.datasets import PatchBatch, PatchSampler, PicturePair, hold_back
 from rrl_match.training.losses import PerceptualLoss, contrastive_loss, gradient_loss, matching_loss
 from rrl_match.training.mining import mine_pairs, surely_different
-from rrl_match.training.network import ContrastivePretraining, TrainingOutput, TrainingRRLNet, set_norm_momentum
+from rrl_match.training.network import (
+    ContrastivePretraining,
+    Descriptors,
+    TrainingOutput,
+    TrainingRRLNet,
+    set_norm_momentum,
+    take_rows,
+)
 from rrl_match.training.recipe import Phase, Recipe
 from rrl_match.training.validation import ValidationSet
 
@@ -80,7 +88,7 @@ class Trainer:
         self.device = self.accelerator.device
         torch.manual_seed(seed)
         network = start or RRLNet(RRLNetConfig(descriptor_dim=recipe.descriptor_dim))
-        self.model = TrainingRRLNet(network.requires_grad_(True)).to(self.device)
+        self.model = TrainingRRLNet(network.requires_grad_(True), recipe.heads).to(self.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         set_norm_momentum(self.model, recipe.norm_momentum)
         size = network.config.patch_size
@@ -125,8 +133,7 @@ class Trainer:
         optimizer = self._optimizer(phase, model)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warmup_cosine(step, phase))
         if model is self.model and self.recipe.ema_decay:
-            average = get_ema_multi_avg_fn(self.recipe.ema_decay)
-            self.average = AveragedModel(self.model.network, multi_avg_fn=average, use_buffers=True)
+            self.average = AveragedModel(self.model.network, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.ema_decay))
         if state and state["phase"] == name:
             optimizer.load_state_dict(state["optimizer"])
             schedule.load_state_dict(state["schedule"])
@@ -171,12 +178,12 @@ class Trainer:
         """The loss and its terms as numbers, fetched from the device at once.
 
         Raises:
-            FloatingPointError: the loss is not finite; the weights are still those before the step.
+            RRLMatchError: the loss is not finite; the weights are still those before the step.
         """
         numbers = torch.stack([loss, *terms.values()]).detach().tolist()
         values = {name: round(value, 5) for name, value in zip(["loss", *terms], numbers, strict=True)}
         if not math.isfinite(numbers[0]):
-            raise FloatingPointError(f"the loss of step {self.done + 1} is not finite: {values}")
+            raise RRLMatchError(f"the loss of step {self.done + 1} is not finite: {values}")
         return values
 
     def _step_seed(self, step: int) -> int:
@@ -212,22 +219,21 @@ class Trainer:
         return {"contrastive": contrastive_loss(descriptors_a, descriptors_b, negative, self.recipe.temperature)}
 
     def _training_step(self, model: nn.Module, batch: PatchBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        recipe = self.recipe
-        negative = surely_different(batch.picture, batch.position, recipe.negative_distance)
-
-        def pair_up(descriptors: tuple[Tensor, Tensor] | None) -> Tensor:
-            similarity = (
-                descriptors[0] @ descriptors[1].T if descriptors else torch.zeros(negative.shape, device=self.device)
-            )
-            return mine_pairs(similarity, negative, recipe.hard_negatives, generator)
-
         patches = self._patches(batch, generator)
+        negative = surely_different(batch.picture, batch.position, self.recipe.negative_distance)
         with self._autocast():
-            output = model(*patches, pair_up)
+            output = model(*patches, lambda descriptors: self._mined(descriptors, negative, generator))
         return self._loss_terms(output, patches, negative)
 
+    def _mined(self, descriptors: Descriptors, negative: Tensor, generator: torch.Generator) -> Tensor:
+        """Index pairs (P, 2) that a step shows the metric network."""
+        similarity = (
+            descriptors[0] @ descriptors[1].T if descriptors else torch.zeros(negative.shape, device=self.device)
+        )
+        return mine_pairs(similarity, negative, self.recipe.hard_negatives, generator)
+
     def _autocast(self) -> torch.autocast:
-        """For the network alone: augmentation and losses are computed in float32."""
+        """For the network and the similarities that pairs are mined by; augmentation and losses are in float32."""
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
     def _loss_terms(
@@ -255,31 +261,50 @@ class Trainer:
 
     # Validation, checkpoints, release
 
-    def _evaluated(self) -> RRLNet:
-        """The weights that would be released now."""
-        return cast(RRLNet, self.average.module) if self.average else self.model.network
-
     def _validate(self, writer: SummaryWriter | None) -> None:
-        """Figures on the held-back pictures; the best weights so far are kept."""
+        """Figures on the held-back pictures, of the weights and of their average; the best so far are kept."""
         if not self.accelerator.is_main_process:
             return
-        network = self._evaluated()
-        scores = self.validation.score(network.eval(), self.precision)
-        network.train()
+        self._score_held_back(writer, "validation", self.model.network)
+        if self.average:
+            averaged = cast(RRLNet, self.average.module)
+            self._settle_norms(averaged)
+            self._score_held_back(writer, "validation_average", averaged)
+
+    def _score_held_back(self, writer: SummaryWriter | None, label: str, network: RRLNet) -> None:
+        scores = self.validation.score(network, self.precision)
         figures = {kind: scores.fpr95(kind) for kind in scores.kinds()}
         mean = sum(figures.values()) / len(figures)
         if mean <= self.best["fpr95"]:
             weights = {k: v.detach().to("cpu", copy=True) for k, v in network.state_dict().items()}
-            threshold = scores.threshold()
-            self.best = {
-                "fpr95": mean,
-                "step": self.done,
-                "network": weights,
-                "threshold": threshold,
-                "figures": figures,
-            }
-        logger.info("step %d: held-back FPR95 in percent: %s", self.done, figures)
-        self._log(writer, "validation", {f"fpr95_{kind}": round(value, 4) for kind, value in figures.items()})
+            self.best = {"fpr95": mean, "step": self.done, "network": weights}
+        logger.info("step %d: FPR95 in percent, %s: %s", self.done, label, figures)
+        self._log(writer, label, {f"fpr95_{kind}": round(value, 4) for kind, value in figures.items()})
+
+    @torch.no_grad()
+    def _settle_norms(self, network: RRLNet, batches: int = 32) -> None:
+        """Statistics of the batch norms for averaged weights, from training batches that are the same every time.
+
+        Statistics that were averaged along belong to none of the networks that they come from: with them, the average
+        of weights that still move scores next to nothing right.
+        """
+        for norm in network.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.reset_running_stats()
+                norm.momentum = None  # the plain mean over all batches
+        phase = self.recipe.training
+        network.train()
+        for k in range(batches):
+            generator = torch.Generator().manual_seed(k)
+            batch = self.sampler.draw(phase.places, phase.pictures, self.recipe.geometry, generator)
+            negative = surely_different(batch.picture, batch.position, self.recipe.negative_distance)
+            patches_a, patches_b = self._patches(batch, generator)
+            with self._autocast():
+                maps_a, maps_b = network.encoder_a(patches_a), network.encoder_b(patches_b)
+                descriptors = network.describe(maps_a, maps_b) if network.config.descriptor_dim else None
+                rows_a, rows_b = self._mined(descriptors, negative, generator).unbind(1)
+                network.relate([take_rows(m, rows_a) for m in maps_a], [take_rows(m, rows_b) for m in maps_b])
+        network.eval()
 
     def _log(self, writer: SummaryWriter | None, phase: str, values: dict[str, float]) -> None:
         """One line of ``log.jsonl``, and TensorBoard's curves; on the main process only."""
@@ -324,9 +349,10 @@ class Trainer:
         if not path.is_file():
             return None
         state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
-        if state["recipe"] != self.recipe.to_json() or state["seed"] != self.seed:
+        other = [name for name, value in self._identity().items() if state.get(name) != value]
+        if other:
             raise ValueError(
-                f"{path} is of a run with another recipe or seed; choose another output folder or delete it"
+                f"{path} is of a run with another {' and '.join(other)}: choose another folder or delete it"
             )
         self.model.load_state_dict(state["model"])
         self.done, self.seconds, self.best = state["done"], state["seconds"], state["best"]
@@ -355,13 +381,14 @@ class Trainer:
         kept, held_back = (len(names) for names in self.pictures.values())
         config = ModelConfig(
             modalities=self.recipe.modalities,
-            threshold=float(f"{scores.threshold():.6g}"),
+            threshold=scores.threshold(),
             network=network.config,
             training={
                 "data": f"{self.data}{kept} picture pairs to train on, {held_back} held back",
                 "recipe": self.recipe.summary,
                 "seed": self.seed,
-                "steps": self.best["step"],
+                "steps": self.done,
+                "best_step": self.best["step"],
                 "hours": round(self.seconds / 3600, 2),
                 "hardware": _hardware(self.device),
             },
@@ -371,9 +398,11 @@ class Trainer:
 
 
 def _warmup_cosine(step: int, phase: Phase) -> float:
-    if step < phase.warmup:
-        return (step + 1) / phase.warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - phase.warmup) / max(1, phase.steps - phase.warmup)))
+    """Factor on the learning rate: linear warm-up, of half the steps at the most, then cosine to nothing."""
+    warmup = min(phase.warmup, phase.steps // 2)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, phase.steps - warmup)))
 
 
 def _hardware(device: torch.device) -> str:

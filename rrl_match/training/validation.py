@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rrl_match.errors import DataError
-from rrl_match.inference import InferenceRRLNet
+from rrl_match.matcher import RRLMatcher
 from rrl_match.modeling.network import RRLNet
+from rrl_match.pretrained import ModelConfig
 from rrl_match.training.augment import to_grey
 from rrl_match.training.datasets import PatchSampler
 from rrl_match.training.metrics import balanced_threshold, fpr95
@@ -70,25 +71,14 @@ class ValidationSet:
         if not len(self.pairs["random"]) + len(self.pairs["near"]):
             raise DataError("the held-back pictures have too few places to make non-matching pairs of")
 
-    def score(self, network: RRLNet, dtype: torch.dtype, batch_size: int = 128) -> ValidationScores:
-        """Scores of all pairs, by the very function that a matcher of these weights computes in `dtype`."""
-        device = self.patches_a.device
-        inference = InferenceRRLNet(network, device, dtype)
-        maps_a, maps_b = (
-            [
-                torch.cat(stage)
-                for stage in zip(*(inference.encode(p, band) for p in patches.split(batch_size)), strict=True)
-            ]
-            for patches, band in ((self.patches_a, "a"), (self.patches_b, "b"))
+    def score(self, network: RRLNet, dtype: torch.dtype) -> ValidationScores:
+        """Scores of all pairs, by the very function that users of these weights get in `dtype`."""
+        config = ModelConfig(("a", "b"), network=network.config)
+        matcher = RRLMatcher(network, config, device=self.patches_a.device, dtype=dtype)
+        codes = matcher.encode(self.patches_a, "a"), matcher.encode(self.patches_b, "b")
+        return ValidationScores(
+            **{kind: matcher.score_codes(*codes, pairs.numpy()) for kind, pairs in self.pairs.items()}
         )
-        scores = {}
-        for kind, pairs in self.pairs.items():
-            parts = [
-                inference.relate([m[rows[:, 0]] for m in maps_a], [m[rows[:, 1]] for m in maps_b])
-                for rows in pairs.to(device).split(batch_size)
-            ]
-            scores[kind] = torch.cat(parts).cpu().numpy() if parts else np.empty(0, np.float32)
-        return ValidationScores(**scores)
 
 
 def _draw_partners(allowed: Tensor, count: int, generator: torch.Generator) -> Tensor:
