@@ -181,10 +181,11 @@ def test_folder_of_another_run_is_refused_and_left_alone(pairs, finished, change
     _, out = finished
     before = {name: (out / name).read_bytes() for name in ("recipe.json", "log.jsonl", "checkpoint.pt")}
     recipe = replace(RECIPE, label_smoothing=0.1) if change == "recipe" else RECIPE
+    pairs = pairs[::-1] if change == "pictures" else pairs
+    precision = "bf16" if change == "precision" else "fp32"
+    trainer = make_trainer(pairs, out, recipe, seed=int(change == "seed"), precision=precision)
     with pytest.raises(ValueError, match=rf"checkpoint\.pt is of a run with another {change}:"):
-        pairs = pairs[::-1] if change == "pictures" else pairs
-        options = {"seed": int(change == "seed"), "precision": "bf16" if change == "precision" else "fp32"}
-        make_trainer(pairs, out, recipe, **options).train()
+        trainer.train()
     assert {name: (out / name).read_bytes() for name in before} == before
 
 
