@@ -195,7 +195,8 @@ class RRLMatcher:
 
         Returns:
             (N,) float32 in [0, 1], in the order of the patches, an array for arrays and a tensor on the input's
-            device for tensors; a scalar for two single (64, 64) patches.
+            device for tensors; a scalar for two single (64, 64) patches. A pair's score does not depend on the others
+            beyond rounding: by less than 1e-5 in float32, and 1e-3 in bfloat16 on a CPU.
 
         Raises:
             TypeError, ValueError: naming the argument, what was expected and what came.
