@@ -95,7 +95,7 @@ def main() -> None:
     points_a, points_b = (find_keypoints(image, args.keypoints) for image in (image_a, image_b))
     patches_a, patches_b = extract_patches(image_a, points_a)[0], extract_patches(image_b, points_b)[0]
     matches = matcher.match(patches_a, patches_b, candidates=4, progress=True)
-    print(f"{len(points_a)} and {len(points_b)} keypoints, {len(matches)} mutual matches above {matcher.threshold}")
+    print(f"{len(points_a)} and {len(points_b)} keypoints, {len(matches)} mutual matches above {matcher.threshold:.3f}")
 
     matched_a, matched_b = points_a[matches.indices[:, 0]], points_b[matches.indices[:, 1]]
     matrix, inlier = None, np.zeros(len(matches), bool)
