@@ -109,7 +109,9 @@ class InferenceRRLNet(nn.Module):
         """Patches (N, 1, S, S) in [0, 1] of band "a" or "b" to its encoder's maps."""
         encoder = self.network.encoder_a if band == "a" else self.network.encoder_b
         with self._computing():
-            patches = patches.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last)
+            # in float32, in which the finest differences of a 16-bit frame survive
+            patches = self.network.prepare(patches.to(self.device, torch.float32))
+            patches = patches.to(self.dtype).contiguous(memory_format=torch.channels_last)
             maps: list[Tensor] = encoder(patches)
             return maps
 

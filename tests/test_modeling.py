@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from rrl_match.inference import InferenceRRLNet
 from rrl_match.modeling import RRLNet, RRLNetConfig
 from rrl_match.modeling.attention import MGLA, AxisGate, local_kernel_size
 from rrl_match.modeling.blocks import ConvUnit
 from rrl_match.modeling.encoder import ALFE
 from rrl_match.modeling.interaction import FIL
 from rrl_match.modeling.metric import ScoreHead
+from rrl_match.modeling.network import standardise
 
 TINY = RRLNetConfig(
     patch_size=16, encoder_channels=(2, 3, 4, 5, 6), metric_channels=(3, 4, 5, 6, 7), hidden=(5, 4), descriptor_dim=8
@@ -189,6 +193,39 @@ def test_forward_is_the_sigmoid_of_the_head():
     scores = net(a, b)
     assert scores.shape == (3,)
     torch.testing.assert_close(scores, torch.sigmoid(net.metric.head(net.relate(net.encoder_a(a), net.encoder_b(b)))))
+
+
+def test_standardised_patches_have_one_mean_and_contrast():
+    patches = 0.3 + 0.1 * torch.rand(3, 1, 16, 16)
+    seen = standardise(patches)
+    torch.testing.assert_close(seen.mean((1, 2, 3)), torch.full((3,), 0.5), rtol=0, atol=1e-5)
+    torch.testing.assert_close(seen.std((1, 2, 3), correction=0), torch.full((3,), 0.2), rtol=0.01, atol=0)
+    torch.testing.assert_close(standardise(0.2 + 0.5 * patches), seen, rtol=0, atol=2e-3)
+
+
+def test_standardised_patch_without_contrast_is_flat():
+    seen = standardise(torch.full((1, 1, 16, 16), 0.7))
+    torch.testing.assert_close(seen, torch.full((1, 1, 16, 16), 0.5), rtol=0, atol=1e-3)
+
+
+def test_standardised_hot_spot_is_clipped():
+    patches = torch.zeros(1, 1, 16, 16)
+    patches[..., 3, 4] = 1
+    seen = standardise(patches)
+    assert seen.max() == 1
+    assert seen.argmax() == 3 * 16 + 4
+
+
+def test_network_prepares_patches_if_its_config_says_so(network, patches_a, patches_b):
+    net = RRLNet(dataclasses.replace(network.config, standardise=True)).eval().requires_grad_(False)
+    net.load_state_dict(network.state_dict())
+    a, b = (torch.from_numpy(p)[:, None] / 255 for p in (patches_a, patches_b))
+    torch.testing.assert_close(net(a, b), network(standardise(a), standardise(b)))
+    torch.testing.assert_close(net(0.1 + 0.2 * a, 0.5 * b), net(a, b), rtol=0, atol=0.01)
+    assert (network(a, b) - net(a, b)).abs().max() > 0.05
+    inference = InferenceRRLNet(net, torch.device("cpu"), torch.float32)
+    scores = inference.relate(inference.encode(a, "a"), inference.encode(b, "b"))
+    torch.testing.assert_close(scores, net(a, b), rtol=0, atol=1e-5)
 
 
 def test_order_of_the_bands_matters(network, patches_a, patches_b):

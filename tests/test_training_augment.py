@@ -16,8 +16,11 @@ ALL = Photometry(
     brightness=0.5,
     shading=0.8,
     inversion=0.5,
+    tone=0.2,
     blur=2.0,
     noise=0.2,
+    stripes=0.1,
+    speckle=0.3,
     quantisation=0.1,
     jpeg=True,
 )
@@ -116,8 +119,11 @@ CHANGES = {
     "brightness": 0.3,
     "shading": 0.5,
     "inversion": 1.0,
+    "tone": 0.2,
     "blur": 2.0,
     "noise": 0.1,
+    "stripes": 0.1,
+    "speckle": 0.3,
     "quantisation": 0.2,
     "jpeg": True,
 }
@@ -158,3 +164,28 @@ def test_mixed_grey_lies_between_the_colours():
     assert ((mixed - to_grey(colour)).abs().amax((1, 2, 3)) > 1e-3).all()
     grey = colour[:, :1].expand(-1, 3, -1, -1)
     torch.testing.assert_close(mixed_grey(grey, Photometry(share=1.0, channel_mix=True), generator()), grey[:, :1])
+
+
+def test_tone_is_a_function_of_the_grey_value():
+    """Equal values stay equal, and the order of others changes in some patches."""
+    ramp = torch.linspace(0.2, 0.8, 64).expand(16, 1, 64, 64)
+    out = augment(ramp, Photometry(share=1.0, tone=0.3), generator())
+    assert torch.equal(out, out[:, :, :1].expand_as(out))
+    slope = out[:, 0, 0].diff()
+    assert ((slope < 0).any(1) & (slope > 0).any(1)).sum() >= 4
+
+
+def test_stripes_are_constant_along_rows_or_columns():
+    flat = torch.full((32, 1, 64, 64), 0.5)
+    out = augment(flat, Photometry(share=1.0, stripes=0.05), generator())
+    along_row, along_column = (out.std(dim).amax((1, 2)) < 1e-6 for dim in (3, 2))
+    assert (along_row ^ along_column).all()
+    assert along_row.any()
+    assert along_column.any()
+
+
+def test_speckle_grows_with_the_grey_value():
+    patches = torch.tensor([0.1, 0.4])[None, None, :, None].repeat_interleave(32, 2).expand(8, 1, 64, 64)
+    out = augment(patches, Photometry(share=1.0, speckle=0.2), generator())
+    dark, bright = ((out - patches)[:, :, rows].std((1, 2, 3)) for rows in (slice(32), slice(32, None)))
+    torch.testing.assert_close(bright / dark, torch.full((8,), 4.0), rtol=0.15, atol=0)

@@ -306,6 +306,15 @@ def test_recipe_that_needs_descriptors_refuses_weights_without(pairs, tmp_path, 
         make_trainer(pairs, tmp_path, replace(RECIPE, pretraining=pretraining), start=start)
 
 
+def test_recipe_decides_whether_patches_are_standardised(pairs, tmp_path):
+    start = tiny_network(NETWORK)
+    trainer = make_trainer(pairs, tmp_path, replace(RECIPE, standardise=True), start=start)
+    network = trainer.model.network
+    assert network.config == dataclasses.replace(NETWORK, standardise=True)
+    assert all(torch.equal(v, start.state_dict()[k]) for k, v in network.state_dict().items())
+    assert RRLMatcher.from_pretrained(trainer.train()).config.network.standardise
+
+
 @pytest.mark.parametrize("option", [{"precision": "fp16"}, {"device": "gpu"}])
 def test_unknown_option_is_an_error(pairs, tmp_path, option):
     (name,) = option
@@ -323,10 +332,10 @@ def test_one_process_may_train_in_one_precision_after_the_other(pairs, tmp_path)
 # Recipes
 
 
-@pytest.mark.parametrize("name", ["published", "vis-nir"])
+@pytest.mark.parametrize("name", ["published", "vis-nir", "vis-lwir", "optical-sar"])
 def test_recipes_of_the_package_load(name, tmp_path):
     recipe = Recipe.load(name)
-    assert recipe.modalities == ("vis", "nir")
+    assert recipe.modalities == tuple(["vis", "nir"] if name == "published" else name.split("-"))
     (tmp_path / "own.json").write_text(recipe.to_json(), encoding="utf-8")
     assert Recipe.load(tmp_path / "own.json") == recipe
 

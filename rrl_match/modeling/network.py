@@ -24,6 +24,7 @@ class RRLNetConfig:
         metric_channels: channels of each stage of the metric network.
         hidden: widths of the dense layers of the score head.
         descriptor_dim: length of the descriptors for shortlisting; 0, as published, for none.
+        standardise: bring each patch to one mean and contrast first, see :func:`standardise`; not published.
     """
 
     patch_size: int = 64
@@ -31,6 +32,7 @@ class RRLNetConfig:
     metric_channels: tuple[int, ...] = (32, 64, 128, 256, 512)
     hidden: tuple[int, ...] = (512, 256)
     descriptor_dim: int = 0
+    standardise: bool = False
 
 
 class RRLNet(nn.Module):
@@ -52,6 +54,10 @@ class RRLNet(nn.Module):
             deepest = channels[-1], config.patch_size >> (len(channels) - 1), config.descriptor_dim
             self.descriptor_a = DescriptorHead(*deepest)
             self.descriptor_b = DescriptorHead(*deepest)
+
+    def prepare(self, patches: Tensor) -> Tensor:
+        """Patches (N, 1, S, S) of either band, float in [0, 1], as the encoders want them."""
+        return standardise(patches) if self.config.standardise else patches
 
     def relate(self, maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]) -> Tensor:
         """Maps of both encoders, row n of A against row n of B, to the metric network's deepest map.
@@ -75,5 +81,16 @@ class RRLNet(nn.Module):
         Returns:
             (N,) scores in [0, 1]; 1 where both show the same place.
         """
-        deepest = self.relate(self.encoder_a(patches_a), self.encoder_b(patches_b))
+        deepest = self.relate(self.encoder_a(self.prepare(patches_a)), self.encoder_b(self.prepare(patches_b)))
         return torch.sigmoid(self.metric.head(deepest))
+
+
+def standardise(patches: Tensor) -> Tensor:
+    """Patches (N, 1, S, S) brought to mean 0.5 and standard deviation 0.2 each, then cut to [0, 1].
+
+    As HardNet's input (Mishchuk et al., 2017), but kept in the range of pictures. Gain and offset of the sensor no
+    longer matter, nor does the range that a 16-bit frame was mapped by; a patch without any contrast stays flat.
+    """
+    centred = patches - patches.mean((1, 2, 3), keepdim=True)
+    deviation = centred.square().mean((1, 2, 3), keepdim=True).sqrt()
+    return (0.5 + 0.2 * centred / (deviation + 1e-4)).clamp(0, 1)

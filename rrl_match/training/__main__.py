@@ -1,4 +1,4 @@
-"""Command line: ``python -m rrl_match.training train | evaluate | convert | release``."""
+"""Command line: ``python -m rrl_match.training train | evaluate | offsets | rival | convert | release``."""
 
 from __future__ import annotations
 
@@ -91,6 +91,62 @@ def evaluate(
         typer.echo(line)
     if save:
         save.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+@app.command()
+def rival(
+    name: Annotated[str, typer.Argument(help="2-channel or hardnet.")],
+    data: Annotated[Path, typer.Option(help="Folder with a manifest.csv and the pictures it names.")],
+    benchmark: Annotated[Path, typer.Option(help=".npz as evaluate reads it.")],
+    recipe: Annotated[str, typer.Option(help="Whose patches and augmentation: a recipe or a JSON file.")] = "vis-nir",
+    steps: int = 2000,
+    places: int = 256,
+    pictures: int = 16,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    device: str = "cpu",
+    save: Annotated[Path | None, typer.Option(help="Write the figures as JSON as well.")] = None,
+) -> None:
+    """Train another network on the same patches and print its figures on a benchmark, to compare RRL-Net with."""
+    import json
+
+    from rrl_match.training.datasets import read_pairs
+    from rrl_match.training.evaluation import Benchmark, table
+    from rrl_match.training.recipe import Phase, Recipe
+    from rrl_match.training.rivals import evaluate_rival, train_rival
+
+    phase = Phase(steps, places, pictures, learning_rate)
+    places_and_pairs = Benchmark.load(benchmark)
+    network = train_rival(name, read_pairs(data), Recipe.load(recipe), phase, seed=seed, device=device)
+    result = evaluate_rival(network, places_and_pairs)
+    typer.echo(f"{name} on {benchmark.name}; all figures in percent")
+    for line in table(result):
+        typer.echo(line)
+    if save:
+        save.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+@app.command()
+def offsets(
+    weights: Annotated[str, typer.Option(help="A bundled name, a folder or a Hub repo id.")],
+    data: Annotated[Path, typer.Option(help="Folder with a manifest.csv and the pictures it names.")],
+    picture: Annotated[Path, typer.Option(help="PNG to draw the curve into.")],
+    split: Annotated[str, typer.Option(help="Which of the manifest's pictures.")] = "test",
+    places: Annotated[int, typer.Option(min=1, help="How many places, over all pictures.")] = 300,
+    device: str = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """Measure how the score falls off with the offset between the patches, and draw it."""
+    from rrl_match.matcher import RRLMatcher
+    from rrl_match.training.datasets import read_pairs
+    from rrl_match.training.offsets import plot, score_over_offset
+
+    matcher = RRLMatcher.from_pretrained(weights, device=device, dtype=dtype)
+    curve = score_over_offset(matcher, read_pairs(data, split), places=places)
+    title = f"{matcher.modalities[0]} against {matcher.modalities[1]}, {curve.scores.shape[2]} places"
+    plot(curve, matcher.threshold, title, picture)
+    for name, value in curve.figures(matcher.threshold).items():
+        typer.echo(f"{name}: {value:.3g}")
 
 
 @app.command()

@@ -96,17 +96,26 @@ def augment(patches: Tensor, photometry: Photometry, generator: torch.Generator)
         mean = patches.mean((1, 2, 3), keepdim=True)
         factor = per_pixel(draw(1 - p.contrast, 1 + p.contrast, 1.0))
         patches = mean + (patches - mean) * factor + per_pixel(draw(-p.brightness, p.brightness, 0.0))
+    if p.tone:
+        # pseudo-spectral: the same things in other grey values, some of them in reverse order
+        rate, phase = per_pixel(draw(3.0, 9.0, 6.0, 1.0)), per_pixel(draw(0.0, 2 * math.pi, 0.0, 1.0))
+        patches = patches + per_pixel(draw(0.0, p.tone, 0.0)) * torch.sin(rate * patches + phase)
     if p.shading:
         ramp = torch.linspace(-1, 1, patches.shape[-1], device=device)
         across, down = per_pixel(draw(-p.shading, p.shading, 0.0)), per_pixel(draw(-p.shading, p.shading, 0.0))
         patches = patches * (1 + (across * ramp + down * ramp[:, None]) / 2)
     if p.blur:
         patches = blur(patches, draw(0.0, p.blur, 0.0))
-    if p.noise:
+    if p.noise or p.speckle or p.stripes:
         # One value a pixel: drawn on the device itself, which would otherwise wait for the CPU.
         seed = int(torch.randint(2**62, (), generator=generator))
         noise = torch.randn(patches.shape, device=device, generator=torch.Generator(device).manual_seed(seed))
-        patches = patches + noise * per_pixel(draw(0.0, p.noise, 0.0))
+        strength = per_pixel(draw(0.0, p.noise, 0.0)) + per_pixel(draw(0.0, p.speckle, 0.0)) * patches
+        patches = patches + noise * strength
+        if p.stripes:
+            rows = per_pixel(draw(1.0, 1.0, 0.0, 0.5)) > 0
+            stripes = torch.where(rows, noise[:, :, :, :1], noise[:, :, :1])
+            patches = patches + stripes * per_pixel(draw(0.0, p.stripes, 0.0))
     if p.jpeg:
         patches = jpeg(patches, draw(0.2, 1.5, 0.0))
     if p.quantisation:

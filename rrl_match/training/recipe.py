@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -41,10 +42,13 @@ class Photometry:
     gamma: float = 1.0  # between 1 / gamma and gamma
     contrast: float = 0.0  # factor within 1 +- contrast
     brightness: float = 0.0
+    tone: float = 0.0  # largest amplitude of a sine added to the tone curve; beyond 0.1 contrast turns in places
     shading: float = 0.0  # brightening from one side of the patch to the other
     inversion: float = 0.0  # share of patches whose grey values are inverted
     blur: float = 0.0  # largest sigma of a Gaussian, in pixels
     noise: float = 0.0  # largest sigma, in units of the full range
+    stripes: float = 0.0  # the same, of one value a row or column: fixed-pattern noise of thermal cameras
+    speckle: float = 0.0  # largest sigma of noise that grows with the grey value, as a radar's
     quantisation: float = 0.0  # largest step, in units of the full range
     jpeg: bool = False
 
@@ -71,6 +75,13 @@ class Phase:
     learning_rate: float
     warmup: int = 100
 
+    def rate(self, step: int) -> float:
+        """Factor on the learning rate: linear warm-up, of half the steps at the most, then cosine to nothing."""
+        warmup = min(self.warmup, self.steps // 2)
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.steps - warmup)))
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -86,6 +97,7 @@ class Recipe:
         heads: which stages have auxiliary heads.
         optimizer: "adamw" or, as published, "nadam".
         hard_negatives: share of non-matching pairs picked as the most alike of the batch; the rest are random.
+        standardise: whether the network brings each patch to one mean and contrast first.
         held_back: every n-th training picture is kept for validation and calibration.
     """
 
@@ -107,6 +119,7 @@ class Recipe:
     norm_momentum: float = 0.01
     ema_decay: float = 0.0
     descriptor_dim: int = 0
+    standardise: bool = False
     held_back: int = 8
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -87,8 +88,11 @@ class Trainer:
         self.precision = torch.bfloat16 if precision == "bf16" else torch.float32
         self.device = self.accelerator.device
         torch.manual_seed(seed)
-        network = start or RRLNet(RRLNetConfig(descriptor_dim=recipe.descriptor_dim))
-        self.model = TrainingRRLNet(network.requires_grad_(True), recipe.heads).to(self.device)
+        wanted = RRLNetConfig(descriptor_dim=recipe.descriptor_dim, standardise=recipe.standardise)
+        network = RRLNet(dataclasses.replace(start.config, standardise=recipe.standardise) if start else wanted)
+        if start:
+            network.load_state_dict(start.state_dict())
+        self.model = TrainingRRLNet(network, recipe.heads).to(self.device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         set_norm_momentum(self.model, recipe.norm_momentum)
         size = network.config.patch_size
@@ -131,7 +135,7 @@ class Trainer:
 
     def _run_phase(self, name: str, phase: Phase, model: nn.Module, first: int, state: dict[str, Any] | None) -> None:
         optimizer = self._optimizer(phase, model)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warmup_cosine(step, phase))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, phase.rate)
         if model is self.model and self.recipe.ema_decay:
             self.average = AveragedModel(self.model.network, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.ema_decay))
         if state and state["phase"] == name:
@@ -206,10 +210,12 @@ class Trainer:
         return torch.optim.AdamW(groups, lr=phase.learning_rate, weight_decay=recipe.weight_decay, fused=True)
 
     def _patches(self, batch: PatchBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The batch's patches of both bands after photometric augmentation, (N, 1, S, S)."""
+        """The batch's patches of both bands, augmented and as the encoders want them, (N, 1, S, S)."""
         photometry = self.recipe.photometry
         grey_a = mixed_grey(batch.colour_a, photometry, generator)
-        return augment(grey_a, photometry, generator), augment(batch.patches_b, photometry, generator)
+        patches_a = augment(grey_a, photometry, generator)
+        patches_b = augment(batch.patches_b, photometry, generator)
+        return self.model.network.prepare(patches_a), self.model.network.prepare(patches_b)
 
     def _pretraining_step(self, model: nn.Module, batch: PatchBatch, generator: torch.Generator) -> dict[str, Tensor]:
         negative = surely_different(batch.picture, batch.position, self.recipe.negative_distance)
@@ -395,14 +401,6 @@ class Trainer:
             metrics={"held_back_fpr95": {kind: round(scores.fpr95(kind), 3) for kind in scores.kinds()}},
         )
         save_folder(self.out / "weights", network, config, model_card(config))
-
-
-def _warmup_cosine(step: int, phase: Phase) -> float:
-    """Factor on the learning rate: linear warm-up, of half the steps at the most, then cosine to nothing."""
-    warmup = min(phase.warmup, phase.steps // 2)
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, phase.steps - warmup)))
 
 
 def _hardware(device: torch.device) -> str:
