@@ -354,7 +354,7 @@ class Trainer:
         path = self.out / "checkpoint.pt"
         if not path.is_file():
             return None
-        state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         other = [name for name, value in self._identity().items() if state.get(name) != value]
         if other:
             raise ValueError(

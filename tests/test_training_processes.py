@@ -1,0 +1,84 @@
+"""Training by several processes, as on several GPUs or machines."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from picture_folder import write_folder
+from training_run import RECIPE, tiny_network
+
+from rrl_match import ModelConfig, RRLMatcher
+from rrl_match.pretrained import save_folder
+
+# What one process does: train, and leave behind what its weights are and which places it saw.
+WORKER = """
+import sys
+from pathlib import Path
+import torch
+from rrl_match.pretrained import load_folder
+from rrl_match.training.datasets import read_pairs
+from rrl_match.training.recipe import Recipe
+from rrl_match.training.trainer import Trainer
+
+torch.set_num_threads(1)
+recipe, data, start, out = sys.argv[1:]
+trainer = Trainer(
+    Recipe.load(recipe), read_pairs(data), Path(out), precision="fp32", device="cpu", start=load_folder(start)[0],
+    checkpoint_every=3, validate_every=2,
+)
+seen = []
+draw = trainer.sampler.draw
+def watched(*args):
+    batch = draw(*args)
+    seen.append(batch.position)
+    return batch
+trainer.sampler.draw = watched
+trainer.train()
+process = trainer.accelerator.process_index
+torch.save({"model": trainer.model.state_dict(), "seen": seen[:8]}, Path(out) / f"process{process}.pt")
+"""
+
+
+def launch(folder, processes=2):
+    """As ``torchrun`` does it; Accelerate reads what it puts into the environment."""
+    options = ["--standalone", "--nproc-per-node", processes]
+    arguments = [folder / name for name in ("worker.py", "recipe.json", "pictures", "start", "run")]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, *arguments]
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    network = tiny_network()
+    save_folder(tmp_path / "start", network, ModelConfig(("vis", "nir"), network=network.config, dtype="float32"), "")
+    (tmp_path / "recipe.json").write_text(RECIPE.to_json(), encoding="utf-8")
+    (tmp_path / "worker.py").write_text(WORKER, encoding="utf-8")
+    write_folder(tmp_path / "pictures")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_network(folder):
+    result = launch(folder)
+    assert result.returncode == 0, result.stderr
+    first, second = (torch.load(folder / "run" / f"process{k}.pt", weights_only=True) for k in (0, 1))
+    parameters = dict(tiny_network().named_parameters())
+    for name in parameters:  # batch norms' statistics are each process' own
+        assert torch.equal(first["model"][f"network.{name}"], second["model"][f"network.{name}"]), name
+    assert any(not torch.equal(first["model"][f"network.{name}"], value) for name, value in parameters.items())
+    assert not any(a.shape == b.shape and torch.equal(a, b) for a, b in zip(first["seen"], second["seen"], strict=True))
+    log = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in log if r["phase"] in ("pretraining", "training")] == list(range(1, 9))
+    assert RRLMatcher.from_pretrained(folder / "run" / "weights", device="cpu").modalities == ("vis", "nir")
+
+    # Both go on from the one checkpoint, and another number of them is another run.
+    (folder / "run" / "weights" / "config.json").unlink()
+    result = launch(folder)
+    assert result.returncode == 0, result.stderr
+    assert "resuming from step 8" in result.stderr or (folder / "run" / "weights" / "config.json").is_file()
+    result = launch(folder, processes=1)
+    assert result.returncode != 0
+    assert re.search("another.*processes", result.stderr)
