@@ -12,7 +12,7 @@ from rrl_match._version import __version__
 from rrl_match.errors import DataError, RRLMatchError, WeightsError, WeightsNotFoundError
 from rrl_match.matcher import Codes, RRLMatcher
 from rrl_match.matching import Matches
-from rrl_match.patches import extract_patches
+from rrl_match.patches import extract_patches, percentile_range
 from rrl_match.pretrained import ModelConfig
 
 __all__ = [
@@ -26,4 +26,5 @@ __all__ = [
     "WeightsNotFoundError",
     "__version__",
     "extract_patches",
+    "percentile_range",
 ]

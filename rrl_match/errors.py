@@ -17,3 +17,7 @@ class WeightsNotFoundError(WeightsError, FileNotFoundError):
 
 class DataError(RRLMatchError, ValueError):
     """Training or benchmark data that cannot be used; names the file, and the row where there is one."""
+
+
+class ExportError(RRLMatchError, ValueError):
+    """A file for another runtime that does not compute what PyTorch does; it was not kept."""

@@ -146,7 +146,11 @@ class RRLMatcher:
         private: bool | None = None,
         commit_message: str = "Upload RRL-Net weights",
     ) -> str:
-        """Upload what :meth:`save_pretrained` writes to the Hugging Face Hub. Returns the commit's address."""
+        """Upload what :meth:`save_pretrained` writes to the Hugging Face Hub. Returns the commit's address.
+
+        Raises:
+            RRLMatchError: the Hub cannot be reached, or does not take the files.
+        """
         with tempfile.TemporaryDirectory() as folder:
             saved = self.save_pretrained(folder)
             return pretrained.push_folder(
@@ -200,6 +204,14 @@ class RRLMatcher:
 
         Raises:
             TypeError, ValueError: naming the argument, what was expected and what came.
+
+        >>> visible, infrared = np.random.default_rng(0).integers(0, 256, (2, 5, 64, 64), dtype=np.uint8)
+        >>> matcher.score(visible, infrared).shape
+        (5,)
+        >>> thermal = infrared.astype(np.uint16) * 8 + 29_000  # of a 16-bit camera that sees 29000 to 31040
+        >>> scores = matcher.score(visible, thermal, value_range=(None, (29_000, 31_040)))
+        >>> bool(np.abs(scores - matcher.score(visible, infrared)).max() < 1e-3)
+        True
         """
         sources = self._sources(patches_a, patches_b, value_range)
         if len(sources[0]) != len(sources[1]):
@@ -234,7 +246,7 @@ class RRLMatcher:
             batch_size, progress: as in :meth:`score`.
             value_range: (low, high), as in :meth:`score`.
         """
-        if band not in ("a", "b"):
+        if not isinstance(band, str) or band not in ("a", "b"):
             raise ValueError(f"band must be 'a' ({self.modalities[0]}) or 'b' ({self.modalities[1]}), got {band!r}")
         return self._encode(PatchSource(patches, "patches", self.patch_size, value_range), band, batch_size, progress)
 
@@ -250,6 +262,11 @@ class RRLMatcher:
 
         Returns:
             (P,) float32, of the kind that `index_pairs` is.
+
+        >>> visible, infrared = np.random.default_rng(0).integers(0, 256, (2, 5, 64, 64), dtype=np.uint8)
+        >>> codes_a, codes_b = matcher.encode(visible, "a"), matcher.encode(infrared, "b")
+        >>> matcher.score_codes(codes_a, codes_b, [(0, 0), (0, 1), (4, 2)]).shape
+        (3,)
         """
         for codes, band in ((codes_a, "a"), (codes_b, "b")):
             if not isinstance(codes, Codes) or codes.band != band:
@@ -321,9 +338,14 @@ class RRLMatcher:
 
         Raises:
             ValueError: among others, the weights have no descriptors to find candidates by.
+
+        >>> visible, infrared = np.random.default_rng(0).integers(0, 256, (2, 5, 64, 64), dtype=np.uint8)
+        >>> matches = matcher.match(visible, infrared, mutual=False, threshold=0)
+        >>> matches.indices[:, 0]  # every patch of A has a best partner
+        array([0, 1, 2, 3, 4])
         """
         threshold = self.threshold if threshold is None else threshold
-        if not isinstance(threshold, (int, float, np.number)) or not 0 <= threshold <= 1:
+        if not isinstance(threshold, (int, float, np.integer, np.floating)) or not 0 <= threshold <= 1:
             raise ValueError(f"threshold must lie in [0, 1], got {threshold!r}")
         if candidates is not None and not _is_count(candidates):
             raise ValueError(f"candidates must be a positive integer, or None to score all pairs, got {candidates!r}")

@@ -18,6 +18,15 @@ class Matches:
     Attributes:
         indices: (K, 2) int64, row of A and row of B, in ascending order of A; arrays or tensors as the patches were.
         scores: (K,) float32 in [0, 1].
+
+    >>> matches = Matches(np.array([[0, 2], [5, 1]]), np.array([0.75, 1.0], np.float32))
+    >>> len(matches)
+    2
+    >>> [(m.queryIdx, m.trainIdx, m.distance) for m in matches.to_cv2()]
+    [(0, 2, 0.25), (5, 1, 0.0)]
+    >>> distances, indices = matches.to_kornia()
+    >>> distances.tolist()
+    [[0.25], [0.0]]
     """
 
     indices: Any

@@ -50,7 +50,8 @@ class PatchSource:
             shape = tuple(patches.shape)  # type: ignore[union-attr]
             self.single = _is_single(shape, size)
             self._check_shape(shape, name, batched=not self.single)
-            self._items: Any = patches[None] if self.single else patches  # type: ignore[call-overload]
+            whole = patches if self.is_tensor else np.asarray(patches)  # of a subclass, as np.matrix, no more than this
+            self._items: Any = whole[None] if self.single else whole  # type: ignore[call-overload]
         else:
             for k, item in enumerate(items):
                 self._check_kind(item, f"{name}[{k}]")
@@ -91,10 +92,8 @@ class PatchSource:
                 f"{name} must be a NumPy array, a torch tensor or a list of them, got {_kind(value)}: "
                 "convert it with numpy.asarray"
             )
-        if isinstance(value, Tensor) and (value.layout != torch.strided or value.device.type == "meta"):
-            raise TypeError(
-                f"{name} must be a dense tensor with values, got {value.layout} on {value.device}: use .to_dense()"
-            )
+        if isinstance(value, Tensor):
+            _check_dense(value, name)
         if not _is_accepted(value):
             raise TypeError(
                 f"{name} must be uint8, uint16 or floating point, got {value.dtype}: convert it to float32 and pass "
@@ -131,7 +130,7 @@ class PatchSource:
             )
         if self.value_range is not None:
             low, high = self.value_range
-            x = ((x - low) / (high - low)).clamp(0, 1)
+            x = ((x.double() - low) / (high - low)).clamp(0, 1)  # a range of any size and place keeps its resolution
         elif full_range is not None:
             x = x / full_range
         elif x.numel():
@@ -148,10 +147,17 @@ class PatchSource:
         return x.reshape(len(x), 1, self.size, self.size)
 
 
+def _check_dense(value: Tensor, name: str) -> None:
+    if value.layout != torch.strided or value.device.type == "meta":
+        raise TypeError(
+            f"{name} must be a dense tensor with values, got {value.layout} on {value.device}: use .to_dense()"
+        )
+
+
 def _is_accepted(value: NDArray[Any] | Tensor) -> bool:
     if isinstance(value, Tensor):
         return value.dtype in _FULL_RANGE or value.dtype in _FLOATS
-    return value.dtype.newbyteorder("=") in (np.uint8, np.uint16) or value.dtype.kind == "f"
+    return value.dtype.kind == "f" or (value.dtype.kind == "u" and value.dtype.itemsize <= 2)
 
 
 def _is_single(shape: tuple[int, ...], size: int) -> bool:
@@ -176,13 +182,49 @@ def _checked_range(value_range: Any, name: str) -> ValueRange | None:
         low, high = (float(v) for v in value_range)
     except (TypeError, ValueError) as error:
         raise TypeError(f"value_range for {name} must be two numbers (low, high), got {value_range!r}") from error
-    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+    if not (np.isfinite(low) and np.isfinite(high) and low < high and np.isfinite(high - low)):
         raise ValueError(f"value_range for {name} must be finite with low < high, got ({low:g}, {high:g})")
     return low, high
 
 
 def _kind(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+
+
+def percentile_range(image: NDArray[Any] | Tensor, low: float = 0.5, high: float = 99.5) -> ValueRange:
+    """Grey values that most of a picture lies between, to be passed on as `value_range`.
+
+    For sensors that use a sliver of their range: a 16-bit thermal frame, radar in dB. Take it from the whole picture,
+    or better from a few frames of the sequence, never from a patch: the same temperature should be the same grey.
+
+    A hot spot (an engine, the sun in a window) smaller than what `high` leaves out is clipped to white, its details
+    with it; a larger one stretches the range, and everything else is left with little contrast. Where a frame has
+    such spots, lower `high` to below their share of the picture. The same goes for cold sky and `low`.
+
+    Args:
+        image: (H, W), (H, W, 1) or (H, W, 3), uint8, uint16 or floating point; NaN and infinite values (no data) are
+            left out.
+        low, high: percentiles, 0 <= low < high <= 100.
+
+    Returns:
+        (low, high) grey values, low < high also for a picture of one value.
+
+    Raises:
+        TypeError, ValueError: naming the argument; no value is finite.
+    """
+    if isinstance(image, Tensor):
+        image = (image.float() if image.dtype == torch.bfloat16 else image).detach().cpu().numpy()
+    if not isinstance(image, np.ndarray) or not _is_accepted(image):
+        what = image.dtype if isinstance(image, np.ndarray) else _kind(image)
+        raise TypeError(f"image must be an array or a tensor, uint8, uint16 or floating point, got {what}")
+    if not 0 <= low < high <= 100:
+        raise ValueError(f"low and high must be percentiles, 0 <= low < high <= 100, got {low!r} and {high!r}")
+    values = image.reshape(-1)[:: max(1, image.size // 1_000_000)]  # a million tell as much as all
+    values = values[np.isfinite(values)].astype(np.float64)
+    if not values.size:
+        raise ValueError("image has no finite value")
+    black, white = (float(v) for v in np.percentile(values, [low, high]))
+    return black, white if white > black else float(np.nextafter(np.float32(black), np.float32(np.inf)))
 
 
 def extract_patches(image: NDArray[Any] | Tensor, keypoints: Any, patch_size: int = 64) -> tuple[Any, Any]:
@@ -196,7 +238,7 @@ def extract_patches(image: NDArray[Any] | Tensor, keypoints: Any, patch_size: in
         image: (H, W), (H, W, 1) or RGB (H, W, 3), which is turned to grey by BT.601; uint8, uint16 or floating point.
         keypoints: (N, 2) xy in pixels, a list of ``cv2.KeyPoint``, or kornia's LAFs (N, 2, 3) or (1, N, 2, 3),
             of which the centres are taken.
-        patch_size: S, even.
+        patch_size: S, even, at most 4096.
 
     Returns:
         patches (N, S, S) of the image's dtype (float32 for any float), and valid (N,) bool, whether a patch lies
@@ -205,11 +247,20 @@ def extract_patches(image: NDArray[Any] | Tensor, keypoints: Any, patch_size: in
 
     Raises:
         TypeError, ValueError: naming the argument.
+
+    >>> picture = np.arange(100 * 100, dtype=np.uint16).reshape(100, 100)
+    >>> patches, valid = extract_patches(picture, [(50, 40), (99, 40)])
+    >>> patches.shape
+    (2, 64, 64)
+    >>> valid
+    array([ True, False])
+    >>> bool(patches[0, 32, 32] == picture[40, 50])
+    True
     """
     grey = as_grey(image, "image")
     centres = as_points(keypoints, "keypoints")
-    if not isinstance(patch_size, (int, np.integer)) or patch_size < 2 or patch_size % 2:
-        raise ValueError(f"patch_size must be even and at least 2, got {patch_size!r}")
+    if not isinstance(patch_size, (int, np.integer)) or not 2 <= patch_size <= 4096 or patch_size % 2:
+        raise ValueError(f"patch_size must be even, from 2 to 4096, got {patch_size!r}")
     h, w = grey.shape
     corner = centres - patch_size // 2  # of the patch's first pixel
     valid: NDArray[np.bool_] = np.all((corner >= 0) & (corner + patch_size <= (w, h)), axis=1)
@@ -254,8 +305,7 @@ def as_grey(image: NDArray[Any] | Tensor, name: str) -> NDArray[Any]:
         TypeError, ValueError: naming the argument.
     """
     if isinstance(image, Tensor):
-        if image.layout != torch.strided or image.device.type == "meta":
-            raise TypeError(f"{name} must be a dense tensor with values, got {image.layout} on {image.device}")
+        _check_dense(image, name)
         image = image.detach().cpu()
         image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()
     if not isinstance(image, np.ndarray) or isinstance(image, np.ma.MaskedArray):
@@ -265,7 +315,9 @@ def as_grey(image: NDArray[Any] | Tensor, name: str) -> NDArray[Any]:
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[..., 0]
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
-        way_out = {3: ": put the colours last", 4: ": put the colours last and drop alpha"}.get(image.shape[0], "")
+        way_out = {(3,): ": put the colours last", (4,): ": put the colours last and drop alpha"}.get(
+            image.shape[:1], ""
+        )
         way_out = ": drop alpha, image[..., :3]" if image.ndim == 3 and image.shape[2] == 4 else way_out
         raise ValueError(f"{name} must have shape (H, W), (H, W, 1) or RGB (H, W, 3), got {image.shape}{way_out}")
     if not image.size:
@@ -284,13 +336,18 @@ def as_points(keypoints: Any, name: str) -> NDArray[np.float64]:
         TypeError, ValueError: naming the argument.
     """
     if isinstance(keypoints, Tensor):
-        keypoints = keypoints.detach().cpu().double().numpy()
+        _check_dense(keypoints, name)
+        keypoints = keypoints.detach().cpu()
+        keypoints = (keypoints.float() if keypoints.dtype == torch.bfloat16 else keypoints).numpy()
     if isinstance(keypoints, (list, tuple)) and keypoints and all(isinstance(k, cv2.KeyPoint) for k in keypoints):
         keypoints = [k.pt for k in keypoints]
     try:
-        points = np.asarray(keypoints, np.float64)
+        points = np.asarray(keypoints)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be (N, 2) xy, cv2.KeyPoint or LAFs, got {_kind(keypoints)}") from error
+    if points.dtype.kind not in "fiu":
+        raise TypeError(f"{name} must be (N, 2) xy, cv2.KeyPoint or LAFs, got {_kind(keypoints)} of {points.dtype}")
+    points = points.astype(np.float64)
     if points.size == 0 and points.ndim <= 2:
         return np.empty((0, 2))
     if points.ndim == 4 and points.shape[0] == 1:

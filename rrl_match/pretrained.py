@@ -15,15 +15,16 @@ from typing import Any
 
 import huggingface_hub
 import torch
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save, save_file
 from torch import Tensor, nn
 
-from rrl_match.errors import WeightsError, WeightsNotFoundError
+from rrl_match.errors import RRLMatchError, WeightsError, WeightsNotFoundError
 from rrl_match.modeling import RRLNet, RRLNetConfig
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
+_LARGEST_HEADER = 1 << 20  # bytes of JSON that are parsed, of either file; RRL-Net's take 30 thousand
 _DTYPES = {"float16": (torch.float16, "F16"), "bfloat16": (torch.bfloat16, "BF16"), "float32": (torch.float32, "F32")}
 
 
@@ -69,7 +70,7 @@ class ModelConfig:
             ValueError: not JSON, not an RRL-Net, or a field that is missing, unknown or out of range.
         """
         try:
-            values = json.loads(text)
+            values = json.loads(text, object_pairs_hook=_without_duplicates)
         except RecursionError as error:
             raise ValueError("nested too deeply") from error
         if not isinstance(values, dict) or values.pop("model_type", None) != "rrl-net":
@@ -82,6 +83,15 @@ class ModelConfig:
         return cls(**{**values, "network": _network_config(values.get("network", {}))})
 
 
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of two values under one name, nobody knows which was meant."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is given twice")
+    return values
+
+
 def _network_config(values: Any) -> RRLNetConfig:
     """RRLNetConfig of parsed JSON; bounded, so that a wrong file cannot ask for a huge network."""
     if not isinstance(values, dict):
@@ -90,6 +100,10 @@ def _network_config(values: Any) -> RRLNetConfig:
     for name, value in values.items():
         if name not in known:
             raise ValueError(f"'network' has the unknown field {name!r}")
+        if isinstance(known[name], bool):
+            if not isinstance(value, bool):
+                raise ValueError(f"'network.{name}' must be true or false: {value!r}")
+            continue
         sizes = value if isinstance(known[name], tuple) else [value]
         if not isinstance(sizes, list) or not 1 <= len(sizes) <= 8 or not all(_is_size(n) for n in sizes):
             raise ValueError(f"'network.{name}' is not a sensible size: {value!r}")
@@ -110,6 +124,12 @@ def _network_config(values: Any) -> RRLNetConfig:
 def bundled_names() -> list[str]:
     """Names of the weights that came with the wheel."""
     return sorted(_manifest())
+
+
+def stored_scores(name: str) -> list[float] | None:
+    """What bundled weights made of the selftest's pairs at release, in float32; None where that was not stored."""
+    scores: list[float] | None = _manifest()[name].get("selftest")
+    return scores
 
 
 def find_folder(
@@ -140,9 +160,11 @@ def find_folder(
         raise TypeError(
             f"name_or_path must be a bundled name, a folder or a Hub repo id, got {type(name_or_path).__name__}"
         )
+    if revision is not None and not isinstance(revision, str):
+        raise TypeError(f"revision must be a branch, a tag or a commit, got {type(revision).__name__}")
     name = os.fspath(name_or_path)
     manifest = _manifest()
-    is_local = name in manifest or (name != "" and Path(name).is_dir())
+    is_local = name in manifest or os.path.isdir(name)  # which says no to names that cannot be, too
     if is_local and revision is not None:
         raise ValueError(f"revision is for repos on the Hub, {name!r} is on this machine: leave it out")
     if name in manifest:
@@ -176,10 +198,13 @@ def find_folder(
 
 def _download(repo_id: str, revision: str | None, options: dict[str, Any]) -> Path:
     """Config and weights of one commit of a Hub repo, in the Hub's cache."""
-    unreachable = _connection_error(repo_id, revision, options)
-    if unreachable:
-        options = {**options, "local_files_only": True}
+    unreachable = None
     try:
+        if _has_commit(repo_id, revision, options):  # never changes: there is nothing to ask
+            options = {**options, "local_files_only": True}
+        elif not options["local_files_only"]:
+            unreachable = _connection_error(repo_id, revision, options["token"])
+            options = {**options, "local_files_only": unreachable is not None}
         config = Path(huggingface_hub.hf_hub_download(repo_id, CONFIG_FILE, revision=revision, **options))
         # The cache's folder is named by the commit: the weights must not come from a later one.
         weights = huggingface_hub.hf_hub_download(repo_id, WEIGHTS_FILE, revision=config.parent.name, **options)
@@ -188,34 +213,43 @@ def _download(repo_id: str, revision: str | None, options: dict[str, Any]) -> Pa
         cause = unreachable or error
         raise WeightsNotFoundError(
             f"could not load {where}{repo_id!r} from the Hugging Face Hub, and there is no such folder: "
-            f"{type(cause).__name__}: {cause}. Check the name, the token and the connection, or give a local folder"
+            f"{_said(cause)}. Check the name, the token and the connection, or give a local folder"
         ) from cause
-    with suppress(EntryNotFoundError, OSError):  # a model card is welcome, not needed
+    with suppress(Exception):  # a model card is welcome, not needed
         huggingface_hub.hf_hub_download(repo_id, CARD_FILE, revision=config.parent.name, **options)
     return Path(weights).parent
 
 
-def _connection_error(repo_id: str, revision: str | None, options: dict[str, Any]) -> Exception | None:
-    """Why the Hub does not answer, or None where it does or need not be asked.
+def _has_commit(repo_id: str, revision: str | None, options: dict[str, Any]) -> bool:
+    """Whether the revision is a commit whose files are in the cache, and may be taken from there."""
+    if options["force_download"] or not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+        return False
+    cached = (
+        huggingface_hub.try_to_load_from_cache(repo_id, file, cache_dir=options["cache_dir"], revision=revision)
+        for file in (CONFIG_FILE, WEIGHTS_FILE)
+    )
+    return all(isinstance(path, str) for path in cached)
 
-    Left to itself, the client retries for half a minute without a word before it says so.
+
+def _connection_error(repo_id: str, revision: str | None, token: str | bool | None) -> Exception | None:
+    """Why the Hub does not answer, or None where it does.
+
+    Left to itself, the client retries for half a minute, or for as long as a busy server bids it wait, before it
+    says so.
     """
-    is_commit = re.fullmatch(r"[0-9a-f]{40}", revision or "") is not None
-    if options["local_files_only"]:
-        return None
-    if is_commit and not options["force_download"]:
-        cache_dir = options["cache_dir"]
-        cached = huggingface_hub.try_to_load_from_cache(repo_id, WEIGHTS_FILE, cache_dir=cache_dir, revision=revision)
-        if isinstance(cached, str):
-            return None
     try:
         url = huggingface_hub.hf_hub_url(repo_id, CONFIG_FILE, revision=revision)
-        huggingface_hub.get_hf_file_metadata(url, token=options["token"])
+        huggingface_hub.get_hf_file_metadata(url, token=token)
     except HfHubHTTPError as error:  # it answers; what it says about the request, the download will hear again
-        return error if error.response is not None and error.response.status_code >= 500 else None
+        status = error.response.status_code if error.response is not None else 0
+        return error if status >= 500 or status in (408, 429) else None
     except Exception as error:  # of whichever HTTP library the client uses
         return error
     return None
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(".")
 
 
 def _weights_package() -> Path:
@@ -223,7 +257,7 @@ def _weights_package() -> Path:
 
 
 def _manifest() -> dict[str, Any]:
-    """``{name: {"repo_id": ..., "files": {file: sha256}}}`` of the released weights."""
+    """``{name: {"repo_id": ..., "files": {file: sha256}, "selftest": scores}}`` of the released weights."""
     try:
         text = (_weights_package() / "manifest.json").read_text(encoding="utf-8")
     except (ModuleNotFoundError, FileNotFoundError):  # a checkout that was not installed: folders can still be loaded
@@ -250,12 +284,22 @@ def _verify(folder: Path, sums: dict[str, str], way_out: str) -> None:
 def push_folder(
     folder: Path, repo_id: str, *, revision: str | None, token: str | bool | None, private: bool | None, message: str
 ) -> str:
-    """Upload a weights folder, making repo and branch where they are not there. Returns the commit's address."""
-    api = huggingface_hub.HfApi(token=token)
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    if revision is not None:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    return str(api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=message))
+    """Upload a weights folder, making repo and branch where they are not there. Returns the commit's address.
+
+    Raises:
+        RRLMatchError: the Hub cannot be reached, or does not take the files.
+    """
+    try:
+        api = huggingface_hub.HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=message))
+    except Exception as error:  # the client's own, its HTTP library's, and those of the operating system
+        raise RRLMatchError(
+            f"could not upload to {repo_id!r} on the Hugging Face Hub: {_said(error)}. "
+            "Check the name, that the token may write, and the connection"
+        ) from error
 
 
 def _is_size(value: Any) -> bool:
@@ -320,12 +364,18 @@ def load_folder(folder: str | os.PathLike[str]) -> tuple[RRLNet, ModelConfig]:
                 "as save_pretrained writes it"
             )
     try:
-        config = ModelConfig.from_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        config = ModelConfig.from_json(_read_text(folder / CONFIG_FILE))
     except ValueError as error:
-        raise WeightsError(f"{folder / CONFIG_FILE} is not an RRL-Net's config: {error}") from error
+        raise WeightsError(f"{folder / CONFIG_FILE} is not an RRL-Net's config: {error}: {_REPAIR}") from error
     with torch.device("meta"):
         expected = stored_values(RRLNet(config.network))
     return _build(_read_weights(folder / WEIGHTS_FILE, expected, config.dtype), config), config
+
+
+def _read_text(path: Path) -> str:
+    if path.stat().st_size > _LARGEST_HEADER:
+        raise ValueError(f"{path.stat().st_size} bytes are too many")
+    return path.read_text(encoding="utf-8")
 
 
 def _build(state: dict[str, Tensor], config: ModelConfig) -> RRLNet:
@@ -341,11 +391,22 @@ def _build(state: dict[str, Tensor], config: ModelConfig) -> RRLNet:
 def _read_weights(path: Path, expected: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
     """Values of a safetensors file as float32, after its header has been compared with what is expected."""
     try:
+        with open(path, "rb") as start:
+            length = int.from_bytes(start.read(8), "little")
+        size, largest = path.stat().st_size, 8 * sum(value.numel() for value in expected.values())  # in float64
+        if length > _LARGEST_HEADER or size > largest + _LARGEST_HEADER:
+            raise WeightsError(
+                f"{path} cannot be read as safetensors of config.json's network: it has {size} bytes and a header of "
+                f"{length}: {_REPAIR}"
+            )
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
             if names != set(expected):
                 missing, extra = sorted(set(expected) - names), sorted(names - set(expected))
-                raise WeightsError(f"{path} {_listed('lacks', missing)}{_listed('has the unknown', extra)}: {_REPAIR}")
+                found = [
+                    _listed(verb, names) for verb, names in (("lacks", missing), ("has the unknown", extra)) if names
+                ]
+                raise WeightsError(f"{path} {', '.join(found)}: {_REPAIR}")
             for name, value in expected.items():
                 piece = file.get_slice(name)
                 if list(piece.get_shape()) != list(value.shape):
@@ -363,8 +424,8 @@ def _read_weights(path: Path, expected: dict[str, Tensor], dtype: str) -> dict[s
     return state
 
 
-_REPAIR = "fetch the file anew, or save it with save_pretrained"
+_REPAIR = "fetch the file anew (from the Hub with force_download=True), or save it with save_pretrained"
 
 
 def _listed(verb: str, names: list[str]) -> str:
-    return f"{verb} {names[0]} and {len(names) - 1} more " if len(names) > 1 else f"{verb} {names[0]} " if names else ""
+    return f"{verb} {names[0]} and {len(names) - 1} more" if len(names) > 1 else f"{verb} {names[0]}"

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 import pickle
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -97,18 +94,6 @@ def test_order_is_kept(matcher, scores, a, b):
 
 def test_order_of_the_bands_matters(matcher, scores, a, b):
     assert np.abs(matcher.score(b, a) - scores).max() > 0.05
-
-
-# Measured on a CPU with AVX512-BF16: 5e-6 in float32 (the dense layers' blocking), 1e-6 in bfloat16, whose
-# convolutions come out alike in every batch.
-@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("bfloat16", 1e-3)])
-def test_a_score_does_not_depend_on_its_batch(weights_folder, patches_a, patches_b, dtype, bound):
-    matcher = RRLMatcher.from_pretrained(weights_folder, device="cpu", dtype=dtype)
-    a, b = patches_a[:6], patches_b[:6]
-    together = matcher.score(a, b)
-    for batch_size in (1, 2, 4, 1000):
-        np.testing.assert_allclose(matcher.score(a, b, batch_size=batch_size), together, atol=bound, rtol=0)
-    np.testing.assert_allclose(matcher.score(a[3], b[3]), together[3], atol=bound, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -576,18 +561,6 @@ def test_a_network_in_training_mode_scores_as_in_eval_mode(tiny, a, b):
     np.testing.assert_array_equal(matcher.score(a, b), expected)
 
 
-def test_threads(matcher, scores, a, b):
-    start = threading.Barrier(8)
-
-    def work(k):
-        start.wait(30)
-        return matcher.score(a[k % 5], b[k % 5])
-
-    with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(work, range(8)))
-    np.testing.assert_allclose(results, scores[np.arange(8) % 5], atol=1e-5, rtol=0)
-
-
 def test_pickle_and_copy(matcher, a, b):
     expected = matcher.score(a[:2], b[:2])
     for twin in (pickle.loads(pickle.dumps(matcher)), copy.deepcopy(matcher)):
@@ -616,32 +589,3 @@ def test_codes_of_other_weights_are_refused(tiny, config, a):
         other = RRLMatcher(RRLNet(tiny.config.network), tiny.config, device="cpu", dtype=tiny.dtype)
     with pytest.raises(ValueError, match=r"codes_b were made by a matcher of other weights.*encode"):
         tiny.score_codes(tiny.encode(a, "a"), other.encode(a, "b"), [[0, 0]])
-
-
-def score_into(pipe, matcher, a, b):
-    if isinstance(matcher, bytes):
-        matcher = pickle.loads(matcher)
-    pipe.send(matcher.score(a, b))
-    pipe.close()
-
-
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize("method", ["fork", "pickled into a fork", "spawn"])
-def test_worker_process(matcher, scores, a, b, method):
-    """With PyTorch's threads already started here, as in any program that has scored before it makes workers."""
-    if method == "pickled into a fork":  # as the workers of a pool get it
-        matcher, method = pickle.dumps(matcher), "fork"
-    if method not in multiprocessing.get_all_start_methods():
-        pytest.skip(f"no {method} here")
-    context = multiprocessing.get_context(method)
-    receiver, sender = context.Pipe(duplex=False)
-    worker = context.Process(target=score_into, args=(sender, matcher, a, b), daemon=True)
-    worker.start()
-    sender.close()
-    try:
-        assert receiver.poll(60 if method == "spawn" else 20), f"no scores from a worker made by {method}"
-        np.testing.assert_allclose(receiver.recv(), scores, atol=1e-5, rtol=0)
-        worker.join(30)
-        assert worker.exitcode == 0
-    finally:
-        worker.kill()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from rrl_match import extract_patches
+from rrl_match import extract_patches, percentile_range
 from rrl_match.patches import PatchSource
 
 CPU = torch.device("cpu")
@@ -552,3 +552,45 @@ def test_bad_picture(image, error):
 def test_bad_keypoints(keypoints, error):
     with pytest.raises(error, match="keypoints "):
         extract_patches(PICTURE, keypoints)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_percentiles_of_a_narrow_frame_make_its_value_range(kind):
+    frame = np.random.default_rng(0).permutation(np.repeat(np.arange(29000, 30000, dtype=np.uint16), 100))
+    frame = frame.reshape(250, 400)
+    frame[:2, :3] = 65535  # a hot spot smaller than what is left out
+    low, high = percentile_range(kind(frame), 1, 99)
+    assert low == pytest.approx(29010, abs=1)
+    assert high == pytest.approx(29990, abs=1)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
+def test_percentiles_of_a_picture_of_one_value_can_be_used(dtype):
+    flat = np.full((64, 64), 200.7, dtype)
+    value_range = percentile_range(flat)
+    assert value_range[0] < value_range[1]
+    assert read(flat, value_range).max() == 0
+
+
+def test_percentiles_leave_out_what_is_not_finite():
+    picture = np.linspace(-25, 0, 10_000).reshape(100, 100)
+    picture[:20] = -np.inf
+    picture[90:] = np.nan
+    assert percentile_range(picture, 0, 100) == (picture[20, 0], picture[89, -1])
+    assert percentile_range(torch.from_numpy(picture).bfloat16(), 0, 100) == pytest.approx((-20, -2.5), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("image", "low", "high", "error", "message"),
+    [
+        ([[1, 2]], 1, 99, TypeError, "image must be an array"),
+        (np.zeros((4, 4), np.int32), 1, 99, TypeError, "int32"),
+        (np.full((4, 4), np.nan), 1, 99, ValueError, "no finite value"),
+        (np.zeros((0, 4), np.uint8), 1, 99, ValueError, "no finite value"),
+        (np.zeros((4, 4), np.uint8), 99, 1, ValueError, "percentiles"),
+        (np.zeros((4, 4), np.uint8), 0.5, 101, ValueError, "percentiles"),
+    ],
+)
+def test_percentiles_of_what_is_none(image, low, high, error, message):
+    with pytest.raises(error, match=message):
+        percentile_range(image, low, high)

@@ -9,11 +9,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from rrl_match.matcher import RRLMatcher
 from rrl_match.pretrained import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, load_folder
+from rrl_match.selftest import reference_scores
 
 
 def release(run_weights: Path, released: Path, name: str, metrics: dict[str, Any], card: Path | None = None) -> Path:
     """Copy a weights folder to ``released/name`` with its figures, and update ``released/manifest.json``.
+
+    The manifest holds each file's sha256 sum, and the scores that ``python -m rrl_match selftest`` compares with.
 
     Args:
         run_weights: a folder as the trainer writes it.
@@ -39,6 +43,7 @@ def release(run_weights: Path, released: Path, name: str, metrics: dict[str, Any
     path = released / "manifest.json"
     manifest = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     sums = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in (CONFIG_FILE, WEIGHTS_FILE)}
-    manifest[name] = {"repo_id": f"rrl-match/{name}", "files": sums}
+    matcher = RRLMatcher.from_pretrained(folder.resolve(), device="cpu", dtype="float32")
+    manifest[name] = {"repo_id": f"rrl-match/{name}", "files": sums, "selftest": reference_scores(matcher)}
     path.write_text(json.dumps(dict(sorted(manifest.items())), indent=2) + "\n", encoding="utf-8")
     return folder

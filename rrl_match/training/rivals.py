@@ -10,10 +10,8 @@ import logging
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -156,10 +154,9 @@ def train_rival(
 def evaluate_rival(rival: Rival, benchmark: Benchmark) -> dict[str, dict[str, dict[str, float]]]:
     """Figures in percent, as :func:`rrl_match.training.evaluation.evaluate` gives them."""
     device = next(rival.parameters()).device
-    patches: list[Tensor] = []
-    for values, name in ((benchmark.patches_a, "patches_a"), (benchmark.patches_b, "patches_b")):
-        patches.append(PatchSource(values, name, 64).batch(0, len(values), device))
-    scores: NDArray[np.float32] = (
-        rival.score(*patches, torch.from_numpy(benchmark.pairs).long().to(device)).cpu().numpy()
+    patches_a, patches_b = (
+        PatchSource(patches, "patches", 64).batch(0, len(patches), device)
+        for patches in (benchmark.patches_a, benchmark.patches_b)
     )
-    return figures(benchmark, scores)
+    scores = rival.score(patches_a, patches_b, torch.from_numpy(benchmark.pairs).long().to(device))
+    return figures(benchmark, scores.cpu().numpy())

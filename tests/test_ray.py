@@ -1,0 +1,128 @@
+"""The example that scores a Parquet dataset with Ray, on a local Ray with two actors."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from rrl_match import RRLMatcher, extract_patches
+
+if importlib.util.find_spec("ray") is None:
+    pytest.skip("needs Ray: pip install 'rrl-match[ray]'", allow_module_level=True)
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+pytestmark = pytest.mark.slow
+SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "score_ray.py"
+
+
+@pytest.fixture(scope="module")
+def start():
+    """Starts the example; Ray's own files go where they are removed, in a path short enough for its sockets."""
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+        environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": folder, "HF_HUB_OFFLINE": "1"}
+        environment.pop("RAY_ADDRESS", None)
+
+        def start(*arguments):
+            command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+            return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+
+        yield start
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def read(folder):
+    """Rows of the Parquet files of a folder, file after file by name."""
+    tables = [pq.read_table(path) for path in sorted(folder.glob("*.parquet"))]
+    return [row for table in tables for row in table.to_pylist()]
+
+
+def test_demo(start, tmp_path):
+    output = finish(start("--demo", tmp_path))
+    assert "96 scores by key" in output
+    pairs = {row["key"]: row for row in read(tmp_path / "pairs")}
+    scores = read(tmp_path / "scores" / "sorted")
+    assert [row["key"] for row in scores] == sorted(pairs)
+    grey = [[np.frombuffer(pairs[row["key"]][f"patch_{band}"], np.uint8) for row in scores] for band in "ab"]
+    patches = [np.stack(band).reshape(-1, 64, 64) for band in grey]
+    expected = RRLMatcher.from_pretrained(device="cpu").score(*patches)
+    np.testing.assert_allclose([row["score"] for row in scores], expected, rtol=0, atol=1e-3)
+    assert len(list((tmp_path / "scores" / "parts").glob("*.parquet"))) > 1, "something to resume from"
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A function that adds a file of pairs, of two pictures and keypoints, to a dataset."""
+    rng = np.random.default_rng(0)
+    for name, shape in (("a.png", (200, 240, 3)), ("b.png", (200, 240))):
+        coarse = rng.integers(0, 256, (25, 30, *shape[2:]), dtype=np.uint8)
+        cv2.imwrite(str(tmp_path / name), cv2.resize(coarse, shape[1::-1], interpolation=cv2.INTER_NEAREST))
+
+    def add(name, keys):
+        count = len(keys)
+        columns = {"key": rng.permutation(keys)}
+        for band in "ab":
+            columns[f"image_{band}"] = [str(tmp_path / f"{band}.png")] * count
+            columns[f"x_{band}"], columns[f"y_{band}"] = rng.uniform(40, 160, (2, count))
+        (tmp_path / "pairs").mkdir(exist_ok=True)
+        pq.write_table(pa.table(columns), tmp_path / "pairs" / name)
+
+    return add
+
+
+def test_a_run_that_was_killed_goes_on(start, tmp_path, pictures, weights_folder):
+    pictures("0.parquet", np.arange(0, 300))
+    out = tmp_path / "scores"
+    command = [tmp_path / "pairs", out, "--weights", weights_folder, "--local", 3, "--part", 8]
+
+    def parts():
+        """When each file of scores was written, of those that Ray has committed."""
+        committed = {path.stem for path in out.glob("done/*.parquet")}
+        written = {path: path.stat().st_mtime_ns for path in out.glob("parts/*.parquet")}
+        return {path.name: when for path, when in written.items() if path.stem.rpartition("-")[0] in committed}
+
+    process = start(*command)
+    deadline = time.monotonic() + 120
+    while not parts():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    time.sleep(2)  # Ray's processes end with the one that started them, a moment later
+    before = parts()
+
+    pictures("1.parquet", np.arange(300, 350))  # more came meanwhile
+    finish(start(*command))
+    after = parts()
+    assert before.items() < after.items(), "what was scored is kept, the rest is added"
+    assert sorted(row["key"] for row in read(out / "parts")) == list(range(350)), "each once"
+    scores = read(out / "sorted")
+    assert [row["key"] for row in scores] == list(range(350))
+
+    rows = sorted(read(tmp_path / "pairs"), key=lambda row: row["key"])
+    patches = []
+    for band in "ab":
+        picture = cv2.imread(str(tmp_path / f"{band}.png"))[..., ::-1]
+        points = [(row[f"x_{band}"], row[f"y_{band}"]) for row in rows]
+        patches.append(extract_patches(np.ascontiguousarray(picture), points)[0])
+    expected = RRLMatcher.from_pretrained(weights_folder, device="cpu").score(*patches)
+    np.testing.assert_allclose([row["score"] for row in scores], expected, rtol=0, atol=1e-3)
+
+    finish(start(*command))  # nothing is left to score
+    assert parts() == after
+    assert read(out / "sorted") == scores
