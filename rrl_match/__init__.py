@@ -14,6 +14,7 @@ from rrl_match.matcher import Codes, RRLMatcher
 from rrl_match.matching import Matches
 from rrl_match.patches import extract_patches, percentile_range
 from rrl_match.pretrained import ModelConfig
+from rrl_match.registration import Registration, register
 
 __all__ = [
     "Codes",
@@ -22,9 +23,11 @@ __all__ = [
     "ModelConfig",
     "RRLMatchError",
     "RRLMatcher",
+    "Registration",
     "WeightsError",
     "WeightsNotFoundError",
     "__version__",
     "extract_patches",
     "percentile_range",
+    "register",
 ]

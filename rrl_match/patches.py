@@ -227,18 +227,23 @@ def percentile_range(image: NDArray[Any] | Tensor, low: float = 0.5, high: float
     return black, white if white > black else float(np.nextafter(np.float32(black), np.float32(np.inf)))
 
 
-def extract_patches(image: NDArray[Any] | Tensor, keypoints: Any, patch_size: int = 64) -> tuple[Any, Any]:
-    """Upright patches around keypoints.
+def extract_patches(
+    image: NDArray[Any] | Tensor, keypoints: Any, patch_size: int = 64, *, upright: bool = True
+) -> tuple[Any, Any]:
+    """Patches around keypoints, upright unless told.
 
-    A patch at (x, y) covers [x - S/2, x + S/2) x [y - S/2, y + S/2), S being `patch_size`: pixel (x, y) of the
+    An upright patch at (x, y) covers [x - S/2, x + S/2) x [y - S/2, y + S/2), S being `patch_size`: pixel (x, y) of the
     picture, pixel centres at integers, is pixel (S/2, S/2) of the patch. Centres between pixels are
     interpolated bilinearly (to 1/32 pixel, OpenCV's resolution).
 
     Args:
         image: (H, W), (H, W, 1) or RGB (H, W, 3), which is turned to grey by BT.601; uint8, uint16 or floating point.
-        keypoints: (N, 2) xy in pixels, a list of ``cv2.KeyPoint``, or kornia's LAFs (N, 2, 3) or (1, N, 2, 3),
-            of which the centres are taken.
+        keypoints: (N, 2) xy in pixels, a list of ``cv2.KeyPoint``, or kornia's LAFs (N, 2, 3) or (1, N, 2, 3).
         patch_size: S, even, at most 4096.
+        upright: take the keypoints' centres alone. If false, patches are turned and scaled as the keypoints say: that
+            of a LAF covers what its matrix makes of [-1, 1) x [-1, 1), that of a ``cv2.KeyPoint`` is turned by its
+            angle and has six times its size for a side, as SIFT's descriptor has. Patches that are shrunk to less
+            than half are cut from a smaller version of the picture.
 
     Returns:
         patches (N, S, S) of the image's dtype (float32 for any float), and valid (N,) bool, whether a patch lies
@@ -258,9 +263,19 @@ def extract_patches(image: NDArray[Any] | Tensor, keypoints: Any, patch_size: in
     True
     """
     grey = as_grey(image, "image")
+    frames = None if upright else as_frames(keypoints, "keypoints", patch_size)
     centres = as_points(keypoints, "keypoints")
     if not isinstance(patch_size, (int, np.integer)) or not 2 <= patch_size <= 4096 or patch_size % 2:
         raise ValueError(f"patch_size must be even, from 2 to 4096, got {patch_size!r}")
+    patches, valid = _upright(grey, centres, patch_size) if frames is None else _framed(grey, frames, patch_size)
+    if isinstance(image, Tensor):
+        return torch.from_numpy(patches).to(image.device), torch.from_numpy(valid).to(image.device)
+    return patches, valid
+
+
+def _upright(
+    grey: NDArray[Any], centres: NDArray[np.float64], patch_size: int
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     h, w = grey.shape
     corner = centres - patch_size // 2  # of the patch's first pixel
     valid: NDArray[np.bool_] = np.all((corner >= 0) & (corner + patch_size <= (w, h)), axis=1)
@@ -274,9 +289,62 @@ def extract_patches(image: NDArray[Any] | Tensor, keypoints: Any, patch_size: in
     at_once = 1 if max(h, w) > _REMAP_LIMIT else _REMAP_LIMIT // patch_size
     for rows in (rest[k : k + at_once] for k in range(0, len(rest), at_once)):
         patches[rows] = _interpolated(grey, corner[rows], patch_size)
-    if isinstance(image, Tensor):
-        return torch.from_numpy(patches).to(image.device), torch.from_numpy(valid).to(image.device)
     return patches, valid
+
+
+def _framed(grey: NDArray[Any], frames: NDArray[np.float64], size: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Patches of frames (N, 2, 3), which take offsets from a patch's pixel (S/2, S/2) to places in the picture."""
+    h, w = grey.shape
+    side = np.arange(size) - size / 2
+    offsets = np.stack([*np.meshgrid(side, side), np.ones((size, size))])  # (3, S, S)
+    corners = frames @ offsets[:, [0, 0, -1, -1], [0, -1, 0, -1]]  # (N, 2, 4)
+    valid: NDArray[np.bool_] = np.all((corners >= 0) & (corners <= np.array([[w - 1], [h - 1]])), axis=(1, 2))
+    patches = np.empty((len(frames), size, size), grey.dtype)
+    shrunk = np.sqrt(np.abs(np.linalg.det(frames[:, :, :2])))
+    levels = np.floor(np.log2(np.clip(shrunk, 1, 2**10))).astype(int)
+    reduced = grey
+    for level in range(levels.max(initial=0) + 1):
+        rows = np.flatnonzero(levels == level)
+        for row in rows:  # one at a time: a frame may lie anywhere, and remap reads near by alone
+            x, y = frames[row].reshape(2, 3) @ offsets.reshape(3, -1) / 2**level
+            patches[row] = _remapped(reduced, x.reshape(size, size), y.reshape(size, size))
+        if level < levels.max(initial=0):
+            reduced = cv2.pyrDown(reduced)
+    return patches, valid
+
+
+def _remapped(grey: NDArray[Any], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[Any]:
+    """Values at (x, y), reflected beyond the border, of the part of a picture that they need."""
+    h, w = grey.shape
+    x, y = np.clip(x, -w + 1, 2 * w - 2), np.clip(y, -h + 1, 2 * h - 2)  # where the first reflection ends
+    x, y = np.minimum(np.abs(x), 2 * (w - 1) - np.abs(x)), np.minimum(np.abs(y), 2 * (h - 1) - np.abs(y))
+    x0, y0 = int(x.min()), int(y.min())
+    part = grey[y0 : int(y.max()) + 2, x0 : int(x.max()) + 2]
+    at = (x - x0).astype(np.float32), (y - y0).astype(np.float32)
+    values: NDArray[Any] = cv2.remap(part, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return values
+
+
+def as_frames(keypoints: Any, name: str, patch_size: int) -> NDArray[np.float64]:
+    """LAFs or ``cv2.KeyPoint`` as (N, 2, 3): pixel offsets from a patch's centre to places in the picture.
+
+    Raises:
+        TypeError, ValueError: naming the argument; places alone have no frame.
+    """
+    centres = as_points(keypoints, name)
+    if not len(centres):
+        return np.empty((0, 2, 3))
+    if isinstance(keypoints, (list, tuple)) and isinstance(keypoints[0], cv2.KeyPoint):
+        angle = np.deg2rad([max(k.angle, 0.0) for k in keypoints])  # -1 stands for none
+        scale = np.array([6 * k.size / patch_size for k in keypoints])
+        c, s = scale * np.cos(angle), scale * np.sin(angle)
+        return np.stack([np.stack([c, -s, centres[:, 0]], 1), np.stack([s, c, centres[:, 1]], 1)], 1)
+    values = keypoints.detach().cpu().float().numpy() if isinstance(keypoints, Tensor) else np.asarray(keypoints)
+    if values.shape[-2:] != (2, 3):
+        raise ValueError(f"{name} must be LAFs (N, 2, 3) or cv2.KeyPoint for upright=False, got {values.shape}")
+    frames = values.reshape(-1, 2, 3).astype(np.float64)
+    frames[:, :, :2] *= 2 / patch_size
+    return frames
 
 
 _REMAP_LIMIT = 32766  # rows or columns that cv2.remap can address

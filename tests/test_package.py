@@ -20,11 +20,13 @@ NAMES = [
     "ModelConfig",
     "RRLMatchError",
     "RRLMatcher",
+    "Registration",
     "WeightsError",
     "WeightsNotFoundError",
     "__version__",
     "extract_patches",
     "percentile_range",
+    "register",
 ]
 
 # A module imports from layers above it in this list only.

@@ -420,6 +420,70 @@ def test_kinds_of_keypoints(keypoints):
     np.testing.assert_array_equal(extract_patches(RAMP, keypoints)[0], extract_patches(RAMP, expected)[0])
 
 
+def lafs(points, linear, size=64):
+    """As kornia has them: what takes [-1, 1] x [-1, 1] to the patch's place."""
+    linear = np.broadcast_to(np.asarray(linear, float), (len(points), 2, 2)) * (size / 2)
+    return np.concatenate([linear, np.asarray(points, float)[:, :, None]], axis=2)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_frame_that_neither_turns_nor_scales_is_upright(dtype):
+    picture = np.random.default_rng(0).integers(0, 200, (150, 170)).astype(dtype)
+    points = [(40, 50), (80.5, 70.25), (10, 140), (160.2, 3.4)]
+    upright, valid = extract_patches(picture, points)
+    framed, inside = extract_patches(picture, lafs(points, np.eye(2)), upright=False)
+    assert framed.dtype == upright.dtype
+    np.testing.assert_array_equal(inside, valid)
+    np.testing.assert_allclose(framed[:2].astype(float), upright[:2], atol=1)
+
+
+def test_quarter_turn():
+    picture = np.random.default_rng(0).integers(0, 255, (130, 130), dtype=np.uint8)
+    turn = [[0, -1], [1, 0]]  # the patch's x axis points down the picture
+    patches, valid = extract_patches(picture, lafs([(60, 64)], turn), upright=False)
+    assert valid.all()
+    ys, xs = np.mgrid[:64, :64] - 32
+    np.testing.assert_array_equal(patches[0], picture[64 + xs, 60 - ys])
+
+
+def test_scaled_frames_show_the_same_of_a_picture_of_another_size():
+    small = cv2.GaussianBlur(np.random.default_rng(0).random((120, 120)).astype(np.float32), (0, 0), 4)
+    large = cv2.resize(small, None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)
+    expected = extract_patches(small, [(60, 60)])[0]
+    at = 3 * (60 + 0.5) - 0.5
+    patches, valid = extract_patches(large, lafs([(at, at)], 3 * np.eye(2)), upright=False)
+    assert valid.all()
+    np.testing.assert_allclose(patches, expected, atol=0.02)
+
+
+def test_shrunk_frames_do_not_alias():
+    stripes = np.tile(np.array([0, 255], np.uint8), (800, 400))
+    patches, _ = extract_patches(stripes, lafs([(400, 400)], 8 * np.eye(2)), upright=False)
+    assert np.abs(patches[0].astype(float) - 127.5).max() < 10
+
+
+def test_keypoints_of_opencv_bring_angle_and_size():
+    picture = np.random.default_rng(1).integers(0, 255, (200, 200), dtype=np.uint8)
+    keypoints = [cv2.KeyPoint(100.0, 90.0, 64 / 6, 90.0), cv2.KeyPoint(100.0, 90.0, 64 / 6)]
+    patches, _ = extract_patches(picture, keypoints, upright=False)
+    framed, _ = extract_patches(picture, lafs([(100, 90)], [[0, -1], [1, 0]]), upright=False)
+    assert np.abs(patches[0].astype(int) - framed[0]).max() <= 2
+    assert np.abs(patches[1].astype(int) - extract_patches(picture, [(100, 90)])[0][0]).max() <= 2
+
+
+@pytest.mark.parametrize("far", [1e3, 1e6, -1e9])
+def test_frames_far_outside(far):
+    patches, valid = extract_patches(PICTURE, lafs([(far, far)], 2 * np.eye(2)), upright=False)
+    assert patches.shape == (1, 64, 64)
+    assert not valid.any()
+
+
+def test_places_have_no_frame():
+    with pytest.raises(ValueError, match=r"keypoints must be LAFs .* upright=False"):
+        extract_patches(PICTURE, POINTS, upright=False)
+    assert extract_patches(PICTURE, np.empty((0, 2)), upright=False)[0].shape == (0, 64, 64)
+
+
 @pytest.mark.parametrize(
     "keypoints",
     [[], (), np.empty((0, 2)), torch.empty(0, 2), np.empty((0, 2, 3)), torch.empty(1, 0, 2, 3)],

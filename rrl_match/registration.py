@@ -1,0 +1,349 @@
+"""From two pictures to the transform between them, or an honest refusal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rrl_match.matcher import RRLMatcher
+from rrl_match.matching import Matches
+from rrl_match.patches import as_grey, extract_patches, percentile_range
+
+Points = NDArray[np.float64]
+Picture = NDArray[np.float32]
+
+KEYPOINTS = 160  # of picture A that are looked for in B
+GRID = 1200  # places of picture B that they are looked for at
+COARSE_PIXELS = 400_000  # pictures are shrunk to this size for the first pass
+SEARCH = ((0.0, 1.0), (-22.0, 1.0), (22.0, 1.0), (0.0, 0.8), (0.0, 1.25))  # turns in degrees and scales tried in turn
+SUPPORT = 0.35  # share of keypoints that must score as matches under the transform
+
+
+@dataclass(frozen=True, eq=False)
+class Registration:
+    """What :func:`register` found.
+
+    Attributes:
+        matrix: takes pixel (x, y) of A to B, pixel centres at integers: float64 (2, 3), (3, 3) for a homography, None
+            where there is none to show. Not to be used unless `ok`.
+        ok: whether the transform passed all checks.
+        reason: why not, or "".
+        keypoints_a, keypoints_b: (K, 2) xy float64, places in both pictures that were matched.
+        matches: of their rows; pair n is row n of both.
+        inliers: (K,) bool, matches that agree with the matrix.
+        support: share of the keypoints whose patches score above the matcher's threshold under the transform.
+    """
+
+    matrix: NDArray[np.float64] | None
+    ok: bool
+    reason: str
+    keypoints_a: Points
+    keypoints_b: Points
+    matches: Matches
+    inliers: NDArray[np.bool_]
+    support: float
+
+
+def register(
+    matcher: RRLMatcher,
+    image_a: NDArray[Any] | Tensor,
+    image_b: NDArray[Any] | Tensor,
+    model: str = "affine",
+    *,
+    mask_a: NDArray[Any] | None = None,
+    mask_b: NDArray[Any] | None = None,
+    value_range: Any = None,
+    search: Sequence[tuple[float, float]] = SEARCH,
+) -> Registration:
+    """Estimate the transform that takes picture A to picture B.
+
+    First, keypoints of A are looked for all over B on a grid: the descriptors propose, the metric network decides, and
+    a robust fit follows. Where that fails, A is turned and scaled and it is tried again. Then the keypoints are looked
+    for anew around where the transform predicts them, in patches of B that it has warped, on ever finer pictures,
+    each time with a robust fit (MAGSAC++, Barath et al., 2020).
+
+    Args:
+        matcher: with descriptors; its modalities are those of A and B.
+        image_a, image_b: (H, W), (H, W, 1) or RGB (H, W, 3); uint8, uint16 or floating point; at least a patch wide
+            and high. Other than uint8, they are mapped from their own :func:`percentile_range`, unless told.
+        model: "similarity", "affine" or "homography".
+        mask_a, mask_b: (H, W), zero where a picture shows nothing, as outside its footprint.
+        value_range: as in :meth:`RRLMatcher.score`.
+        search: turns of A in degrees and scales to try, in this order, until one passes. The network itself stands
+            about 12 degrees and 12 %.
+
+    Returns:
+        the transform, or why there is none to be trusted; mistakes in the pictures apart, this never raises.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    if model not in _MODELS:
+        raise ValueError(f"model must be one of {', '.join(_MODELS)}, got {model!r}")
+    if not matcher.config.network.descriptor_dim:
+        raise ValueError("these weights have no descriptors to find matches by: take others")
+    ranges = value_range if value_range is not None and np.ndim(value_range[0]) else (value_range, value_range)
+    a = _Pictures(image_a, "image_a", mask_a, ranges[0])
+    b = _Pictures(image_b, "image_b", mask_b, ranges[1])
+    return _Run(matcher, a, b, model).register(search)
+
+
+class _Pictures:
+    """A picture in [0, 1] with its mask, and smaller versions of both."""
+
+    def __init__(self, image: Any, name: str, mask: Any, value_range: Any) -> None:
+        grey = as_grey(image, name)
+        if value_range is None:
+            value_range = (0, 255) if grey.dtype == np.uint8 else percentile_range(grey)
+        low, high = value_range
+        self.full: Picture = np.clip((grey.astype(np.float32) - low) / (high - low), 0, 1)
+        shown = np.ones(grey.shape, np.uint8) if mask is None else (np.asarray(mask) != 0).astype(np.uint8)
+        if shown.shape != grey.shape:
+            raise ValueError(f"mask of {name} must have its shape {grey.shape}, got {shown.shape}")
+        self.mask: NDArray[np.uint8] = shown
+
+    def shrunk(self, factor: float) -> tuple[Picture, NDArray[np.uint8]]:
+        """Picture and mask, `factor` times smaller."""
+        if factor <= 1:
+            return self.full, self.mask
+        size = [max(1, round(n / factor)) for n in self.full.shape[::-1]]
+        picture: Picture = np.asarray(cv2.resize(self.full, size, interpolation=cv2.INTER_AREA), np.float32)
+        return picture, np.asarray(cv2.resize(self.mask, size, interpolation=cv2.INTER_NEAREST), np.uint8)
+
+
+class _Run:
+    """One registration; matrices are 3 x 3 here."""
+
+    def __init__(self, matcher: RRLMatcher, a: _Pictures, b: _Pictures, model: str) -> None:
+        self.matcher, self.a, self.b, self.model = matcher, a, b, model
+        self.size = matcher.patch_size
+
+    def register(self, search: Sequence[tuple[float, float]]) -> Registration:
+        smallest = min(*self.a.full.shape, *self.b.full.shape)
+        if smallest < self.size:
+            return _refusal(f"a picture is {smallest} pixels wide or high, less than a patch")
+        factor = math.sqrt(max(self.a.full.size, self.b.full.size) / COARSE_PIXELS)
+        factor = min(max(1.0, factor), smallest / self.size)
+        (image_a, mask_a), (image_b, mask_b) = self.a.shrunk(factor), self.b.shrunk(factor)
+        points = self._keypoints(image_a, mask_a)
+        places, self.spacing = self._grid(image_b, mask_b)
+        if len(points) < 12 or len(places) < 12:
+            return _refusal(f"too few places with structure, {len(points)} and {len(places)}")
+        codes_b = self.matcher.encode(extract_patches(image_b, places, self.size)[0], "b")
+        best = _refusal("no turn or scale to try")
+        for turn, scale in search:
+            found = self._first_pass(image_a, points, places, codes_b, turn, scale)
+            if found is None:
+                continue
+            result = self._refined(found, image_a, image_b, points, factor)
+            if result.ok:
+                return result
+            best = max(best, result, key=lambda r: r.support)
+        return best if best.matrix is not None else _refusal("too few matches agree on one transform")
+
+    def _keypoints(self, image: Picture, mask: NDArray[np.uint8]) -> Points:
+        """Places of A with structure in both directions, spread over the picture."""
+        spacing = math.sqrt(max(1, int(mask.sum())) / KEYPOINTS)
+        smooth = cv2.GaussianBlur(image, (0, 0), 1.5)
+        inside = _patch_inside(mask, self.size)
+        corners = cv2.goodFeaturesToTrack(smooth, KEYPOINTS, 1e-4, max(4.0, 0.7 * spacing), mask=inside, blockSize=7)
+        return np.empty((0, 2)) if corners is None else corners.reshape(-1, 2).astype(np.float64)
+
+    def _grid(self, image: Picture, mask: NDArray[np.uint8]) -> tuple[Points, float]:
+        """Places of B to look at, a grid but for what is flat; and its spacing."""
+        h, w = image.shape
+        spacing = max(6.0, math.sqrt(int(mask.sum()) / GRID))
+        half = self.size / 2
+        xs = np.arange(half, w - half + 1e-6, spacing).round()
+        ys = np.arange(half, h - half + 1e-6, spacing).round()
+        places = np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2)
+        mean = cv2.blur(image, (self.size, self.size))
+        variance = cv2.blur(image * image, (self.size, self.size)) - mean * mean
+        x, y = places.T.astype(int).clip(0, [[w - 1], [h - 1]])
+        useful = (_patch_inside(mask, self.size)[y, x] > 0) & (variance[y, x] > 1e-6)
+        kept: Points = places[useful]
+        return kept, spacing
+
+    def _first_pass(
+        self, image_a: Picture, points: Points, places: Points, codes_b: Any, turn: float, scale: float
+    ) -> NDArray[np.float64] | None:
+        """A transform from keypoints that are looked for all over B."""
+        angle = math.radians(turn)
+        linear = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+        codes_a = self.matcher.encode(self._warped(image_a, points, linear), "a")
+        similarity = codes_a.descriptors @ codes_b.descriptors.T
+        nearest = similarity.topk(min(3, len(places)), dim=1).indices.cpu()
+        rows = torch.arange(len(points))[:, None].expand_as(nearest)
+        pairs = torch.stack([rows, nearest], 2).reshape(-1, 2)
+        scores = torch.as_tensor(self.matcher.score_codes(codes_a, codes_b, pairs)).cpu().reshape(nearest.shape)
+        best, column = scores.max(1)
+        kept = (best > self.matcher.threshold).numpy()
+        matched = places[nearest.gather(1, column[:, None])[:, 0].numpy()]
+        matrix, _ = _fit(points[kept], matched[kept], "similarity", 1.2 * self.spacing)
+        return matrix
+
+    def _refined(
+        self, matrix: NDArray[np.float64], image_a: Picture, image_b: Picture, points: Points, factor: float
+    ) -> Registration:
+        """Look again around the predicted places, on ever finer pictures, and check what comes out."""
+        found = self._look_around(matrix, image_a, image_b, points, 0.7 * self.spacing, "similarity")
+        while found.matrix is not None:
+            found = self._look_around(_as_3x3(found.matrix), image_a, image_b, points, 3.0, self.model)
+            if found.matrix is None or factor <= 1:
+                break
+            finer = max(1.0, factor / 2)
+            (image_a, mask_a), (image_b, _) = self.a.shrunk(finer), self.b.shrunk(finer)
+            points = self._keypoints(image_a, mask_a)
+            grow = _enlarging(factor / finer)
+            found = replace(found, matrix=grow @ _as_3x3(found.matrix) @ np.linalg.inv(grow))
+            factor = finer
+        return found
+
+    def _look_around(
+        self, matrix: NDArray[np.float64], image_a: Picture, image_b: Picture, points: Points, radius: float, model: str
+    ) -> Registration:
+        """Fit anew to where the patches of keypoints score highest within `radius` of where they are predicted."""
+        predicted, linear = _apply(matrix, points), _jacobian(matrix, points)
+        h, w = image_b.shape
+        inside = np.all((predicted >= self.size / 4) & (predicted <= (w - self.size / 4, h - self.size / 4)), axis=1)
+        points, predicted, linear = points[inside], predicted[inside], linear[inside]
+        if len(points) < 12:
+            return _refusal("the pictures hardly overlap under the only transform that was found")
+        steps = radius * np.array([-1.0, 0.0, 1.0])
+        offsets = np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)
+        own = self.matcher.encode(extract_patches(image_a, points, self.size)[0], "a")
+        similarity = np.empty((len(points), len(offsets)), np.float32)
+        for k, offset in enumerate(offsets):
+            there = self.matcher.encode(self._warped(image_b, predicted + linear @ offset, linear), "b")
+            similarity[:, k] = (own.descriptors * there.descriptors).sum(1).cpu().numpy()
+        shifts = _peaks(similarity.reshape(-1, 3, 3)) * radius
+        matched = predicted + np.einsum("nij,nj->ni", linear, shifts)
+        final = self.matcher.encode(self._warped(image_b, matched, linear), "b")
+        rows = np.repeat(np.arange(len(points))[:, None], 2, axis=1)
+        scores = self.matcher.score_codes(own, final, rows)
+        kept = scores > self.matcher.threshold
+        fitted, inliers = _fit(points[kept], matched[kept], model, max(2.0, radius))
+        support = float(kept.mean())
+        indices = np.repeat(np.arange(int(kept.sum()))[:, None], 2, axis=1)
+        reason = self._doubts(fitted, points[kept][inliers], support, image_a.shape)
+        return Registration(
+            fitted if fitted is None or self.model == "homography" else fitted[:2],
+            not reason,
+            reason,
+            points[kept],
+            matched[kept],
+            Matches(indices, scores[kept]),
+            inliers,
+            support,
+        )
+
+    def _doubts(
+        self, matrix: NDArray[np.float64] | None, inliers: Points, support: float, shape: tuple[int, ...]
+    ) -> str:
+        """Why a transform is not to be trusted, or ""."""
+        if matrix is None or len(inliers) < 12:
+            return f"too few matches agree on one transform, {len(inliers)}"
+        if support < SUPPORT:
+            return f"only {support:.0%} of the keypoints match under the transform"
+        scales = np.linalg.svd(_jacobian(matrix, inliers.mean(0)[None])[0], compute_uv=False)
+        if np.linalg.det(matrix[:2, :2]) <= 0 or scales[0] > 4 or scales[1] < 0.25 or scales[0] > 2 * scales[1]:
+            return f"the transform is implausible, it scales by {scales[0]:.2f} and {scales[1]:.2f}"
+        area = cv2.contourArea(cv2.convexHull(inliers.astype(np.float32)))
+        if area < 0.05 * shape[0] * shape[1]:
+            return "the matches lie together in a small part of the picture, or on a line"
+        return ""
+
+    def _warped(self, image: Picture, points: Points, linear: NDArray[np.float64]) -> NDArray[Any]:
+        """Patches whose pixels are taken to the picture by `linear`, (2, 2) or one for each."""
+        linear = np.broadcast_to(linear, (len(points), 2, 2)) * (self.size / 2)
+        lafs = np.concatenate([linear, points[:, :, None]], axis=2)
+        patches: NDArray[Any] = extract_patches(image, lafs, self.size, upright=False)[0]
+        return patches.clip(0, 1)
+
+
+def _patch_inside(mask: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Where a patch lies inside the picture, and inside the mask but for its margin."""
+    half = size // 2
+    inside = np.zeros_like(mask)
+    inside[half : mask.shape[0] - half + 1, half : mask.shape[1] - half + 1] = 1
+    kernel = np.ones((size // 4 * 3, size // 4 * 3), np.uint8)
+    return np.asarray(cv2.erode(mask, kernel) * inside, np.uint8)
+
+
+def _peaks(surface: NDArray[np.float32]) -> Points:
+    """Places (N, 2), xy in steps from the middle, of the maxima of surfaces (N, 3, 3), by a parabola between steps."""
+    top = surface.reshape(len(surface), -1).argmax(1)
+    row, column = np.divmod(top, 3)
+    rows = np.arange(len(surface))
+    peak = np.empty((len(surface), 2))
+    for axis, at, line in ((0, column, surface[rows, row]), (1, row, surface[rows, :, column])):
+        before, middle, after = line.T
+        bend = 2 * middle - before - after
+        between = np.where(bend > 1e-6, (after - before) / (2 * np.maximum(bend, 1e-6)), at - 1)
+        peak[:, axis] = between.clip(-1.5, 1.5)  # also where the maximum lies at the border
+    return peak
+
+
+def _enlarging(ratio: float) -> NDArray[np.float64]:
+    """Takes pixels of a shrunk picture to the larger one; centres at integers, so the corner lies at -1/2 in both."""
+    return np.array([[ratio, 0, (ratio - 1) / 2], [0, ratio, (ratio - 1) / 2], [0, 0, 1]])
+
+
+def _as_3x3(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    return matrix if matrix.shape == (3, 3) else np.vstack([matrix, [0, 0, 1]])
+
+
+def _apply(matrix: NDArray[np.float64], points: Points) -> Points:
+    """Points (N, 2) under a matrix (3, 3)."""
+    moved = points @ matrix[:, :2].T + matrix[:, 2]
+    result: Points = moved[:, :2] / moved[:, 2:]
+    return result
+
+
+def _jacobian(matrix: NDArray[np.float64], points: Points) -> NDArray[np.float64]:
+    """How a matrix (3, 3) turns and scales the surroundings of points (N, 2): (N, 2, 2)."""
+    moved = points @ matrix[:, :2].T + matrix[:, 2]
+    place = moved[:, :2] / moved[:, 2:]
+    derivative: NDArray[np.float64] = (matrix[:2, :2] - place[:, :, None] * matrix[2, :2]) / moved[:, 2, None, None]
+    return derivative
+
+
+def _fit(
+    points: Points, matched: Points, model: str, bound: float
+) -> tuple[NDArray[np.float64] | None, NDArray[np.bool_]]:
+    """A robust transform (3, 3), or None, and which pairs agree with it within `bound` pixels."""
+    none = None, np.zeros(len(points), bool)
+    if len(points) < 6:
+        return none
+    cv2.setRNGSeed(0)
+    matrix, agree = _MODELS[model](points, matched, bound)
+    if matrix is None or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:2, :2])) < 1e-6:
+        return none
+    return _as_3x3(np.asarray(matrix, np.float64)), agree.ravel().astype(bool)
+
+
+_MODELS: dict[str, Any] = {
+    "similarity": lambda a, b, bound: cv2.estimateAffinePartial2D(
+        a, b, method=cv2.RANSAC, ransacReprojThreshold=bound, maxIters=5000, confidence=0.9999
+    ),
+    "affine": lambda a, b, bound: cv2.estimateAffine2D(
+        a, b, method=cv2.USAC_MAGSAC, ransacReprojThreshold=bound, maxIters=5000, confidence=0.9999
+    ),
+    "homography": lambda a, b, bound: cv2.findHomography(
+        a, b, method=cv2.USAC_MAGSAC, ransacReprojThreshold=bound, maxIters=5000, confidence=0.9999
+    ),
+}
+
+
+def _refusal(reason: str) -> Registration:
+    nothing = np.empty((0, 2))
+    none = Matches(np.empty((0, 2), np.int64), np.empty(0, np.float32))
+    return Registration(None, False, reason, nothing, nothing, none, np.zeros(0, bool), 0.0)

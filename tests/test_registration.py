@@ -1,0 +1,153 @@
+"""From two pictures to a transform, or a refusal."""
+
+import importlib.util
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from rrl_match import ModelConfig, RRLMatcher, register
+from rrl_match.modeling import RRLNet, RRLNetConfig
+from rrl_match.registration import _apply, _enlarging, _fit, _jacobian, _peaks
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+@pytest.fixture(scope="module")
+def rendered():
+    """Visible RGB (H, W, 3), near infrared (H, W), and the true matrix (2, 3)."""
+    spec = importlib.util.spec_from_file_location("rendered_scene", EXAMPLES / "rendered_scene.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.render_pair()
+
+
+@pytest.fixture(scope="module")
+def vis_nir():
+    return RRLMatcher.from_pretrained(device="cpu")
+
+
+def corner_error(matrix, truth, shape):
+    h, w = shape[:2]
+    corners = np.array([[0, 0], [w - 1, 0], [0, h - 1], [w - 1, h - 1]], float)
+    estimated, true = (_apply(np.vstack([m, [0, 0, 1]])[:3], corners) for m in (matrix, truth))
+    return np.linalg.norm(estimated - true, axis=1).mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["similarity", "affine", "homography"])
+def test_rendered_pair_is_registered(vis_nir, rendered, model):
+    visible, infrared, truth = rendered
+    result = register(vis_nir, visible, infrared, model)
+    assert result.ok, result.reason
+    assert result.reason == ""
+    assert result.matrix.shape == ((3, 3) if model == "homography" else (2, 3))
+    assert corner_error(result.matrix, truth, visible.shape) < 2
+    n = len(result.matches)
+    assert result.keypoints_a.shape == result.keypoints_b.shape == (n, 2)
+    assert result.inliers.shape == (n,)
+    assert result.support > 0.5
+    again = register(vis_nir, visible, infrared, model)
+    np.testing.assert_array_equal(again.matrix, result.matrix)
+
+
+@pytest.mark.slow
+def test_pictures_of_more_than_8_bit_and_a_large_turn(vis_nir, rendered):
+    """Small, turned by 24 degrees, 14 bit: the second attempt of the search finds it."""
+    visible, infrared, truth = (rendered[0][100:500, 100:560], rendered[1], rendered[2])
+    truth = np.hstack([truth[:, :2], truth @ np.array([[100], [100], [1.0]])])
+    h, w = infrared.shape
+    turn = cv2.getRotationMatrix2D((w / 2, h / 2), -24, 1.0)
+    turned = cv2.warpAffine(infrared, turn, (w, h))
+    shown = cv2.warpAffine(np.ones_like(infrared), turn, (w, h))
+    frame = turned.astype(np.uint16) * 16 + 7000
+    expected = turn[:, :2] @ truth + np.array([[0, 0, turn[0, 2]], [0, 0, turn[1, 2]]])
+    result = register(vis_nir, visible, frame, mask_b=shown)
+    assert result.ok, result.reason
+    assert corner_error(result.matrix, expected, visible.shape) < 3
+
+
+@pytest.mark.slow
+def test_pictures_of_different_places_are_refused(vis_nir, rendered):
+    visible, infrared, _ = rendered
+    result = register(vis_nir, visible[:300, :300], infrared[-300:, -300:][::-1])
+    assert not result.ok
+    assert result.reason
+
+
+@pytest.mark.parametrize("case", ["flat", "noise", "small", "masked"])
+def test_nothing_to_match_is_refused(small_matcher, case):
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (150, 160), dtype=np.uint8)
+    image_a = {"flat": np.full((150, 160), 90, np.uint8), "small": noise[:63]}.get(case, noise)
+    mask = np.zeros((150, 160), np.uint8) if case == "masked" else None
+    image_b = rng.integers(0, 256, (150, 160), dtype=np.uint8)
+    result = register(small_matcher, image_a, image_b, mask_a=mask)
+    assert not result.ok
+    assert result.matrix is None
+    assert result.reason
+    assert len(result.matches) == len(result.keypoints_a) == len(result.inliers) == 0
+
+
+@pytest.fixture(scope="module")
+def small_matcher():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = RRLNetConfig(64, (2,) * 5, (2,) * 5, (2,), descriptor_dim=8)
+        return RRLMatcher(RRLNet(config).eval(), ModelConfig(("vis", "nir"), 0.999, config), device="cpu")
+
+
+def test_weights_without_descriptors_are_refused():
+    config = RRLNetConfig(64, (2,) * 5, (2,) * 5, (2,))
+    matcher = RRLMatcher(RRLNet(config).eval(), ModelConfig(("vis", "nir"), 0.5, config), device="cpu")
+    with pytest.raises(ValueError, match="descriptors"):
+        register(matcher, np.zeros((90, 90), np.uint8), np.zeros((90, 90), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"model": "rigid"}, ValueError, "model must be one of"),
+        ({"image_a": [[1, 2]]}, TypeError, "image_a"),
+        ({"image_b": np.full((90, 90), np.nan)}, ValueError, "image_b"),
+        ({"image_b": np.zeros((0, 90), np.uint8)}, ValueError, "image_b"),
+        ({"mask_b": np.ones((3, 3))}, ValueError, "image_b must have its shape"),
+    ],
+)
+def test_mistakes_are_named(small_matcher, arguments, error, message):
+    good = {"image_a": np.zeros((90, 90), np.uint8), "image_b": np.zeros((90, 90), np.uint8)}
+    with pytest.raises(error, match=message):
+        register(small_matcher, **{**good, **arguments})
+
+
+def test_peak_between_steps():
+    x, y = np.meshgrid([-1.0, 0, 1], [-1.0, 0, 1])
+    truth = np.array([(0.3, -0.2), (0.0, 0.4), (-0.45, 0.1)])
+    surface = np.stack([5 - (x - u) ** 2 - 2 * (y - v) ** 2 for u, v in truth]).astype(np.float32)
+    np.testing.assert_allclose(_peaks(surface), truth, atol=1e-5)
+    border = np.zeros((1, 3, 3), np.float32)
+    border[0, 1, 2] = 1
+    assert (np.abs(_peaks(border)) <= 1.5).all()
+
+
+def test_jacobian_is_the_derivative():
+    matrix = np.array([[1.1, 0.2, 5], [-0.1, 0.9, -3], [2e-4, -1e-4, 1]])
+    points = np.array([(10.0, 20.0), (200.0, 50.0)])
+    step = 1e-4
+    columns = [(_apply(matrix, points + step * e) - _apply(matrix, points - step * e)) / (2 * step) for e in np.eye(2)]
+    np.testing.assert_allclose(_jacobian(matrix, points), np.stack(columns, 2), atol=1e-6)
+
+
+def test_enlarging_keeps_the_corner():
+    assert _apply(_enlarging(2.0), np.array([[-0.5, -0.5], [0.0, 1.0]])).tolist() == [[-0.5, -0.5], [0.5, 2.5]]
+
+
+@pytest.mark.parametrize("points", [np.zeros((20, 2)), np.outer(np.arange(20.0), [1, 2]), np.zeros((3, 2))])
+@pytest.mark.parametrize("model", ["similarity", "affine", "homography"])
+def test_fit_of_what_has_no_transform(points, model):
+    """All in one place, on a line, or too few: nothing, or a transform that agrees, never an exception."""
+    matrix, agree = _fit(points, points + 1, model, 3.0)
+    assert agree.shape == (len(points),)
+    assert matrix is None or np.isfinite(matrix).all()
