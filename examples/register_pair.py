@@ -2,15 +2,17 @@
 
     python examples/register_pair.py                        # a pair that the example renders itself
     python examples/register_pair.py VISIBLE.png NIR.png --out folder
+    python examples/register_pair.py VISIBLE.png THERMAL.tiff --weights vis-lwir --json
 
-Keypoints in both pictures, patches around them, scores, mutual best partners, and a robust affine transform.
-Writes the matches and the overlay before and after as PNG, and prints the 2x3 matrix that takes pixel (x, y) of
-the first picture to the second.
+Prints the matrix that takes pixel (x, y) of the first picture to the second, and writes the matches, and an overlay
+and a checkerboard of both pictures before and after, as PNG. Exit code 0 if they were registered, 2 if refused.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,64 +21,61 @@ import numpy as np
 from numpy.typing import NDArray
 from rendered_scene import render_pair
 
-from rrl_match import RRLMatcher, extract_patches
+from rrl_match import Registration, RRLMatcher, percentile_range, register
 
 Image = NDArray[np.uint8]
-Points = NDArray[np.float64]
 
 
-def read_rgb(path: Path) -> Image:
-    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+def read(path: Path) -> NDArray[Any]:
+    """RGB or grey, of any depth."""
+    picture = cv2.imread(str(path), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
     if picture is None:
         raise SystemExit(f"{path} cannot be read as a picture")
-    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8)
+    return picture if picture.ndim == 2 else np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
 
 
-def find_keypoints(image: Image, count: int, cell: int = 8) -> Points:
-    """The strongest FAST corners, (N, 2) xy, at most one in each cell and none whose patch leaves the picture."""
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    strongest: dict[tuple[int, int], Any] = {}
-    for keypoint in cv2.FastFeatureDetector.create(threshold=8).detect(cv2.GaussianBlur(grey, (0, 0), 1.0)):
-        x, y = keypoint.pt
-        place = int(x) // cell, int(y) // cell
-        if place not in strongest or keypoint.response > strongest[place].response:
-            strongest[place] = keypoint
-    best = sorted(strongest.values(), key=lambda k: -k.response)
-    points = np.array([k.pt for k in best], np.float64).reshape(-1, 2)
-    h, w = grey.shape
-    inside = np.all((points >= 32) & (points <= (w - 32, h - 32)), axis=1)
-    return points[inside][:count]
+def shown(picture: NDArray[Any]) -> Image:
+    """Grey, 8 bit, with an even contrast."""
+    low, high = (0, 255) if picture.dtype == np.uint8 else percentile_range(picture)
+    grey = np.clip((picture.astype(np.float32) - low) * (255 / (high - low)), 0, 255).astype(np.uint8)
+    grey = np.asarray(cv2.cvtColor(grey, cv2.COLOR_RGB2GRAY)) if grey.ndim == 3 else grey
+    return np.asarray(cv2.createCLAHE(3.0, (8, 8)).apply(grey), np.uint8)
 
 
-def overlay(image_a: Image, image_b: Image, matrix: NDArray[np.float64]) -> Image:
-    """Picture A, moved by the matrix, in red and green against picture B in blue and green."""
-    h, w = image_b.shape[:2]
-    a = cv2.warpAffine(cv2.cvtColor(image_a, cv2.COLOR_RGB2GRAY), matrix, (w, h))
-    b = cv2.cvtColor(image_b, cv2.COLOR_RGB2GRAY)
-    contrast = cv2.createCLAHE(3.0, (8, 8))
-    a, b = contrast.apply(a), contrast.apply(b)
+def moved(grey: Image, matrix: NDArray[np.float64], like: Image) -> Image:
+    whole = matrix if matrix.shape == (3, 3) else np.vstack([matrix, [0, 0, 1]])
+    return np.asarray(cv2.warpPerspective(grey, whole, like.shape[::-1]), np.uint8)
+
+
+def overlay(a: Image, b: Image) -> Image:
+    """A in red and green against B in blue and green."""
     return np.asarray(np.dstack([b, cv2.addWeighted(a, 0.5, b, 0.5, 0), a]), np.uint8)
 
 
-def draw_matches(
-    image_a: Image, image_b: Image, points_a: Points, points_b: Points, inlier: NDArray[np.bool_]
-) -> Image:
+def checkerboard(a: Image, b: Image, cells: int = 8) -> Image:
+    size = max(b.shape) / cells
+    y, x = (np.indices(b.shape) / size).astype(int)
+    return np.where((x + y) % 2 == 0, a, b)
+
+
+def draw_matches(a: Image, b: Image, result: Registration) -> Image:
     """Both pictures side by side; inliers green, outliers red and underneath."""
-    h = max(image_a.shape[0], image_b.shape[0])
-    padded = [cv2.copyMakeBorder(i, 0, h - len(i), 0, 0, cv2.BORDER_CONSTANT) for i in (image_a, image_b)]
-    canvas = np.asarray(np.hstack(padded)[..., ::-1], np.uint8, order="C")
-    for k in np.argsort(inlier, kind="stable"):
-        start, end = points_a[k].round().astype(int), (points_b[k] + (image_a.shape[1], 0)).round().astype(int)
-        colour = (80, 220, 80) if inlier[k] else (60, 60, 230)
-        cv2.line(canvas, start.tolist(), end.tolist(), colour, 1, cv2.LINE_AA)
+    h = max(a.shape[0], b.shape[0])
+    padded = [cv2.copyMakeBorder(i, 0, h - len(i), 0, 0, cv2.BORDER_CONSTANT) for i in (a, b)]
+    canvas = np.asarray(cv2.cvtColor(np.hstack(padded), cv2.COLOR_GRAY2BGR), np.uint8)
+    for k in np.argsort(result.inliers, kind="stable"):
+        start, end = result.keypoints_a[k].round().astype(int), result.keypoints_b[k].round().astype(int)
+        colour = (80, 220, 80) if result.inliers[k] else (60, 60, 230)
+        cv2.line(canvas, start.tolist(), (end + (a.shape[1], 0)).tolist(), colour, 1, cv2.LINE_AA)
     return canvas
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="*", type=Path, metavar="IMAGE", help="two pictures, the first one visible")
     parser.add_argument("--weights", default="vis-nir", help="a bundled name, a folder or a Hub repo id")
-    parser.add_argument("--keypoints", type=int, default=500, help="in each picture")
+    parser.add_argument("--model", choices=("similarity", "affine", "homography"), default="affine")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
     parser.add_argument("--out", type=Path, default=Path("register_pair_out"))
     args = parser.parse_args()
     if len(args.images) not in (0, 2):
@@ -84,43 +83,44 @@ def main() -> None:
 
     truth = None
     if args.images:
-        image_a, image_b = (read_rgb(path) for path in args.images)
+        image_a, image_b = (read(path) for path in args.images)
     else:
-        print("No pictures given: registering a pair that this example renders. It is made, not photographed;")
-        print("how well it registers says nothing about real pictures.")
-        image_a, nir, truth = render_pair()
-        image_b = np.dstack([nir] * 3)
+        image_a, image_b, truth = render_pair()
+        if not args.json:
+            print("No pictures given: registering a pair that this example renders. It is made, not photographed;")
+            print("how well it registers says nothing about real pictures.")
 
-    matcher = RRLMatcher.from_pretrained(args.weights)
-    points_a, points_b = (find_keypoints(image, args.keypoints) for image in (image_a, image_b))
-    patches_a, patches_b = extract_patches(image_a, points_a)[0], extract_patches(image_b, points_b)[0]
-    matches = matcher.match(patches_a, patches_b, candidates=4, progress=True)
-    print(f"{len(points_a)} and {len(points_b)} keypoints, {len(matches)} mutual matches above {matcher.threshold:.3f}")
+    result = register(RRLMatcher.from_pretrained(args.weights), image_a, image_b, args.model)
 
-    matched_a, matched_b = points_a[matches.indices[:, 0]], points_b[matches.indices[:, 1]]
-    matrix, inlier = None, np.zeros(len(matches), bool)
-    if len(matches) >= 3:
-        matrix, mask = cv2.estimateAffine2D(
-            matched_a, matched_b, method=cv2.USAC_MAGSAC, ransacReprojThreshold=3.0, maxIters=10000, confidence=0.9999
-        )
-        inlier = mask.ravel().astype(bool) if mask is not None else inlier
     args.out.mkdir(parents=True, exist_ok=True)
-    picture = draw_matches(image_a, image_b, matched_a, matched_b, inlier)
-    cv2.imwrite(str(args.out / "matches.png"), picture)
-    cv2.imwrite(str(args.out / "before.png"), overlay(image_a, image_b, np.eye(2, 3)))
-    if matrix is None or inlier.sum() < 12:
-        raise SystemExit(
-            f"not registered: only {inlier.sum()} matches agree on one transform; see {args.out / 'matches.png'}"
-        )
-    cv2.imwrite(str(args.out / "after.png"), overlay(image_a, image_b, matrix))
-    print(f"{inlier.sum()} of them agree on the transform\n{np.array2string(matrix, precision=5, suppress_small=True)}")
-    if truth is not None:
-        h, w = image_a.shape[:2]
-        corners = np.array([[0, 0, 1], [w - 1, 0, 1], [0, h - 1, 1], [w - 1, h - 1, 1]], float).T
-        error = np.linalg.norm((matrix - truth) @ corners, axis=0).mean()
-        print(f"mean distance from the true place of the four corners: {error:.2f} px")
-    print(f"pictures: {args.out}/matches.png, before.png, after.png")
+    a, b = shown(image_a), shown(image_b)
+    pictures = {"matches": draw_matches(a, b, result)}
+    for name, matrix in (("before", np.eye(3)), ("after", result.matrix if result.ok else None)):
+        if matrix is not None:
+            there = moved(a, matrix, b)
+            pictures |= {name: overlay(there, b), f"{name}_checkerboard": checkerboard(there, b)}
+    for name, picture in pictures.items():
+        cv2.imwrite(str(args.out / f"{name}.png"), picture)
+
+    inliers = int(result.inliers.sum())
+    if args.json:
+        matrix = result.matrix.tolist() if result.ok and result.matrix is not None else None
+        print(json.dumps({"ok": result.ok, "reason": result.reason, "matrix": matrix, "inliers": inliers}))
+    elif result.ok and result.matrix is not None:
+        print(f"{len(result.matches)} matches, {inliers} of them agree on the transform")
+        print(np.array2string(result.matrix, precision=5, suppress_small=True))
+        if truth is not None:
+            h, w = image_a.shape[:2]
+            corners = np.array([[0, 0, 1], [w - 1, 0, 1], [0, h - 1, 1], [w - 1, h - 1, 1]], float).T
+            there = result.matrix @ corners
+            error = np.linalg.norm(there[:2] / (there[2] if len(there) == 3 else 1) - truth @ corners, axis=0).mean()
+            print(f"mean distance from the true place of the four corners: {error:.2f} px")
+    else:
+        print(f"not registered: {result.reason}")
+    if not args.json:
+        print(f"pictures: {', '.join(str(args.out / f'{name}.png') for name in pictures)}")
+    return 0 if result.ok else 2
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

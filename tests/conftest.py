@@ -59,10 +59,14 @@ def matcher(weights_folder):
     return RRLMatcher.from_pretrained(weights_folder, device="cpu", dtype="float32")
 
 
-@pytest.fixture(scope="session")
-def small():
+def make_small():
     """A matcher of 16 px patches, a hundred times as fast, whose scores tell patches apart as well."""
     config = RRLNetConfig(16, encoder_channels=(4,) * 3, metric_channels=(4,) * 3, hidden=(8,), descriptor_dim=4)
     a, b = (torch.from_numpy(make_patches(64, seed, 16)).unsqueeze(1) / 255 for seed in (5, 6))
     network = spread_network(config, a, b)
     return RRLMatcher(network, ModelConfig(("vis", "nir"), 0.5, config), device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def small():
+    return make_small()

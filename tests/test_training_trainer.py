@@ -365,7 +365,7 @@ def test_minimal_recipe_loads(tmp_path):
 
 @pytest.mark.parametrize("name", ["nothing", "nothing.json", "../recipe", ""])
 def test_unknown_recipe_is_named_with_those_there_are(name):
-    with pytest.raises(ValueError, match=r"no recipe .*published, vis-nir"):
+    with pytest.raises(ValueError, match=r"no recipe .*optical-sar, published, vis-lwir, vis-nir"):
         Recipe.load(name)
 
 

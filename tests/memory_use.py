@@ -1,0 +1,73 @@
+"""Prints, as JSON, by how many bytes memory grows over many calls, and while many pairs are scored.
+
+Run by test_load.py in a process of its own, whose memory is not that of a thousand other tests.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import torch
+from conftest import make_patches, make_small
+
+CALLS, PAIRS = 10_000, 100_000
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def over_many_calls(matcher, a, b) -> int:
+    """The first thousand fill PyTorch's caches."""
+    tensor_a, tensor_b = torch.from_numpy(a), torch.from_numpy(b)
+    calls = [
+        lambda: matcher.score(a[0], b[0]),
+        lambda: matcher.score([tensor_a[1]], [tensor_b[1]]),
+        lambda: matcher.score_matrix(a[:1], b[:1]),
+        lambda: matcher.encode(a[:1], "a"),
+    ]
+    for k in range(CALLS // 10):
+        calls[k % len(calls)]()
+    gc.collect()
+    before = resident()
+    for k in range(CALLS):
+        calls[k % len(calls)]()
+    gc.collect()
+    return resident() - before
+
+
+def over_many_pairs(matcher, a, b) -> int:
+    """The most at any time. The patches take no memory themselves: they are one, a hundred thousand times."""
+    many_a, many_b = (np.broadcast_to(patches[:1], (PAIRS, 16, 16)) for patches in (a, b))
+    matcher.score(many_a[:1000], many_b[:1000], batch_size=256)
+    gc.collect()
+    before = peak = resident()
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        scores = matcher.score(many_a, many_b, batch_size=256)
+    finally:
+        done.set()
+        watcher.join()
+    np.testing.assert_allclose(scores, np.full(PAIRS, matcher.score(a[0], b[0])), atol=1e-5, rtol=0)
+    return peak - before
+
+
+if __name__ == "__main__":
+    pair = make_patches(4, 9, 16), make_patches(4, 10, 16)
+    small = make_small()
+    json.dump({"calls": over_many_calls(small, *pair), "pairs": over_many_pairs(small, *pair)}, sys.stdout)
