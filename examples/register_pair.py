@@ -64,9 +64,10 @@ def draw_matches(a: Image, b: Image, result: Registration) -> Image:
     padded = [cv2.copyMakeBorder(i, 0, h - len(i), 0, 0, cv2.BORDER_CONSTANT) for i in (a, b)]
     canvas = np.asarray(cv2.cvtColor(np.hstack(padded), cv2.COLOR_GRAY2BGR), np.uint8)
     for k in np.argsort(result.inliers, kind="stable"):
-        start, end = result.keypoints_a[k].round().astype(int), result.keypoints_b[k].round().astype(int)
+        start = result.keypoints_a[k].round().astype(int)
+        end = (result.keypoints_b[k] + np.array([a.shape[1], 0])).round().astype(int)
         colour = (80, 220, 80) if result.inliers[k] else (60, 60, 230)
-        cv2.line(canvas, start.tolist(), (end + (a.shape[1], 0)).tolist(), colour, 1, cv2.LINE_AA)
+        cv2.line(canvas, start.tolist(), end.tolist(), colour, 1, cv2.LINE_AA)
     return canvas
 
 
