@@ -22,7 +22,7 @@ from rrl_match import pretrained
 from rrl_match.inference import InferenceRRLNet, choose_device, choose_dtype, mind_fork
 from rrl_match.matching import Matches, nearest_candidates, select_matches
 from rrl_match.modeling import RRLNet
-from rrl_match.patches import Patches, PatchSource, ValueRange
+from rrl_match.patches import Patches, PatchSource, ValueRange, range_per_band
 from rrl_match.pretrained import ModelConfig
 
 _BATCH = {"cpu": 64, "cuda": 512}  # pairs at once: enough to fill the device, little enough for small memories
@@ -371,7 +371,7 @@ class RRLMatcher:
         return Matches(source_a.like_input(indices), source_a.like_input(scores))
 
     def _sources(self, patches_a: Patches, patches_b: Patches, value_range: Any) -> tuple[PatchSource, PatchSource]:
-        range_a, range_b = _range_per_band(value_range)
+        range_a, range_b = range_per_band(value_range)
         source_a = PatchSource(patches_a, "patches_a", self.patch_size, range_a)
         source_b = PatchSource(patches_b, "patches_b", self.patch_size, range_b)
         if source_a.is_tensor != source_b.is_tensor and len(source_a) and len(source_b):
@@ -433,20 +433,6 @@ def _unpickle(
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 1)
-
-
-def _range_per_band(value_range: Any) -> tuple[Any, Any]:
-    """(low, high) for both bands, or a pair of such pairs or None, to one for each band."""
-    if value_range is None:
-        return None, None
-    try:
-        first, second = value_range
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"value_range must be (low, high), or one such pair or None for each band, got {value_range!r}"
-        ) from error
-    per_band = any(v is None or np.ndim(v) for v in (first, second))
-    return (first, second) if per_band else (value_range, value_range)
 
 
 def _as_index_pairs(index_pairs: Any, n: int, m: int) -> Tensor:

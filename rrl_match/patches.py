@@ -38,7 +38,7 @@ class PatchSource:
 
     def __init__(self, patches: Patches, name: str, size: int, value_range: ValueRange | None = None) -> None:
         self.name, self.size = name, size
-        self.value_range = _checked_range(value_range, name)
+        self.value_range = checked_range(value_range, name)
         self.is_tensor, self.device = False, torch.device("cpu")
         self.single = False
         items = patches if isinstance(patches, (list, tuple)) else None
@@ -175,7 +175,12 @@ def _to_tensor(values: NDArray[Any] | Tensor) -> Tensor:
     return torch.from_numpy(copied)
 
 
-def _checked_range(value_range: Any, name: str) -> ValueRange | None:
+def checked_range(value_range: Any, name: str) -> ValueRange | None:
+    """(low, high) as floats, or None.
+
+    Raises:
+        TypeError, ValueError: naming the argument that it is for.
+    """
     if value_range is None:
         return None
     try:
@@ -185,6 +190,20 @@ def _checked_range(value_range: Any, name: str) -> ValueRange | None:
     if not (np.isfinite(low) and np.isfinite(high) and low < high and np.isfinite(high - low)):
         raise ValueError(f"value_range for {name} must be finite with low < high, got ({low:g}, {high:g})")
     return low, high
+
+
+def range_per_band(value_range: Any) -> tuple[Any, Any]:
+    """(low, high) for both bands, or a pair of such pairs or None, to one for each band."""
+    if value_range is None:
+        return None, None
+    try:
+        first, second = value_range
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"value_range must be (low, high), or one such pair or None for each band, got {value_range!r}"
+        ) from error
+    per_band = any(v is None or np.ndim(v) for v in (first, second))
+    return (first, second) if per_band else (value_range, value_range)
 
 
 def _kind(value: Any) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rrl_match.matcher import RRLMatcher
 from rrl_match.matching import Matches
-from rrl_match.patches import as_grey, extract_patches, percentile_range
+from rrl_match.patches import as_grey, checked_range, extract_patches, percentile_range, range_per_band
 
 Points = NDArray[np.float64]
 Picture = NDArray[np.float32]
@@ -90,9 +90,9 @@ def register(
         raise ValueError(f"model must be one of {', '.join(_MODELS)}, got {model!r}")
     if not matcher.config.network.descriptor_dim:
         raise ValueError("these weights have no descriptors to find matches by: take others")
-    ranges = value_range if value_range is not None and np.ndim(value_range[0]) else (value_range, value_range)
-    a = _Pictures(image_a, "image_a", mask_a, ranges[0])
-    b = _Pictures(image_b, "image_b", mask_b, ranges[1])
+    range_a, range_b = range_per_band(value_range)
+    a = _Pictures(image_a, "image_a", mask_a, range_a)
+    b = _Pictures(image_b, "image_b", mask_b, range_b)
     return _Run(matcher, a, b, model).register(search)
 
 
@@ -101,9 +101,8 @@ class _Pictures:
 
     def __init__(self, image: Any, name: str, mask: Any, value_range: Any) -> None:
         grey = as_grey(image, name)
-        if value_range is None:
-            value_range = (0, 255) if grey.dtype == np.uint8 else percentile_range(grey)
-        low, high = value_range
+        given = checked_range(value_range, name)
+        low, high = given or ((0, 255) if grey.dtype == np.uint8 else percentile_range(grey))
         self.full: Picture = np.clip((grey.astype(np.float32) - low) / (high - low), 0, 1)
         shown = np.ones(grey.shape, np.uint8) if mask is None else (np.asarray(mask) != 0).astype(np.uint8)
         if shown.shape != grey.shape:
@@ -233,7 +232,7 @@ class _Run:
         fitted, inliers = _fit(points[kept], matched[kept], model, max(2.0, radius))
         support = float(kept.mean())
         indices = np.repeat(np.arange(int(kept.sum()))[:, None], 2, axis=1)
-        reason = self._doubts(fitted, points[kept][inliers], support, image_a.shape)
+        reason = _doubts(fitted, points[kept][inliers], support, image_a.shape)
         return Registration(
             fitted if fitted is None or self.model == "homography" else fitted[:2],
             not reason,
@@ -245,28 +244,27 @@ class _Run:
             support,
         )
 
-    def _doubts(
-        self, matrix: NDArray[np.float64] | None, inliers: Points, support: float, shape: tuple[int, ...]
-    ) -> str:
-        """Why a transform is not to be trusted, or ""."""
-        if matrix is None or len(inliers) < 12:
-            return f"too few matches agree on one transform, {len(inliers)}"
-        if support < SUPPORT:
-            return f"only {support:.0%} of the keypoints match under the transform"
-        scales = np.linalg.svd(_jacobian(matrix, inliers.mean(0)[None])[0], compute_uv=False)
-        if np.linalg.det(matrix[:2, :2]) <= 0 or scales[0] > 4 or scales[1] < 0.25 or scales[0] > 2 * scales[1]:
-            return f"the transform is implausible, it scales by {scales[0]:.2f} and {scales[1]:.2f}"
-        area = cv2.contourArea(cv2.convexHull(inliers.astype(np.float32)))
-        if area < 0.05 * shape[0] * shape[1]:
-            return "the matches lie together in a small part of the picture, or on a line"
-        return ""
-
     def _warped(self, image: Picture, points: Points, linear: NDArray[np.float64]) -> NDArray[Any]:
         """Patches whose pixels are taken to the picture by `linear`, (2, 2) or one for each."""
         linear = np.broadcast_to(linear, (len(points), 2, 2)) * (self.size / 2)
         lafs = np.concatenate([linear, points[:, :, None]], axis=2)
         patches: NDArray[Any] = extract_patches(image, lafs, self.size, upright=False)[0]
         return patches.clip(0, 1)
+
+
+def _doubts(matrix: NDArray[np.float64] | None, inliers: Points, support: float, shape: tuple[int, ...]) -> str:
+    """Why a transform is not to be trusted, or ""."""
+    if matrix is None or len(inliers) < 12:
+        return f"too few matches agree on one transform, {len(inliers)}"
+    if support < SUPPORT:
+        return f"only {support:.0%} of the keypoints match under the transform"
+    scales = np.linalg.svd(_jacobian(matrix, inliers.mean(0)[None])[0], compute_uv=False)
+    if np.linalg.det(matrix[:2, :2]) <= 0 or scales[0] > 4 or scales[1] < 0.25 or scales[0] > 2 * scales[1]:
+        return f"the transform is implausible, it scales by {scales[0]:.2f} and {scales[1]:.2f}"
+    area = cv2.contourArea(cv2.convexHull(inliers.astype(np.float32)))
+    if area < 0.05 * shape[0] * shape[1]:
+        return "the matches lie together in a small part of the picture, or on a line"
+    return ""
 
 
 def _patch_inside(mask: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -323,7 +321,6 @@ def _fit(
     none = None, np.zeros(len(points), bool)
     if len(points) < 6:
         return none
-    cv2.setRNGSeed(0)
     matrix, agree = _MODELS[model](points, matched, bound)
     if matrix is None or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:2, :2])) < 1e-6:
         return none

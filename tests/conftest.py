@@ -38,6 +38,25 @@ def patches_b():
     return make_patches(12, seed=2)
 
 
+@pytest.fixture(scope="module")
+def a(patches_a):
+    return patches_a[:5]
+
+
+@pytest.fixture(scope="module")
+def b(patches_b):
+    return patches_b[:5]
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Small training runs are faster so, above all beside other processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def network():
     a, b = (torch.from_numpy(make_patches(8, seed)).unsqueeze(1) / 255 for seed in (3, 4))

@@ -5,7 +5,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 import typer.testing
 from accelerate.state import AcceleratorState
 from picture_folder import write_folder
@@ -16,19 +15,13 @@ from rrl_match.modeling import RRLNet
 from rrl_match.pretrained import save_folder
 from rrl_match.training.__main__ import app
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(autouse=True)
 def fresh_accelerator():
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -32,16 +32,6 @@ def pair():
     return make_patches(4, 9, 16), make_patches(4, 10, 16)
 
 
-@pytest.fixture(scope="module")
-def a(patches_a):
-    return patches_a[:5]
-
-
-@pytest.fixture(scope="module")
-def b(patches_b):
-    return patches_b[:5]
-
-
 # the same numbers
 
 

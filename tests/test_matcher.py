@@ -31,16 +31,6 @@ def tiny():
 
 
 @pytest.fixture(scope="module")
-def a(patches_a):
-    return patches_a[:5]
-
-
-@pytest.fixture(scope="module")
-def b(patches_b):
-    return patches_b[:5]
-
-
-@pytest.fixture(scope="module")
 def scores(matcher, a, b):
     return matcher.score(a, b)
 

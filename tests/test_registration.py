@@ -118,6 +118,9 @@ def test_weights_without_descriptors_are_refused():
         ({"image_a": [[1, 2]]}, TypeError, "image_a"),
         ({"image_b": np.full((90, 90), np.nan)}, ValueError, "image_b"),
         ({"image_b": np.zeros((0, 90), np.uint8)}, ValueError, "image_b"),
+        ({"value_range": (9, 1)}, ValueError, "value_range for image_a"),
+        ({"value_range": (None, (9, 1))}, ValueError, "value_range for image_b"),
+        ({"value_range": 7}, TypeError, "value_range"),
         ({"mask_b": np.ones((3, 3))}, ValueError, "image_b must have its shape"),
     ],
 )

@@ -14,15 +14,9 @@ from rrl_match.training.evaluation import Benchmark
 from rrl_match.training.recipe import Phase
 from rrl_match.training.rivals import RIVALS, HardNet, TwoChannel, evaluate_rival, train_rival
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PLACES, PICTURES = 16, 4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -19,21 +19,14 @@ from rrl_match.training.datasets import read_pairs
 from rrl_match.training.recipe import Phase, Recipe
 from rrl_match.training.trainer import Trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(autouse=True)
 def fresh_accelerator():
     """Accelerate keeps its settings for a whole process."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Runs this small are faster so, above all beside other processes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

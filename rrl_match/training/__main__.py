@@ -78,19 +78,13 @@ def evaluate(
     save: Annotated[Path | None, typer.Option(help="Write the figures as JSON as well.")] = None,
 ) -> None:
     """Print FPR95 by category, in percent, and other figures of weights on a patch benchmark."""
-    import json
-
     from rrl_match.matcher import RRLMatcher
-    from rrl_match.training.evaluation import Benchmark, table
+    from rrl_match.training.evaluation import Benchmark
     from rrl_match.training.evaluation import evaluate as figures_of
 
     matcher = RRLMatcher.from_pretrained(weights, device=device, dtype=dtype)
     result = figures_of(matcher, Benchmark.load(benchmark), progress=True)
-    typer.echo(f"{weights} on {benchmark.name}, {matcher.dtype} on {matcher.device}; all figures in percent")
-    for line in table(result):
-        typer.echo(line)
-    if save:
-        save.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    _show(f"{weights} on {benchmark.name}, {matcher.dtype} on {matcher.device}", result, save)
 
 
 @app.command()
@@ -108,10 +102,8 @@ def rival(
     save: Annotated[Path | None, typer.Option(help="Write the figures as JSON as well.")] = None,
 ) -> None:
     """Train another network on the same patches and print its figures on a benchmark, to compare RRL-Net with."""
-    import json
-
     from rrl_match.training.datasets import read_pairs
-    from rrl_match.training.evaluation import Benchmark, table
+    from rrl_match.training.evaluation import Benchmark
     from rrl_match.training.recipe import Phase, Recipe
     from rrl_match.training.rivals import evaluate_rival, train_rival
 
@@ -119,7 +111,15 @@ def rival(
     places_and_pairs = Benchmark.load(benchmark)
     network = train_rival(name, read_pairs(data), Recipe.load(recipe), phase, seed=seed, device=device)
     result = evaluate_rival(network, places_and_pairs)
-    typer.echo(f"{name} on {benchmark.name}; all figures in percent")
+    _show(f"{name} on {benchmark.name}", result, save)
+
+
+def _show(what: str, result: dict[str, dict[str, dict[str, float]]], save: Path | None) -> None:
+    import json
+
+    from rrl_match.training.evaluation import table
+
+    typer.echo(f"{what}; all figures in percent")
     for line in table(result):
         typer.echo(line)
     if save:
