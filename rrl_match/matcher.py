@@ -20,9 +20,9 @@ from typing_extensions import Self
 
 from rrl_match import pretrained
 from rrl_match.inference import InferenceRRLNet, choose_device, choose_dtype, mind_fork
-from rrl_match.matching import Matches, nearest_candidates, select_matches
+from rrl_match.matching import Matches, Vicinity, nearest_candidates, select_matches
 from rrl_match.modeling import RRLNet
-from rrl_match.patches import Patches, PatchSource, ValueRange, range_per_band
+from rrl_match.patches import Patches, PatchSource, ValueRange, as_points, range_per_band
 from rrl_match.pretrained import ModelConfig
 
 _BATCH = {"cpu": 64, "cuda": 512}  # pairs at once: enough to fill the device, little enough for small memories
@@ -316,6 +316,9 @@ class RRLMatcher:
         threshold: float | None = None,
         *,
         index_pairs: Any = None,
+        search_radius: float | None = None,
+        positions_a: Any = None,
+        positions_b: Any = None,
         batch_size: int | None = None,
         progress: bool = False,
         value_range: Any = None,
@@ -330,7 +333,11 @@ class RRLMatcher:
                 scores; `None` scores all N * M pairs.
             mutual: keep a pair only if each is the other's best.
             threshold: keep pairs with a score above it; :attr:`threshold` unless given.
-            index_pairs: (P, 2) integers, the candidates to score instead, e.g. from a prediction of the place.
+            index_pairs: (P, 2) integers, the candidates to score instead.
+            search_radius: pixels of picture B. Partners are looked for only among patches of B that lie at most so far
+                from where the patch of A is predicted; weights without descriptors score all of these.
+            positions_a: (N, 2) xy, where the patches of A are predicted in picture B, with `search_radius`.
+            positions_b: (M, 2) xy, or ``cv2.KeyPoint`` or LAFs, where the patches of B lie in it.
             batch_size, progress, value_range: as in :meth:`score`.
 
         Returns:
@@ -343,29 +350,42 @@ class RRLMatcher:
         >>> matches = matcher.match(visible, infrared, mutual=False, threshold=0)
         >>> matches.indices[:, 0]  # every patch of A has a best partner
         array([0, 1, 2, 3, 4])
+
+        Pictures that are registered to within 20 pixels already:
+
+        >>> places = np.array([(40, 40), (80, 40), (120, 40), (160, 40), (200, 40)])
+        >>> near = {"search_radius": 20, "positions_a": places + 9, "positions_b": places}
+        >>> matcher.match(visible, infrared, threshold=0, **near).indices.tolist()
+        [[0, 0], [1, 1], [2, 2], [3, 3], [4, 4]]
         """
         threshold = self.threshold if threshold is None else threshold
-        if not isinstance(threshold, (int, float, np.integer, np.floating)) or not 0 <= threshold <= 1:
+        if not _is_number(threshold) or not 0 <= threshold <= 1:
             raise ValueError(f"threshold must lie in [0, 1], got {threshold!r}")
         if candidates is not None and not _is_count(candidates):
             raise ValueError(f"candidates must be a positive integer, or None to score all pairs, got {candidates!r}")
         source_a, source_b = self._sources(patches_a, patches_b, value_range)
         n, m = len(source_a), len(source_b)
         given = None if index_pairs is None else torch.unique(_as_index_pairs(index_pairs, n, m), dim=0)
+        vicinity = _as_vicinity(search_radius, positions_a, positions_b, n, m)
+        if given is not None and vicinity is not None:
+            raise ValueError("index_pairs and search_radius both say what the candidates are: pass one of them")
+        described = self.config.network.descriptor_dim > 0
         all_pairs = candidates is None or candidates >= max(n, m)
-        if given is None and not all_pairs and not self.config.network.descriptor_dim:
+        if given is None and vicinity is None and not all_pairs and not described:
             raise ValueError(
-                "these weights have no descriptors to find candidates by: pass index_pairs, "
+                "these weights have no descriptors to find candidates by: pass index_pairs or search_radius, "
                 f"or candidates=None to score all {n * m} pairs"
             )
         codes_a = self._encode(source_a, "a", batch_size)
         codes_b = self._encode(source_b, "b", batch_size)
         if given is not None:
             pairs = given
+        elif vicinity is not None and (all_pairs or not described):
+            pairs = vicinity.pairs()
         elif candidates is None or all_pairs:
             pairs = torch.cartesian_prod(torch.arange(n, device="cpu"), torch.arange(m, device="cpu"))
         else:
-            pairs = nearest_candidates(codes_a.descriptors, codes_b.descriptors, candidates).cpu()
+            pairs = nearest_candidates(codes_a.descriptors, codes_b.descriptors, candidates, vicinity).cpu()
         scores = self._score_pairs(codes_a.maps, codes_b.maps, pairs, batch_size, progress)
         indices, scores = select_matches(pairs, scores, mutual=mutual, threshold=threshold)
         return Matches(source_a.like_input(indices), source_a.like_input(scores))
@@ -435,6 +455,10 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 1)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating))
+
+
 def _as_index_pairs(index_pairs: Any, n: int, m: int) -> Tensor:
     """(P, 2) int64 on the CPU, checked against the numbers of patches."""
     try:
@@ -455,3 +479,24 @@ def _as_index_pairs(index_pairs: Any, n: int, m: int) -> Tensor:
             f"got {values.min(0).tolist()} at the least and {values.max(0).tolist()} at the most"
         )
     return torch.from_numpy(values.astype(np.int64))
+
+
+def _as_vicinity(radius: Any, positions_a: Any, positions_b: Any, n: int, m: int) -> Vicinity | None:
+    """The three arguments of :meth:`RRLMatcher.match` checked against each other and the numbers of patches."""
+    given = {"search_radius": radius, "positions_a": positions_a, "positions_b": positions_b}
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) == len(given):
+        return None
+    if missing:
+        raise ValueError(f"search_radius, positions_a and positions_b go together, {' and '.join(missing)} not given")
+    if not _is_number(radius) or not 0 < radius <= 1e9:
+        raise ValueError(f"search_radius must be a positive number of pixels, got {radius!r}")
+    places = []
+    for band, positions, count in (("a", positions_a, n), ("b", positions_b, m)):
+        points = as_points(positions, f"positions_{band}")
+        if len(points) != count:
+            raise ValueError(
+                f"positions_{band} must have a place for each of the {count} patches_{band}, got {len(points)}"
+            )
+        places.append(torch.from_numpy(points))
+    return Vicinity(places[0], places[1], float(radius))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -83,21 +84,70 @@ def _best_of_each(group: Tensor, scores: Tensor) -> Tensor:
     return best
 
 
-def nearest_candidates(descriptors_a: Tensor, descriptors_b: Tensor, candidates: int) -> Tensor:
+class Vicinity(NamedTuple):
+    """Where partners are looked for: a patch of A belongs near where it is predicted in picture B.
+
+    Attributes:
+        predicted: (N, 2) xy, where the patches of A are expected in picture B.
+        places: (M, 2) xy, where the patches of B lie.
+        radius: pixels of picture B; a place at this very distance is near still.
+    """
+
+    predicted: Tensor
+    places: Tensor
+    radius: float
+
+    def near(self, rows: slice) -> Tensor:
+        """(n, M) bool: which places lie near those `rows` of A."""
+        distance = torch.cdist(self.predicted[rows], self.places, compute_mode="donot_use_mm_for_euclid_dist")
+        return distance <= self.radius
+
+    def pairs(self) -> Tensor:
+        """All index pairs (P, 2) int64 that lie near each other, in ascending order."""
+        found = [torch.empty(0, 2, dtype=torch.int64, device=self.places.device)]
+        for rows in _blocks(len(self.predicted), len(self.places)):
+            pairs = torch.nonzero(self.near(rows))
+            pairs[:, 0] += rows.start
+            found.append(pairs)
+        return torch.cat(found)
+
+    def turned(self) -> Vicinity:
+        """The same, with A and B exchanged."""
+        return Vicinity(self.places, self.predicted, self.radius)
+
+
+def nearest_candidates(
+    descriptors_a: Tensor, descriptors_b: Tensor, candidates: int, vicinity: Vicinity | None = None
+) -> Tensor:
     """Index pairs (P, 2): every row of A with the rows of B most similar to it, and every row of B likewise.
 
     Descriptors are (N, dim) and (M, dim), unit length. Candidates of both directions, so that the mutual check
-    has something to check; a pair found twice is given once. At most candidates * (N + M) pairs.
+    has something to check; a pair found twice is given once. At most candidates * (N + M) pairs; with a vicinity, of
+    those that lie near each other alone.
     """
     n, m = len(descriptors_a), len(descriptors_b)
     if not n or not m:
         return torch.empty(0, 2, dtype=torch.int64, device=descriptors_a.device)
+    turned = None if vicinity is None else vicinity.turned()
     keys = []
-    for queries, others, forward in ((descriptors_a, descriptors_b, True), (descriptors_b, descriptors_a, False)):
+    for queries, others, around, forward in (
+        (descriptors_a, descriptors_b, vicinity, True),
+        (descriptors_b, descriptors_a, turned, False),
+    ):
         k = min(candidates, len(others))
-        for start in range(0, len(queries), 4096):
-            found = (queries[start : start + 4096] @ others.T).topk(k, dim=1).indices
-            own = torch.arange(start, start + len(found), device=found.device)[:, None].expand_as(found)
-            keys.append((own * m + found if forward else found * m + own).flatten())
+        for rows in _blocks(len(queries), len(others)):
+            similarity = queries[rows] @ others.T
+            if around is not None:
+                similarity.masked_fill_(~around.near(rows).to(similarity.device), -torch.inf)
+            best = similarity.topk(k, dim=1)
+            own, rank = torch.nonzero(best.values > -torch.inf).unbind(1)
+            found, own = best.indices[own, rank], own + rows.start
+            keys.append(own * m + found if forward else found * m + own)
     key = torch.unique(torch.cat(keys))
     return torch.stack([key // m, key % m], 1)
+
+
+def _blocks(count: int, width: int) -> Iterator[slice]:
+    """Rows of a matrix (count, width), so few at once that they take 32 MB in float64."""
+    size = max(1, 2**22 // max(1, width))
+    return (slice(start, start + size) for start in range(0, count, size))

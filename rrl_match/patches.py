@@ -321,10 +321,20 @@ def _framed(grey: NDArray[Any], frames: NDArray[np.float64], size: int) -> tuple
     patches = np.empty((len(frames), size, size), grey.dtype)
     shrunk = np.sqrt(np.abs(np.linalg.det(frames[:, :, :2])))
     levels = np.floor(np.log2(np.clip(shrunk, 1, 2**10))).astype(int)
+    from_corner = np.array([[1, 0, -size / 2], [0, 1, -size / 2], [0, 0, 1]])  # pixels of a patch to offsets
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     reduced = grey
     for level in range(levels.max(initial=0) + 1):
-        rows = np.flatnonzero(levels == level)
-        for row in rows:  # one at a time: a frame may lie anywhere, and remap reads near by alone
+        here = levels == level
+        rows = np.flatnonzero(here & valid)
+        first = np.floor(corners[rows].min(2) / 2**level).astype(int)  # of the part that a patch needs: its upper left
+        last = np.floor(corners[rows].max(2) / 2**level).astype(int) + 2
+        matrices = frames[rows] @ from_corner / 2**level
+        matrices[:, :, 2] -= first
+        for row, matrix, (x0, y0), (x1, y1) in zip(rows, matrices, first.tolist(), last.tolist(), strict=True):
+            part = reduced[y0:y1, x0:x1]
+            patches[row] = cv2.warpAffine(part, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        for row in np.flatnonzero(here & ~valid):  # may lie anywhere, and reflections are to be found
             x, y = frames[row].reshape(2, 3) @ offsets.reshape(3, -1) / 2**level
             patches[row] = _remapped(reduced, x.reshape(size, size), y.reshape(size, size))
         if level < levels.max(initial=0):

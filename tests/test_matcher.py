@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import pickle
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -388,10 +389,70 @@ def test_match_scores_only_given_pairs(matcher, matrix, a, patches_b):
 
 def test_match_without_descriptors(a, b):
     plain = make_tiny(descriptor_dim=0)
-    with pytest.raises(ValueError, match=r"no descriptors.*pass index_pairs, or candidates=None to score all 25 pairs"):
+    with pytest.raises(ValueError, match=r"no descriptors.*pass index_pairs or search_radius, or candidates=None"):
         plain.match(a, b, candidates=4)
     assert as_list(plain.match(a, b, candidates=5)) == as_list(plain.match(a, b, candidates=None))
     assert len(plain.match(a, b, candidates=1, index_pairs=[[0, 0]], threshold=0)) == 1
+
+
+PREDICTED = np.array([(10, 10), (14, 10), (12, 12), (160, 10), (400, 400)])
+PLACES = np.array([(12, 10), (11, 14), (160, 10), (161, 12), (13, 10), (9, 10), (200, 200)])
+NEAR = {"search_radius": 5, "positions_a": PREDICTED, "positions_b": PLACES}
+
+
+@pytest.mark.parametrize("mutual", [True, False])
+@pytest.mark.parametrize("candidates", [None, 7, 1])
+def test_match_around_predicted_places(matcher, matrix, a, patches_b, candidates, mutual):
+    near = np.linalg.norm(PREDICTED[:, None] - PLACES, axis=2) <= 5
+    assert near.sum(1).tolist() == [4, 4, 4, 2, 0]
+    if candidates == 1:  # the descriptors choose among them, in both directions
+        similarity = matcher.encode(a, "a").descriptors @ matcher.encode(patches_b[:7], "b").descriptors.T
+        similarity = np.where(near, similarity, -2)
+        near &= (similarity == similarity.max(1, keepdims=True)) | (similarity == similarity.max(0))
+        assert 4 <= near.sum() < 10
+    matches = matcher.match(a, patches_b[:7], candidates, mutual=mutual, threshold=0, **NEAR)
+    assert as_list(matches) == brute_force(np.where(near, matrix, 0), mutual, 0)
+
+
+def test_predicted_places_do_without_descriptors(a, patches_b):
+    plain = make_tiny(descriptor_dim=0)
+    wanted, got = (plain.match(a, patches_b[:7], k, mutual=False, threshold=0, **NEAR) for k in (None, 1))
+    assert as_list(got) == as_list(wanted)
+    assert len(got) == 4
+
+
+def test_kinds_of_predicted_places(tiny, a, patches_b):
+    expected = as_list(tiny.match(a, patches_b[:7], threshold=0, **NEAR))
+    keypoints = [cv2.KeyPoint(float(x), float(y), 31) for x, y in PLACES]
+    for places in (keypoints, torch.tensor(PLACES), PLACES.tolist()):
+        assert as_list(tiny.match(a, patches_b[:7], threshold=0, **{**NEAR, "positions_b": places})) == expected
+    none = {"search_radius": 5, "positions_a": np.empty((0, 2)), "positions_b": PLACES}
+    assert len(tiny.match(a[:0], patches_b[:7], **none)) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"search_radius": 0}, ValueError, "search_radius must be a positive number of pixels, got 0"),
+        ({"search_radius": float("nan")}, ValueError, "search_radius must"),
+        ({"search_radius": "5"}, ValueError, "search_radius must"),
+        ({"search_radius": None}, ValueError, "go together, search_radius not given"),
+        ({"positions_a": None, "positions_b": None}, ValueError, "positions_a and positions_b not given"),
+        (
+            {"positions_a": PREDICTED[:3]},
+            ValueError,
+            "positions_a must have a place for each of the 5 patches_a, got 3",
+        ),
+        ({"positions_b": PREDICTED}, ValueError, "positions_b must have a place for each of the 7 patches_b, got 5"),
+        ({"positions_b": PLACES[:, :1]}, ValueError, r"positions_b must have shape \(N, 2\)"),
+        ({"positions_a": PREDICTED * np.nan}, ValueError, "positions_a holds NaN"),
+        ({"positions_a": "here"}, TypeError, "positions_a must be"),
+        ({"index_pairs": [[0, 0]]}, ValueError, "index_pairs and search_radius both"),
+    ],
+)
+def test_bad_predicted_places(tiny, a, patches_b, change, error, message):
+    with pytest.raises(error, match=message):
+        tiny.match(a, patches_b[:7], **{**NEAR, **change})
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, 50, float("nan"), "0.5", [0.5], np.array([0.1, 0.9])])

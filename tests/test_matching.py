@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rrl_match import Matches
-from rrl_match.matching import nearest_candidates, select_matches
+from rrl_match.matching import Vicinity, nearest_candidates, select_matches
 
 
 def select(matrix, **options):
@@ -110,6 +110,57 @@ def test_nearest_candidates_of_more_rows_than_a_block():
     expected |= {(int(similarity[:, j].argmax()), j) for j in range(5)}
     pairs = nearest_candidates(a, b, 1)
     assert sorted(map(tuple, pairs.tolist())) == sorted(expected)
+
+
+def vicinity(predicted, places, radius):
+    return Vicinity(torch.tensor(predicted, dtype=torch.float64), torch.tensor(places, dtype=torch.float64), radius)
+
+
+def test_pairs_of_a_vicinity():
+    predicted, places = [(0, 0), (10, 0), (50, 50)], [(3, 4), (10, 5), (0, 0), (10, -5.001)]
+    assert vicinity(predicted, places, 5).pairs().tolist() == [[0, 0], [0, 2], [1, 1]]  # one at 5 px, one beyond
+    assert vicinity(predicted, places, 5).turned().pairs().tolist() == [[0, 0], [1, 1], [2, 0]]
+    assert vicinity(predicted, places, 0.1).pairs().tolist() == [[0, 2]]
+    assert vicinity(predicted, [(90, 90)], 5).pairs().shape == (0, 2)
+    for some in (Vicinity(torch.empty(0, 2), torch.ones(4, 2), 5), Vicinity(torch.ones(4, 2), torch.empty(0, 2), 5)):
+        assert some.pairs().shape == (0, 2)
+        assert some.pairs().dtype == torch.int64
+
+
+def test_places_far_from_the_origin_are_told_apart():
+    """As in a mosaic of a gigapixel: in float32, or by way of a matrix product, they would not be."""
+    assert vicinity([(1e7, 1e7)], [(1e7 + 3.001, 1e7), (1e7 + 2.999, 1e7)], 3).pairs().tolist() == [[0, 1]]
+
+
+def test_nearest_candidates_in_a_vicinity():
+    places = [(0, 0), (100, 0)]
+    # 0 of A would have 0 of B, and 2 of A none, were they not kept apart
+    assert nearest_candidates(A, B, 1, vicinity([(100, 3), (2, 0), (0, 1)], places, 5)).tolist() == [
+        [0, 1],
+        [1, 0],
+        [2, 0],
+    ]
+    assert nearest_candidates(A, B, 1, vicinity([(50, 0)] * 3, places, 5)).shape == (0, 2)
+    everywhere = vicinity([(50, 0)] * 3, places, 60)
+    for k in (1, 2, 9):
+        assert nearest_candidates(A, B, k, everywhere).tolist() == nearest_candidates(A, B, k).tolist()
+
+
+def test_vicinity_of_more_rows_than_a_block(monkeypatch):
+    monkeypatch.setattr(
+        "rrl_match.matching._blocks", lambda count, width: (slice(k, k + 3) for k in range(0, count, 3))
+    )
+    generator = torch.Generator().manual_seed(0)
+    predicted, places = (100 * torch.rand(n, 2, generator=generator, dtype=torch.float64) for n in (10, 8))
+    a, b = (torch.nn.functional.normalize(torch.randn(n, 3, generator=generator)) for n in (10, 8))
+    near = (predicted[:, None] - places).norm(dim=2) <= 40
+    assert Vicinity(predicted, places, 40).pairs().tolist() == near.nonzero().tolist()
+    similarity = (a @ b.T).masked_fill(~near, -2)
+    expected = torch.zeros_like(near)
+    expected.scatter_(1, similarity.topk(2, dim=1).indices, True)
+    expected.T.scatter_(1, similarity.T.topk(2, dim=1).indices, True)
+    pairs = nearest_candidates(a, b, 2, Vicinity(predicted, places, 40))
+    assert pairs.tolist() == (expected & near).nonzero().tolist()
 
 
 INDICES, SCORES = [[0, 3], [2, 1]], [0.75, 1.0]

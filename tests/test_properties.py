@@ -339,11 +339,14 @@ def test_anything_for_any_other_argument(small, record_property):
     """Nothing but the argument that is passed is named, and no exception of another kind comes out."""
     a, b = make_patches(4, 7, SIZE), make_patches(4, 8, SIZE)
     codes = small.encode(a, "a"), small.encode(b, "b")
+    xy = np.array([(30, 20), (60, 20), (65, 20), (90, 20)])
     calls = {
         "batch_size": lambda value: small.score(a, b, batch_size=value),
         "value_range": lambda value: small.score(a, b, value_range=value),
         "candidates": lambda value: small.match(a, b, candidates=value).scores,
         "threshold": lambda value: small.match(a, b, threshold=value).scores,
+        "search_radius": lambda value: small.match(a, b, search_radius=value, positions_a=xy, positions_b=xy).scores,
+        "positions_b": lambda value: small.match(a, b, search_radius=9, positions_a=xy, positions_b=value).scores,
         "index_pairs": lambda value: small.score_codes(*codes, value),
         "codes_a": lambda value: small.score_codes(value, codes[1], [[0, 0]]),
         "band": lambda value: small.encode(a, value).descriptors,

@@ -1,4 +1,4 @@
-"""Command line: ``python -m rrl_match.training train | evaluate | offsets | rival | convert | release``."""
+"""Command line of the trainer and of what measures: ``python -m rrl_match.training --help`` lists the commands."""
 
 from __future__ import annotations
 
@@ -147,6 +147,49 @@ def offsets(
     plot(curve, matcher.threshold, title, picture)
     for name, value in curve.figures(matcher.threshold).items():
         typer.echo(f"{name}: {value:.3g}")
+
+
+@app.command()
+def recall(
+    weights: Annotated[str, typer.Option(help="A bundled name, a folder or a Hub repo id.")],
+    benchmark: Annotated[Path, typer.Option(help=".npz as evaluate reads it.")],
+    candidates: Annotated[list[int], typer.Option(min=1, help="How many; may be given several times.")] = [8, 16, 32],  # noqa: B006
+    device: str = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+) -> None:
+    """Print how often the descriptors propose the true partner among all patches of its category, in percent."""
+    from rrl_match.matcher import RRLMatcher
+    from rrl_match.training.evaluation import Benchmark
+    from rrl_match.training.shortlist import shortlist_recall, table
+
+    matcher = RRLMatcher.from_pretrained(weights, device=device, dtype=dtype)
+    result = shortlist_recall(matcher, Benchmark.load(benchmark), candidates)
+    typer.echo(f"{weights} on {benchmark.name}, {matcher.dtype} on {matcher.device}; recall in percent")
+    for line in table(result):
+        typer.echo(line)
+
+
+@app.command()
+def repeatability(
+    data: Annotated[Path, typer.Option(help="Folder with a manifest.csv and the pictures it names.")],
+    split: Annotated[str, typer.Option(help="Which of the manifest's pictures.")] = "train",
+    pictures: Annotated[
+        int | None, typer.Option(min=1, help="Of so many pairs, spread evenly; all unless given.")
+    ] = None,
+    keypoints: Annotated[list[int], typer.Option(min=1, help="How many; may be given several times.")] = [500, 2000],  # noqa: B006
+    tolerance: Annotated[float, typer.Option(help="Pixels between a keypoint and its true place.")] = 3.0,
+    smooth: Annotated[float, typer.Option(min=0, help="Sigma in pixels to smooth the pictures with first.")] = 0.0,
+) -> None:
+    """Print how often detectors find a keypoint of one band in the other, in percent, and how often chance does."""
+    from rrl_match.training.datasets import read_pairs
+    from rrl_match.training.repeatability import repeatability as measure
+    from rrl_match.training.repeatability import table
+
+    pairs = read_pairs(data, split)
+    pairs = pairs[:: -(-len(pairs) // (pictures or len(pairs)))]
+    typer.echo(f"{data.resolve().name}, {len(pairs)} pairs of split {split}; within {tolerance:g} px, in percent")
+    for line in table(measure(pairs, keypoints, tolerance=tolerance, smooth=smooth)):
+        typer.echo(line)
 
 
 @app.command()

@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+import torch
+import typer.testing
+
+from rrl_match import Codes
+from rrl_match.training.__main__ import app
+from rrl_match.training.evaluation import Benchmark
+from rrl_match.training.shortlist import shortlist_recall, table
+
+
+class Directions:
+    """Stands in for a matcher: a patch's descriptor points at the angle, in degrees, that its first pixel says."""
+
+    class config:
+        class network:
+            descriptor_dim = 2
+
+    def encode(self, patches, band):
+        angle = torch.from_numpy(patches[:, 0, 0]).double().deg2rad()
+        return Codes(band, (), torch.stack([angle.cos(), angle.sin()], 1).float(), 0)
+
+
+def benchmark(angles_a, angles_b, category):
+    patches = [np.zeros((len(angles), 64, 64), np.uint8) for angles in (angles_a, angles_b)]
+    for some, angles in zip(patches, (angles_a, angles_b), strict=True):
+        some[:, 0, 0] = angles
+    return Benchmark(*patches, np.array(category), np.array([(0, 0), (0, 1)]), np.array(["match", "random"]))
+
+
+def test_recall_by_hand():
+    # sea: 0 of A has its partner first, 1 and 2 have it second; of 1, the partner has it first, of 2, second.
+    # wood: alike, so that nothing tells the partner from the other; across categories nothing is compared.
+    given = benchmark([10, 50, 90, 7, 7], [10, 64, 60, 7, 7], ["sea"] * 3 + ["wood"] * 2)
+    result = shortlist_recall(Directions(), given, (1, 2))
+    third = 100 / 3
+    assert result["sea"] == pytest.approx({"pool": 3, "1 of A": third, "2 of A": 100, "1": 2 * third, "2": 100})
+    assert result["wood"] == pytest.approx({"pool": 2, "1 of A": 0, "2 of A": 100, "1": 0, "2": 100})
+    assert result["mean"]["1 of A"] == pytest.approx(third / 2)
+    assert list(result) == ["sea", "wood", "mean"]
+
+
+def test_command_prints_recall(tmp_path, weights_folder, patches_a, patches_b):
+    n = len(patches_a)
+    places = {"patches_a": patches_a, "patches_b": patches_b, "category": np.array(["x"] * n)}
+    np.savez(tmp_path / "places.npz", **places, pairs=np.array([(0, 0), (0, 1)]), kind=np.array(["match", "near"]))
+    arguments = ["--weights", weights_folder, "--benchmark", tmp_path / "places.npz", "--candidates", 3]
+    arguments += ["--candidates", n, "--device", "cpu", "--dtype", "float32"]
+    result = typer.testing.CliRunner().invoke(app, ["recall", *map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    line = result.output.splitlines()[2].split()
+    assert line[:2] == ["x", str(n)]
+    assert float(line[2]) <= float(line[4])  # at 3: of A, of either
+    assert line[3] == line[5] == "100.00"
+
+
+def test_weights_without_descriptors():
+    class Plain(Directions):
+        class config:
+            class network:
+                descriptor_dim = 0
+
+    with pytest.raises(ValueError, match="no descriptors"):
+        shortlist_recall(Plain(), benchmark([1], [1], ["x"]))
+
+
+def test_table():
+    lines = list(table({"x": {"pool": 5.0, "8": 50.0}, "mean": {"pool": 5.0, "8": 50.0}}))
+    assert [line.split() for line in lines] == [
+        ["candidates", "pool", "8"],
+        ["x", "5", "50.00"],
+        ["mean", "5", "50.00"],
+    ]
