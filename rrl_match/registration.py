@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
+from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rrl_match.matcher import RRLMatcher
+from rrl_match.matcher import Codes, RRLMatcher
 from rrl_match.matching import Matches
 from rrl_match.patches import as_grey, checked_range, extract_patches, percentile_range, range_per_band
 from rrl_match.refinement import edge_offsets
@@ -65,6 +67,7 @@ def register(
     mask_b: NDArray[Any] | None = None,
     value_range: Any = None,
     search: Sequence[tuple[float, float]] = SEARCH,
+    progress: bool = False,
 ) -> Registration:
     """Estimate the transform that takes picture A to picture B.
 
@@ -83,6 +86,7 @@ def register(
         value_range: as in :meth:`RRLMatcher.score`.
         search: turns of A in degrees and scales to try, in this order, until one passes. The network itself stands
             about 12 degrees and 12 %.
+        progress: show a bar of the steps done; how many there will be depends on the pictures.
 
     Returns:
         the transform, or why there is none to be trusted; mistakes in the pictures apart, this never raises.
@@ -97,7 +101,8 @@ def register(
     range_a, range_b = range_per_band(value_range)
     a = _Pictures(image_a, "image_a", mask_a, range_a)
     b = _Pictures(image_b, "image_b", mask_b, range_b)
-    return _Run(matcher, a, b, model).register(search)
+    with tqdm(desc="registering", unit=" steps") if progress else nullcontext() as bar:
+        return _Run(matcher, a, b, model, bar).register(search)
 
 
 class _Pictures:
@@ -122,11 +127,22 @@ class _Pictures:
         return picture, np.asarray(cv2.resize(self.mask, size, interpolation=cv2.INTER_NEAREST), np.uint8)
 
 
+class _Level(NamedTuple):
+    """Both pictures and their masks, `factor` times smaller than they came, and places of A with structure."""
+
+    factor: float
+    image_a: Picture
+    image_b: Picture
+    mask_a: NDArray[np.uint8]
+    mask_b: NDArray[np.uint8]
+    points: Points
+
+
 class _Run:
     """One registration; matrices are 3 x 3 here."""
 
-    def __init__(self, matcher: RRLMatcher, a: _Pictures, b: _Pictures, model: str) -> None:
-        self.matcher, self.a, self.b, self.model = matcher, a, b, model
+    def __init__(self, matcher: RRLMatcher, a: _Pictures, b: _Pictures, model: str, bar: Any = None) -> None:
+        self.matcher, self.a, self.b, self.model, self.bar = matcher, a, b, model, bar
         self.size = matcher.patch_size
 
     def register(self, search: Sequence[tuple[float, float]]) -> Registration:
@@ -134,23 +150,31 @@ class _Run:
         if smallest < self.size:
             return _refusal(f"a picture is {smallest} pixels wide or high, less than a patch")
         factor = math.sqrt(max(self.a.full.size, self.b.full.size) / COARSE_PIXELS)
-        factor = min(max(1.0, factor), smallest / self.size)
-        (image_a, mask_a), (image_b, mask_b) = self.a.shrunk(factor), self.b.shrunk(factor)
-        points = self._keypoints(image_a, mask_a, KEYPOINTS)
-        places, self.spacing = self._grid(image_b, mask_b)
-        if len(points) < 12 or len(places) < 12:
-            return _refusal(f"too few places with structure, {len(points)} and {len(places)}")
-        codes_b = self.matcher.encode(extract_patches(image_b, places, self.size)[0], "b")
+        level = self._level(min(max(1.0, factor), smallest / self.size))
+        places, self.spacing = self._grid(level.image_b, level.mask_b)
+        if len(level.points) < 12 or len(places) < 12:
+            return _refusal(f"too few places with structure, {len(level.points)} and {len(places)}")
+        codes_b = self._encode(extract_patches(level.image_b, places, self.size)[0], "b")
         best = _refusal("no turn or scale to try")
         for turn, scale in search:
-            found = self._first_pass(image_a, points, places, codes_b, turn, scale)
+            found = self._first_pass(level, places, codes_b, turn, scale)
             if found is None:
                 continue
-            result = self._refined(found, image_a, image_b, points, factor)
+            result = self._refined(found, level)
             if result.ok:
                 return result
             best = max(best, result, key=lambda r: r.support)
         return best if best.matrix is not None else _refusal("too few matches agree on one transform")
+
+    def _level(self, factor: float) -> _Level:
+        (image_a, mask_a), (image_b, mask_b) = self.a.shrunk(factor), self.b.shrunk(factor)
+        return _Level(factor, image_a, image_b, mask_a, mask_b, self._keypoints(image_a, mask_a, KEYPOINTS))
+
+    def _encode(self, patches: NDArray[Any], band: str) -> Codes:
+        """What every step spends its time on."""
+        if self.bar is not None:
+            self.bar.update()
+        return self.matcher.encode(patches, band)
 
     def _keypoints(self, image: Picture, mask: NDArray[np.uint8], count: int) -> Points:
         """Places of A with structure in both directions, spread over the picture."""
@@ -176,12 +200,13 @@ class _Run:
         return kept, spacing
 
     def _first_pass(
-        self, image_a: Picture, points: Points, places: Points, codes_b: Any, turn: float, scale: float
+        self, level: _Level, places: Points, codes_b: Codes, turn: float, scale: float
     ) -> NDArray[np.float64] | None:
         """A transform from keypoints that are looked for all over B."""
+        points = level.points
         angle = math.radians(turn)
         linear = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-        codes_a = self.matcher.encode(self._warped(image_a, points, linear), "a")
+        codes_a = self._encode(self._warped(level.image_a, points, linear), "a")
         similarity = codes_a.descriptors @ codes_b.descriptors.T
         nearest = similarity.topk(min(3, len(places)), dim=1).indices.cpu()
         rows = torch.arange(len(points))[:, None].expand_as(nearest)
@@ -193,66 +218,63 @@ class _Run:
         matrix, _ = _fit(points[kept], matched[kept], "similarity", 1.2 * self.spacing)
         return matrix
 
-    def _refined(
-        self, matrix: NDArray[np.float64], image_a: Picture, image_b: Picture, points: Points, factor: float
-    ) -> Registration:
+    def _refined(self, matrix: NDArray[np.float64], level: _Level) -> Registration:
         """Look again around the predicted places, on ever finer pictures, and check what comes out."""
-        found = self._look_around(matrix, image_a, image_b, points, 0.7 * self.spacing, "similarity")
+        found = self._look_around(matrix, level, 0.7 * self.spacing, "similarity")
         while found.matrix is not None:
-            found = self._look_around(_as_3x3(found.matrix), image_a, image_b, points, 3.0, self.model)
-            if found.matrix is None or factor <= 1:
+            found = self._look_around(_as_3x3(found.matrix), level, 3.0, self.model)
+            if not found.ok:
                 break
-            finer = max(1.0, factor / 2)
-            (image_a, mask_a), (image_b, _) = self.a.shrunk(finer), self.b.shrunk(finer)
-            points = self._keypoints(image_a, mask_a, KEYPOINTS)
-            grow = _enlarging(factor / finer)
-            found = replace(found, matrix=grow @ _as_3x3(found.matrix) @ np.linalg.inv(grow))
-            factor = finer
-        return self._sharpened(found) if found.ok else found
+            if level.factor < 2:  # near enough for edges, whose search is a matter of pixels
+                sharpened = self._sharpened(_enlarged(found, level.factor))
+                if sharpened is not None:
+                    return sharpened
+            if level.factor <= 1:
+                break
+            finer = self._level(max(1.0, level.factor / 2))
+            found, level = _enlarged(found, level.factor / finer.factor), finer
+        return _enlarged(found, level.factor)
 
-    def _sharpened(self, found: Registration) -> Registration:
-        """With the transform under which edges coincide, if most of them agree on one."""
+    def _sharpened(self, found: Registration) -> Registration | None:
+        """With the transform under which edges coincide, if enough of them agree on one."""
         points = self._keypoints(self.a.full, self.a.mask, EDGES)
         matrix = _as_3x3(np.asarray(found.matrix))
         for radius in (8, 4):
+            points = points[_shown(self.b.mask, _apply(matrix, points), 0)]
             predicted, linear = _apply(matrix, points), _jacobian(matrix, points)
             offsets, seen = edge_offsets(self.a.full, self.b.full, points, predicted, linear, radius)
             matched = predicted + np.einsum("nij,nj->ni", linear, offsets)
             fitted, inliers = _fit(points[seen], matched[seen], self.model, 2.0)
             if fitted is None or inliers.sum() < max(24, EDGES_AGREE * len(inliers)):
-                return found
+                return None
             matrix = fitted
         error = np.linalg.norm(_apply(matrix, found.keypoints_a) - found.keypoints_b, axis=1)
         whole = matrix if self.model == "homography" else matrix[:2]
-        return replace(found, matrix=whole, inliers=error < 3.0)
+        return replace(found, matrix=whole, inliers=error < 4.0)
 
-    def _look_around(
-        self, matrix: NDArray[np.float64], image_a: Picture, image_b: Picture, points: Points, radius: float, model: str
-    ) -> Registration:
-        """Fit anew to where the patches of keypoints score highest within `radius` of where they are predicted."""
+    def _look_around(self, matrix: NDArray[np.float64], level: _Level, radius: float, model: str) -> Registration:
+        """Fit anew to where the patches of keypoints are most alike within `radius` of where they are predicted."""
+        points = level.points[_shown(level.mask_b, _apply(matrix, level.points), self.size / 4)]
         predicted, linear = _apply(matrix, points), _jacobian(matrix, points)
-        h, w = image_b.shape
-        inside = np.all((predicted >= self.size / 4) & (predicted <= (w - self.size / 4, h - self.size / 4)), axis=1)
-        points, predicted, linear = points[inside], predicted[inside], linear[inside]
         if len(points) < 12:
             return _refusal("the pictures hardly overlap under the only transform that was found")
         steps = radius * np.array([-1.0, 0.0, 1.0])
         offsets = np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)
-        own = self.matcher.encode(extract_patches(image_a, points, self.size)[0], "a")
+        own = self._encode(extract_patches(level.image_a, points, self.size)[0], "a")
         similarity = np.empty((len(points), len(offsets)), np.float32)
         for k, offset in enumerate(offsets):
-            there = self.matcher.encode(self._warped(image_b, predicted + linear @ offset, linear), "b")
+            there = self._encode(self._warped(level.image_b, predicted + linear @ offset, linear), "b")
             similarity[:, k] = (own.descriptors * there.descriptors).sum(1).cpu().numpy()
         shifts = _peaks(similarity.reshape(-1, 3, 3)) * radius
         matched = predicted + np.einsum("nij,nj->ni", linear, shifts)
-        final = self.matcher.encode(self._warped(image_b, matched, linear), "b")
+        final = self._encode(self._warped(level.image_b, matched, linear), "b")
         rows = np.repeat(np.arange(len(points))[:, None], 2, axis=1)
         scores = self.matcher.score_codes(own, final, rows)
         kept = scores > self.matcher.threshold
         fitted, inliers = _fit(points[kept], matched[kept], model, max(2.0, radius))
         support = float(kept.mean())
         indices = np.repeat(np.arange(int(kept.sum()))[:, None], 2, axis=1)
-        reason = _doubts(fitted, points[kept][inliers], support, image_a.shape)
+        reason = _doubts(fitted, points[kept][inliers], support, level.image_a.shape)
         return Registration(
             fitted if fitted is None or self.model == "homography" else fitted[:2],
             not reason,
@@ -296,6 +318,15 @@ def _patch_inside(mask: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return np.asarray(cv2.erode(mask, kernel) * inside, np.uint8)
 
 
+def _shown(mask: NDArray[np.uint8], places: Points, margin: float) -> NDArray[np.bool_]:
+    """(N,) whether places (N, 2) lie in the mask, and `margin` pixels or more from the picture's border."""
+    h, w = mask.shape
+    inside = np.all((places >= margin) & (places <= (w - 1 - margin, h - 1 - margin)), axis=1)
+    x, y = np.where(inside[:, None], places, 0).round().astype(int).T
+    shown: NDArray[np.bool_] = inside & (mask[y, x] > 0)
+    return shown
+
+
 def _peaks(surface: NDArray[np.float32]) -> Points:
     """Places (N, 2), xy in steps from the middle, of the maxima of surfaces (N, 3, 3), by a parabola between steps."""
     top = surface.reshape(len(surface), -1).argmax(1)
@@ -310,9 +341,14 @@ def _peaks(surface: NDArray[np.float32]) -> Points:
     return peak
 
 
-def _enlarging(ratio: float) -> NDArray[np.float64]:
-    """Takes pixels of a shrunk picture to the larger one; centres at integers, so the corner lies at -1/2 in both."""
-    return np.array([[ratio, 0, (ratio - 1) / 2], [0, ratio, (ratio - 1) / 2], [0, 0, 1]])
+def _enlarged(found: Registration, factor: float) -> Registration:
+    """The same of pictures that are `factor` times as large; the corner of a picture lies at -1/2 in both."""
+    if found.matrix is None:
+        return found
+    grow = np.array([[factor, 0, (factor - 1) / 2], [0, factor, (factor - 1) / 2], [0, 0, 1]])
+    matrix = (grow @ _as_3x3(found.matrix) @ np.linalg.inv(grow))[: len(found.matrix)]
+    points_a, points_b = _apply(grow, found.keypoints_a), _apply(grow, found.keypoints_b)
+    return replace(found, matrix=matrix, keypoints_a=points_a, keypoints_b=points_b)
 
 
 def _as_3x3(matrix: NDArray[np.float64]) -> NDArray[np.float64]:

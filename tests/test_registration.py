@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from rrl_match import ModelConfig, RRLMatcher, register
+from rrl_match import Matches, ModelConfig, Registration, RRLMatcher, register
 from rrl_match.modeling import RRLNet, RRLNetConfig
-from rrl_match.registration import _apply, _enlarging, _fit, _jacobian, _peaks
+from rrl_match.registration import _apply, _enlarged, _fit, _jacobian, _peaks
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -149,7 +149,13 @@ def test_jacobian_is_the_derivative():
 
 
 def test_enlarging_keeps_the_corner():
-    assert _apply(_enlarging(2.0), np.array([[-0.5, -0.5], [0.0, 1.0]])).tolist() == [[-0.5, -0.5], [0.5, 2.5]]
+    """The corner of a picture lies at -1/2 however large its pixels are."""
+    points = np.array([[-0.5, -0.5], [0.0, 1.0]])
+    none = Matches(np.empty((0, 2), np.int64), np.empty(0, np.float32))
+    small = Registration(np.array([[1.0, 0, 3], [0, 1, -2]]), True, "", points, points, none, np.ones(2, bool), 1.0)
+    large = _enlarged(small, 2.0)
+    assert large.keypoints_a.tolist() == large.keypoints_b.tolist() == [[-0.5, -0.5], [0.5, 2.5]]
+    np.testing.assert_allclose(large.matrix, [[1, 0, 6], [0, 1, -4]])
 
 
 @pytest.mark.parametrize("points", [np.zeros((20, 2)), np.outer(np.arange(20.0), [1, 2]), np.zeros((3, 2))])
