@@ -68,9 +68,9 @@ class RRLMatcher:
         dtype: to compute in: ``torch.float32``, ``bfloat16``, ``float16``, or "auto" for the fastest that the
             device computes natively. Scores are float32 in any case.
         optimize: "eager" needs no preparation. "compile" has PyTorch's compiler make code for the device at the
-            first call, which takes a minute and, for a CPU, a C++ compiler; where that fails, a warning is logged and
-            "eager" computes. Same scores up to rounding: 1e-4 in float32, 0.05 in bfloat16. "auto" is "eager", which is
-            the faster one on CPUs.
+            first calls, which takes up to a minute and, for a CPU, a C++ compiler; where that fails, a warning is
+            logged and "eager" computes. Same scores up to rounding: 1e-4 in float32, 0.05 in bfloat16. "auto" is
+            "eager": compiling did not reliably pay on the CPU it was measured on.
         card: text of the model card, written along by :meth:`save_pretrained`.
 
     Attributes:
