@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from rrl_match._version import __version__
 from rrl_match.errors import ExportError
-from rrl_match.inference import InferenceRRLNet
+from rrl_match.inference import fold_norms
 from rrl_match.matcher import RRLMatcher
 from rrl_match.modeling import RRLNet
 
@@ -129,8 +129,7 @@ def _export(
     if isinstance(parts, str) or not set(parts) <= set(PARTS):
         raise ValueError(f"parts must be some of {', '.join(PARTS)}, got {parts!r}")
     trained = copy.deepcopy(matcher._network).to("cpu", torch.float32).eval().requires_grad_(False)
-    folded = InferenceRRLNet(trained, torch.device("cpu"), torch.float32).network
-    folded = folded.to(memory_format=torch.contiguous_format)
+    folded = fold_norms(trained)
     folder.mkdir(parents=True, exist_ok=True)
     exported = []
     for name in parts:

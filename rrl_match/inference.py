@@ -1,18 +1,39 @@
-"""A trained RRLNet -> the fast function for a device: folded norms, channels-last, reduced precision."""
+"""A trained RRLNet -> the fast function for a device.
+
+Computes what :mod:`rrl_match.modeling` does, up to rounding, with what costs time beyond the convolutions removed:
+norms are folded, activations are part of the convolutions where oneDNN does that, MGLA's reductions are matrix
+products on views of the channels-last maps, and what the metric network reads is written in its place at once.
+"""
 
 from __future__ import annotations
 
 import copy
+import functools
+import logging
+import math
 import os
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from rrl_match.modeling import RRLNet
+from rrl_match.modeling.attention import MGLA
 from rrl_match.modeling.blocks import ConvUnit
+from rrl_match.modeling.encoder import ALFE
+
+# What one band brings to the interaction of a stage: |values| and 1 - gates, (..., C, H, W) each. Of FIL's private
+# features, |value * gate - value| is |value| * (1 - gate), so that a pair costs one product a band.
+Sides: TypeAlias = list[tuple[Tensor, Tensor]]
+
+OPTIMIZE = ("auto", "eager", "compile")
+
+_logger = logging.getLogger(__name__)
 
 
 def choose_device(device: str | torch.device) -> torch.device:
@@ -64,12 +85,24 @@ def cpu_has_bf16() -> bool:
     return bool(supported and supported())
 
 
-_forked = False
+def checked_optimize(optimize: str) -> str:
+    """One of :data:`OPTIMIZE`.
+
+    Raises:
+        ValueError: none of them.
+    """
+    if not isinstance(optimize, str) or optimize not in OPTIMIZE:
+        raise ValueError(f"optimize must be one of {', '.join(map(repr, OPTIMIZE))}, got {optimize!r}")
+    return optimize
+
+
+_forked = False  # and not yet minded
+_is_child = False  # of a fork, for good
 
 
 def _after_fork() -> None:
-    global _forked
-    _forked = True
+    global _forked, _is_child
+    _forked = _is_child = True
 
 
 if hasattr(os, "register_at_fork"):
@@ -84,56 +117,307 @@ def mind_fork() -> None:
         _forked = False
 
 
-class InferenceRRLNet(nn.Module):
-    """An :class:`RRLNet` made ready to score: same results up to the rounding of `dtype`.
+def fold_norms(network: RRLNet) -> RRLNet:
+    """A copy of a network, for inference, whose batch norms went into the convolutions before them."""
+    folded = copy.deepcopy(network).eval().requires_grad_(False)
+    for unit in folded.modules():
+        if isinstance(unit, ConvUnit):
+            unit.conv = fuse_conv_bn_eval(unit.conv, unit.norm)
+            unit.norm = nn.Identity()  # type: ignore[assignment]
+    return folded
 
-    Batch norms are folded into the convolutions before them, maps are channels-last in `dtype`; descriptors and the
-    dense layers of the score stay in float32, where they cost nothing and keep close scores apart.
+
+@functools.cache
+def onednn_fuses(dtype: torch.dtype) -> bool:
+    """Whether oneDNN's convolution with packed weights and an activation works on this CPU, tried once.
+
+    PyTorch's own compiler calls it, but it is no public interface, and what it takes depends on the CPU.
+    """
+    numbers = torch.arange(6 * 4 * 9, device="cpu").sin()
+    weight = numbers.view(6, 4, 3, 3).to(dtype).contiguous(memory_format=torch.channels_last)
+    x = numbers[: 4 * 36].view(1, 4, 6, 6).to(dtype).contiguous(memory_format=torch.channels_last)
+    bias = numbers[:6].to(dtype)
+    expected = F.leaky_relu(F.conv2d(x.float(), weight.float(), bias.float(), padding=1), -0.1)
+    try:
+        got = _convolve_packed(x, _pack(weight, 1), bias, 1, -0.1).float()
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    return got.shape == expected.shape and bool((got - expected).abs().max() < 0.1)
+
+
+def _pack(weight: Tensor, padding: int) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, [padding] * 2, [1, 1], [1, 1], 1, None)
+    return packed
+
+
+def _convolve_packed(x: Tensor, weight: Tensor, bias: Tensor, padding: int, slope: float | None) -> Tensor:
+    activation, scalars = ("sigmoid", []) if slope is None else ("leaky_relu", [slope])
+    y: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        x, weight, bias, [padding] * 2, [1, 1], [1, 1], 1, activation, scalars, ""
+    )
+    return y
+
+
+class FusedConv(nn.Module):
+    """A :class:`ConvUnit` with folded norm: convolution and activation, one oneDNN call where that works.
+
+    Args:
+        unit: with LeakyReLU or Sigmoid at its end.
+        packed: whether to let oneDNN pack the weights.
+        of_interaction: give the absolute value of the LeakyReLU, or one minus the sigmoid, see :data:`Sides`.
+
+    Shape: (N, in_channels, H, W) to (N, out_channels, H, W), channels-last.
     """
 
-    def __init__(self, network: RRLNet, device: torch.device, dtype: torch.dtype) -> None:
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, unit: ConvUnit, packed: bool, of_interaction: bool = False) -> None:
         super().__init__()
-        self.device, self.dtype = device, dtype
-        folded = copy.deepcopy(network).eval().requires_grad_(False)
-        for unit in folded.modules():
-            if isinstance(unit, ConvUnit):
-                unit.conv = fuse_conv_bn_eval(unit.conv, unit.norm)
-                unit.norm = nn.Identity()  # type: ignore[assignment]
-        self.network = folded.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for name, module in self.network.named_children():
-            if name.startswith("descriptor"):
-                module.float()
-        self.network.metric.head.float()
+        self.slope = unit.activation.negative_slope if isinstance(unit.activation, nn.LeakyReLU) else None
+        weight, bias = unit.conv.weight.detach(), unit.conv.bias.detach()  # type: ignore[union-attr]
+        if of_interaction and self.slope is not None:
+            self.slope = -self.slope  # |LeakyReLU(x)|: of negative x, the slope turns round
+        elif of_interaction:
+            weight, bias = -weight, -bias  # 1 - sigmoid(x) is sigmoid(-x)
+        self.padding = unit.conv.kernel_size[0] // 2
+        self.packed = _pack(weight, self.padding) if packed else None
+        self.register_buffer("weight", None if packed else weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.packed is not None:
+            return _convolve_packed(x, self.packed, self.bias, self.padding, self.slope)
+        y = F.conv2d(x, self.weight, self.bias, padding=self.padding)
+        return torch.sigmoid_(y) if self.slope is None else F.leaky_relu_(y, self.slope)
+
+
+class FusedMGLA(nn.Module):
+    """:class:`MGLA`, in place, its means and weighted sums as matrix products on views of a channels-last map.
+
+    The three gates' 1-D convolutions are one banded matrix over channels, rows and columns.
+
+    Shape: (N, C, S, S) to the same.
+    """
+
+    bands: Tensor
+    bias: Tensor
+    channel_mean: Tensor
+    pixel_mean: Tensor
+
+    def __init__(self, attention: MGLA, channels: int, size: int) -> None:
+        super().__init__()
+        gates = attention.channel_gate, attention.row_gate, attention.column_gate
+        blocks, biases = [], []
+        for conv, length in zip((gate.conv for gate in gates), (channels, size, size), strict=True):
+            unit_vectors = torch.eye(length, dtype=conv.weight.dtype, device=conv.weight.device)
+            blocks.append(F.conv1d(unit_vectors[:, None], conv.weight, padding=conv.padding)[:, 0].T)
+            biases.append(conv.bias.expand(length))  # type: ignore[union-attr]
+        self.register_buffer("bands", torch.block_diag(*blocks))
+        self.register_buffer("bias", torch.cat(biases))
+        self.register_buffer("channel_mean", self.bias.new_full((channels, 1), 1 / channels))
+        self.register_buffer("pixel_mean", self.bias.new_full((1, size), 1 / size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        maps = x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+        pixels, rows, lines = maps.view(n, h * w, c), maps.view(n, h, w * c), maps.view(n * h, w, c)
+        where = torch.softmax((pixels.view(n * h * w, c) @ self.channel_mean).view(n, 1, h * w), 2)
+        channel_context = torch.bmm(where, pixels).view(n, c)
+        where = torch.softmax(self.pixel_mean @ rows, 2)  # (N, 1, W * C)
+        row_context = torch.bmm(rows, where.transpose(1, 2)).view(n, h)
+        where = torch.softmax((self.pixel_mean @ lines).view(n, h * c), 1)
+        column_context = torch.bmm(lines, where.view(n * h, c, 1)).view(n, h, w).sum(1)
+        context = torch.cat([channel_context, row_context, column_context], 1)
+        channels, of_rows, columns = torch.sigmoid(F.linear(context, self.bands, self.bias)).split([c, h, w], 1)
+        rows.mul_((columns[:, :, None] * channels[:, None, :]).view(n, 1, w * c)).mul_(of_rows[:, :, None])
+        return maps.permute(0, 3, 1, 2)
+
+
+def pool(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """2x2 max pooling (N, C, H, W) to (N, C, H / 2, W / 2), optionally into a part of another map.
+
+    ``max_pool2d`` keeps the indices, too, and takes twice as long on CPUs.
+    """
+    h, w = (length // 2 * 2 for length in x.shape[2:])
+    halved = torch.maximum(x[:, :, 0:h:2], x[:, :, 1:h:2])
+    columns = halved[..., 0:w:2], halved[..., 1:w:2]
+    return torch.maximum(*columns) if out is None else torch.maximum(*columns, out=out)
+
+
+class FusedEncoder(nn.Module):
+    """:class:`ALFE`: patches (N, 1, S, S) to its list of maps."""
+
+    def __init__(self, encoder: ALFE, patch_size: int, packed: bool) -> None:
+        super().__init__()
+        stages: Any = encoder.stages
+        self.convs = nn.ModuleList(FusedConv(stage.unit, packed) for stage in stages)
+        self.attentions = nn.ModuleList(
+            FusedMGLA(stage.attention, stage.unit.conv.out_channels, patch_size >> k) for k, stage in enumerate(stages)
+        )
+
+    def forward(self, patches: Tensor) -> list[Tensor]:
+        maps: list[Tensor] = []
+        for conv, attention in zip(self.convs, self.attentions, strict=True):
+            x = conv(maps[-1] if maps else patches)
+            maps.append(attention(pool(x) if maps else x))
+        return maps
+
+
+class FusedRelation(nn.Module):
+    """FIL of all stages and the metric network, without its head."""
+
+    def __init__(self, network: RRLNet, packed: bool) -> None:
+        super().__init__()
+        for band in "ab":
+            for what in ("value", "gate"):
+                units = (getattr(fil, f"{what}_{band}") for fil in network.interactions)
+                self.add_module(f"{what}s_{band}", nn.ModuleList(FusedConv(u, packed, True) for u in units))
+        stages: Any = network.metric.stages
+        self.stages = nn.ModuleList(nn.Sequential(*(FusedConv(unit, packed) for unit in stage)) for stage in stages)
+
+    def sides(self, maps: Sequence[Tensor], band: str) -> Sides:
+        """What maps of N patches of a band bring to the interaction with the other."""
+        values, gates = getattr(self, f"values_{band}"), getattr(self, f"gates_{band}")
+        return [(value(x), gate(x)) for value, gate, x in zip(values, gates, maps, strict=True)]
+
+    def deepest(self, sides_a: Sides, sides_b: Sides) -> Tensor:
+        """Sides whose leading axes broadcast, of P pairs in all, to the metric network's deepest map (P, C, s, s)."""
+        x: Tensor | None = None
+        for stage, (value_a, rest_a), (value_b, rest_b) in zip(self.stages, sides_a, sides_b, strict=True):
+            if torch.compiler.is_compiling():  # which does by itself what is done below
+                private = value_a * rest_b, value_b * rest_a
+                x = stage(torch.cat(private if x is None else (pool(x), *private), 1))
+                continue
+            c, h, w = value_a.shape[-3:]
+            pairs = torch.broadcast_shapes(value_a.shape[:-3], value_b.shape[:-3])
+            own = 0 if x is None else x.shape[1]
+            # what would be concatenated is computed in its place
+            joined = torch.empty(
+                (math.prod(pairs), own + 2 * c, h, w),
+                dtype=value_a.dtype,
+                device=value_a.device,
+                memory_format=torch.channels_last,
+            )
+            by_pair = joined[:, own:].unflatten(0, pairs)
+            torch.mul(value_a, rest_b, out=by_pair.narrow(-3, 0, c))
+            torch.mul(value_b, rest_a, out=by_pair.narrow(-3, c, c))
+            if x is not None:
+                pool(x, out=joined[:, :own])
+            x = stage(joined)
+        return x  # type: ignore[return-value]
+
+    def forward(self, maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]) -> Tensor:
+        return self.deepest(self.sides(maps_a, "a"), self.sides(maps_b, "b"))
+
+
+class Compiled:
+    """A module compiled at its first call, for any batch size: one graph for one row, one for all other numbers.
+
+    Safe to call from several threads. Where it cannot be compiled (no C++ compiler, for one), and in a forked child,
+    whose compiled code would wait for its parent's OpenMP threads, `eager` computes instead.
+
+    Args:
+        module: to compile; rows are the first axis of all its inputs.
+        eager: computes the same.
+    """
+
+    def __init__(self, module: nn.Module, eager: Callable[..., Any]) -> None:
+        self._module, self._eager = module, eager
+        self._run: Callable[..., Any] | None = None
+        self._compiled: set[bool] = set()  # for one row, for more
+        self._lock = threading.Lock()
+
+    def __call__(self, *inputs: Any) -> Any:
+        first = inputs[0] if isinstance(inputs[0], Tensor) else inputs[0][0]
+        single = len(first) == 1
+        if _is_child or not len(first) or self._run is self._eager:
+            return self._eager(*inputs)
+        if self._run is not None and single in self._compiled:
+            return self._run(*inputs)
+        with self._lock:  # two threads would compile the same
+            try:
+                if self._run is None:
+                    self._run = torch.compile(self._module, fullgraph=True, dynamic=True, options={"freezing": True})
+                result = self._run(*inputs)
+                self._compiled.add(single)
+                return result
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except Exception as error:
+                _logger.warning("optimize='compile' fell back to eager: %s", str(error).strip().split("\n")[0])
+                self._run = self._eager
+        return self._eager(*inputs)
+
+
+class InferenceRRLNet:
+    """An :class:`RRLNet` made ready to score: same results up to the rounding of `dtype`.
+
+    Maps are channels-last in `dtype`; descriptors and the dense layers of the score stay in float32, where they cost
+    nothing and keep close scores apart.
+
+    Args:
+        network: left alone.
+        optimize: "eager", "compile", or "auto", which is "eager".
+    """
+
+    def __init__(self, network: RRLNet, device: torch.device, dtype: torch.dtype, optimize: str = "auto") -> None:
+        self.device, self.dtype, self.config = device, dtype, network.config
+        folded = fold_norms(network).to(device, torch.float32)
+        self._prepare = folded.prepare
+        self._head = copy.deepcopy(folded.metric.head)
+        self._descriptors = {
+            band: copy.deepcopy(getattr(folded, f"descriptor_{band}")) for band in "ab" if self.config.descriptor_dim
+        }
+        folded = folded.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with self._computing():
+            packed = device.type == "cpu" and onednn_fuses(dtype)
+            self._relation = FusedRelation(folded, packed)
+            self._encoders: dict[str, Callable[[Tensor], list[Tensor]]] = {
+                band: FusedEncoder(getattr(folded, f"encoder_{band}"), self.config.patch_size, packed) for band in "ab"
+            }
+            self._pairs: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor] = self._relation
+            if optimize == "compile":  # which packs the weights itself
+                self._pairs = Compiled(FusedRelation(folded, packed=False), self._pairs)
+                for band, eager in self._encoders.items():
+                    plain = FusedEncoder(getattr(folded, f"encoder_{band}"), self.config.patch_size, packed=False)
+                    self._encoders[band] = Compiled(plain, eager)
 
     def encode(self, patches: Tensor, band: str) -> list[Tensor]:
         """Patches (N, 1, S, S) in [0, 1] of band "a" or "b" to its encoder's maps."""
-        encoder = self.network.encoder_a if band == "a" else self.network.encoder_b
         with self._computing():
             # in float32, in which the finest differences of a 16-bit frame survive
-            patches = self.network.prepare(patches.to(self.device, torch.float32))
-            patches = patches.to(self.dtype).contiguous(memory_format=torch.channels_last)
-            maps: list[Tensor] = encoder(patches)
-            return maps
+            patches = self._prepare(patches.to(self.device, torch.float32))
+            return self._encoders[band](patches.to(self.dtype).contiguous(memory_format=torch.channels_last))
 
     def describe(self, maps: Sequence[Tensor], band: str) -> Tensor:
         """Maps of band "a" or "b" to descriptors (N, descriptor_dim), float32 of unit length."""
-        if not self.network.config.descriptor_dim:
+        if not self.config.descriptor_dim:
             return torch.empty(len(maps[-1]), 0, dtype=torch.float32, device=self.device)
         with self._computing():
-            head = self.network.descriptor_a if band == "a" else self.network.descriptor_b
-            descriptors: Tensor = head(maps[-1].float())
+            descriptors: Tensor = self._descriptors[band](maps[-1].float())
             return descriptors
 
     def relate(self, maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]) -> Tensor:
-        """Maps of P pairs to scores (P,), float32.
+        """Maps of P pairs to scores (P,), float32; NaN where float16 overflowed."""
+        with self._computing():
+            return self._scores(self._pairs(maps_a, maps_b))
 
-        Raises:
-            ValueError: float16 overflowed.
+    def relate_all(self, maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]) -> Tensor:
+        """Maps of N and M patches to the scores (N, M) of each with each; otherwise as :meth:`relate`.
+
+        What depends on one patch alone is computed once for it, instead of once for each pair.
         """
         with self._computing():
-            logits = self.network.metric.head(self.network.relate(maps_a, maps_b).float())
-        if self.dtype == torch.float16 and not bool(torch.isfinite(logits).all()):
-            raise ValueError("dtype float16 overflows with these weights on these patches: use dtype=torch.float32")
+            sides_a = [(v[:, None], r[:, None]) for v, r in self._relation.sides(maps_a, "a")]
+            sides_b = [(v[None], r[None]) for v, r in self._relation.sides(maps_b, "b")]
+            scores = self._scores(self._relation.deepest(sides_a, sides_b))
+            return scores.view(len(maps_a[0]), len(maps_b[0]))
+
+    def _scores(self, deepest: Tensor) -> Tensor:
+        logits = self._head(deepest.float())
+        if self.dtype == torch.float16:
+            logits = torch.where(torch.isfinite(logits), logits, torch.nan)
         return torch.sigmoid(logits)
 
     @contextmanager

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +21,17 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from rrl_match import pretrained
-from rrl_match.inference import InferenceRRLNet, choose_device, choose_dtype, mind_fork
+from rrl_match.inference import InferenceRRLNet, checked_optimize, choose_device, choose_dtype, mind_fork
 from rrl_match.matching import Matches, Vicinity, nearest_candidates, select_matches
 from rrl_match.modeling import RRLNet
 from rrl_match.patches import Patches, PatchSource, ValueRange, as_points, range_per_band
 from rrl_match.pretrained import ModelConfig
 
-_BATCH = {"cpu": 64, "cuda": 512}  # pairs at once: enough to fill the device, little enough for small memories
+# Bytes of a value times pairs at once: on a CPU, as many as leave a stage's maps in its cache, 32 in bfloat16; on CUDA,
+# enough to fill the device, 512.
+_BATCH_BYTES = {"cpu": 64, "cuda": 1024}
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +67,15 @@ class RRLMatcher:
         device: "cpu", "cuda", "cuda:1", a ``torch.device``, or "auto" for CUDA where there is one.
         dtype: to compute in: ``torch.float32``, ``bfloat16``, ``float16``, or "auto" for the fastest that the
             device computes natively. Scores are float32 in any case.
+        optimize: "eager" needs no preparation. "compile" has PyTorch's compiler make code for the device at the
+            first calls, which takes up to a minute and, for a CPU, a C++ compiler; where that fails, a warning is
+            logged and "eager" computes. Same scores up to rounding: 1e-4 in float32, 0.05 in bfloat16. "auto" is
+            "eager": compiling did not reliably pay on the CPU it was measured on.
         card: text of the model card, written along by :meth:`save_pretrained`.
 
     Attributes:
         config: modalities, threshold, and what is known of the training.
-        device, dtype: those chosen.
+        device, dtype, optimize: those chosen.
     """
 
     def __init__(
@@ -75,20 +85,22 @@ class RRLMatcher:
         *,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
+        optimize: str = "auto",
         card: str = "",
     ) -> None:
         self.config = config
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
+        self.optimize = checked_optimize(optimize)
         self._card = card
         self._network = network  # as trained, for saving
-        self._inference = InferenceRRLNet(network, self.device, self.dtype)
+        self._inference = InferenceRRLNet(network, self.device, self.dtype, self.optimize)
         self._encoders = {"a": _checksum(network.encoder_a), "b": _checksum(network.encoder_b)}
 
     def __reduce__(self) -> Any:
         """Pickled as bytes: tensors would take a file descriptor each on their way to another process."""
         weights = pretrained.to_bytes(self._network)
-        return _unpickle, (type(self), weights, self.config, str(self.device), self.dtype, self._card)
+        return _unpickle, (type(self), weights, self.config, str(self.device), self.dtype, self.optimize, self._card)
 
     @classmethod
     def from_pretrained(
@@ -102,6 +114,7 @@ class RRLMatcher:
         local_files_only: bool = False,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
+        optimize: str = "auto",
     ) -> Self:
         """Load weights.
 
@@ -110,16 +123,17 @@ class RRLMatcher:
                 :meth:`save_pretrained` wrote, or a repo id "owner/name" on the Hugging Face Hub.
             revision, cache_dir, token, force_download, local_files_only: for the Hub, as in
                 ``huggingface_hub.hf_hub_download``.
-            device, dtype: see the class.
+            device, dtype, optimize: see the class.
 
         Raises:
             WeightsNotFoundError: nothing under this name, or the Hub cannot be reached.
             WeightsError: the files are cut off, changed, or of another network.
-            ValueError: device or dtype unknown, or not on this machine.
+            ValueError: device, dtype or optimize unknown, or not on this machine.
         """
         mind_fork()
         device = choose_device(device)
         dtype = choose_dtype(dtype, device)
+        optimize = checked_optimize(optimize)
         folder = pretrained.find_folder(
             name_or_path,
             revision=revision,
@@ -131,7 +145,7 @@ class RRLMatcher:
         network, config = pretrained.load_folder(folder)
         card = folder / pretrained.CARD_FILE
         text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-        return cls(network, config, device=device, dtype=dtype, card=text)
+        return cls(network, config, device=device, dtype=dtype, optimize=optimize, card=text)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``config.json``, ``model.safetensors`` and the model card; :meth:`from_pretrained` loads the folder."""
@@ -192,7 +206,8 @@ class RRLMatcher:
                 tensor, or a list of them: (64, 64), (N, 64, 64), (N, 1, 64, 64), (N, 64, 64, 1) or RGB
                 (N, 64, 64, 3), turned to grey by BT.601. uint8 and uint16 use their full range, floats must lie
                 in [0, 1].
-            batch_size: pairs at once; chosen for the device unless given. Memory depends on this, not on N.
+            batch_size: pairs at once, chosen for the device unless given; halved where CUDA runs out of memory.
+                Memory depends on this, not on N.
             progress: show a progress bar.
             value_range: (low, high), the grey values that become 0 and 1, for both bands, or one such pair or
                 `None` for each; values beyond are clipped. Needed for 16-bit thermal frames, dB, and the like.
@@ -219,13 +234,17 @@ class RRLMatcher:
                 f"patches_a and patches_b must be equally many, got {len(sources[0])} and {len(sources[1])}: "
                 "score_matrix scores each against each"
             )
-        scores = torch.empty(len(sources[0]), dtype=torch.float32, device="cpu")
-        for start, stop in self._batches(len(scores), batch_size, progress, "scoring"):
+        scores = torch.empty(len(sources[0]), dtype=torch.float32, device=self.device)
+
+        def work(start: int, stop: int) -> None:
             maps_a, maps_b = (
                 self._inference.encode(source.batch(start, stop, self.device), band)
                 for source, band in zip(sources, "ab", strict=True)
             )
             scores[start:stop] = self._inference.relate(maps_a, maps_b)
+
+        self._in_batches(work, len(scores), batch_size, progress, "scoring")
+        scores = self._checked(scores)
         single = sources[0].single and sources[1].single
         return sources[0].like_input(scores[0] if single else scores)
 
@@ -293,19 +312,13 @@ class RRLMatcher:
     ) -> Any:
         """Scores (N, M) of each of N patches of A against each of M patches of B.
 
-        Each patch is encoded once. Holds the codes of all patches of B in memory, 254 kB each in bfloat16.
+        Each patch is encoded once. Memory holds the codes of the side with fewer patches, 254 kB each in bfloat16,
+        twice that in float32, and of one batch of the other; beside them 4 bytes a score.
 
         Args: as in :meth:`score`, but the numbers of patches may differ.
         """
         source_a, source_b = self._sources(patches_a, patches_b, value_range)
-        codes_b = self._encode(source_b, "b", batch_size)
-        scores = torch.empty(len(source_a), len(source_b), dtype=torch.float32, device="cpu")
-        columns = torch.arange(len(source_b), device="cpu")
-        for start, stop in self._batches(len(source_a), batch_size, progress, "scoring"):
-            maps_a = self._inference.encode(source_a.batch(start, stop, self.device), "a")
-            pairs = torch.cartesian_prod(torch.arange(stop - start, device="cpu"), columns)
-            scores[start:stop] = self._score_pairs(maps_a, codes_b.maps, pairs, batch_size).view(stop - start, -1)
-        return source_a.like_input(scores)
+        return source_a.like_input(self._score_all(source_a, source_b, batch_size, progress))
 
     def match(
         self,
@@ -325,7 +338,8 @@ class RRLMatcher:
     ) -> Matches:
         """The best partner in B for each patch of A, where it is good enough.
 
-        Each patch is encoded once. Holds the codes of all patches in memory, 254 kB each in bfloat16.
+        Each patch is encoded once. Memory holds the codes of all patches, 254 kB each in bfloat16 and twice that in
+        float32, as any may become a candidate; where all pairs are scored, what :meth:`score_matrix` holds.
 
         Args:
             patches_a, patches_b: N and M patches, as in :meth:`score`.
@@ -376,17 +390,19 @@ class RRLMatcher:
                 "these weights have no descriptors to find candidates by: pass index_pairs or search_radius, "
                 f"or candidates=None to score all {n * m} pairs"
             )
-        codes_a = self._encode(source_a, "a", batch_size)
-        codes_b = self._encode(source_b, "b", batch_size)
-        if given is not None:
-            pairs = given
-        elif vicinity is not None and (all_pairs or not described):
-            pairs = vicinity.pairs()
-        elif candidates is None or all_pairs:
+        if given is None and vicinity is None and (candidates is None or all_pairs):
             pairs = torch.cartesian_prod(torch.arange(n, device="cpu"), torch.arange(m, device="cpu"))
+            scores = self._score_all(source_a, source_b, batch_size, progress).flatten()
         else:
-            pairs = nearest_candidates(codes_a.descriptors, codes_b.descriptors, candidates, vicinity).cpu()
-        scores = self._score_pairs(codes_a.maps, codes_b.maps, pairs, batch_size, progress)
+            codes_a = self._encode(source_a, "a", batch_size)
+            codes_b = self._encode(source_b, "b", batch_size)
+            if given is not None:
+                pairs = given
+            elif vicinity is not None and (candidates is None or all_pairs or not described):
+                pairs = vicinity.pairs()
+            elif candidates is not None:
+                pairs = nearest_candidates(codes_a.descriptors, codes_b.descriptors, candidates, vicinity).cpu()
+            scores = self._score_pairs(codes_a.maps, codes_b.maps, pairs, batch_size, progress)
         indices, scores = select_matches(pairs, scores, mutual=mutual, threshold=threshold)
         return Matches(source_a.like_input(indices), source_a.like_input(scores))
 
@@ -400,15 +416,21 @@ class RRLMatcher:
 
     def _encode(self, source: PatchSource, band: str, batch_size: int | None, progress: bool = False) -> Codes:
         maps = self._inference.encode(source.batch(0, 0, self.device), band)
-        codes = [torch.empty(len(source), *m.shape[1:], dtype=m.dtype, device=m.device) for m in maps]
-        codes = [m.contiguous(memory_format=torch.channels_last) for m in codes]
-        descriptors = [self._inference.describe(maps, band)]
-        for start, stop in self._batches(len(source), batch_size, progress, "encoding"):
+        codes = [
+            torch.empty((len(source), *m.shape[1:]), dtype=m.dtype, device=m.device, memory_format=torch.channels_last)
+            for m in maps
+        ]
+        dim = self.config.network.descriptor_dim
+        descriptors = torch.empty(len(source), dim, dtype=torch.float32, device=self.device)
+
+        def work(start: int, stop: int) -> None:
             maps = self._inference.encode(source.batch(start, stop, self.device), band)
-            descriptors.append(self._inference.describe(maps, band))
+            descriptors[start:stop] = self._inference.describe(maps, band)
             for whole, part in zip(codes, maps, strict=True):
                 whole[start:stop] = part
-        return Codes(band, tuple(codes), torch.cat(descriptors), self._encoders[band])
+
+        self._in_batches(work, len(source), batch_size, progress, "encoding")
+        return Codes(band, tuple(codes), descriptors, self._encoders[band])
 
     def _score_pairs(
         self,
@@ -419,22 +441,93 @@ class RRLMatcher:
         progress: bool = False,
     ) -> Tensor:
         """Scores (P,) on the CPU of pairs (P, 2)."""
-        scores = torch.empty(len(pairs), dtype=torch.float32, device="cpu")
-        for start, stop in self._batches(len(pairs), batch_size, progress, "scoring"):
+        scores = torch.empty(len(pairs), dtype=torch.float32, device=self.device)
+
+        def work(start: int, stop: int) -> None:
             rows_a, rows_b = pairs[start:stop].to(self.device).unbind(1)
             scores[start:stop] = self._inference.relate([m[rows_a] for m in maps_a], [m[rows_b] for m in maps_b])
+
+        self._in_batches(work, len(pairs), batch_size, progress, "scoring")
+        return self._checked(scores)
+
+    def _score_all(
+        self, source_a: PatchSource, source_b: PatchSource, batch_size: int | None, progress: bool
+    ) -> Tensor:
+        """Scores (N, M) on the CPU: the side with fewer patches is encoded whole, the other batch by batch."""
+        keep_a = len(source_a) < len(source_b)
+        kept = self._encode(source_a if keep_a else source_b, "a" if keep_a else "b", batch_size).maps
+        streamed = source_b if keep_a else source_a
+        scores = torch.empty(len(source_a), len(source_b), dtype=torch.float32, device="cpu")
+
+        def work(start: int, stop: int) -> None:
+            maps = self._inference.encode(streamed.batch(start, stop, self.device), "b" if keep_a else "a")
+            if keep_a:
+                scores[:, start:stop] = self._score_grid(kept, maps, batch_size)
+            else:
+                scores[start:stop] = self._score_grid(maps, kept, batch_size)
+
+        self._in_batches(work, len(streamed), batch_size, progress, "scoring")
         return scores
 
-    def _batches(self, count: int, batch_size: int | None, progress: bool, label: str) -> Iterator[tuple[int, int]]:
-        size = _BATCH.get(self.device.type, 64) if batch_size is None else batch_size
-        if not _is_count(size):
+    def _score_grid(self, maps_a: Sequence[Tensor], maps_b: Sequence[Tensor], batch_size: int | None) -> Tensor:
+        """Scores (N, M) on the CPU of each with each, in tiles as square as may be of at most a batch of pairs."""
+        size = self._batch_size(batch_size)
+        scores = torch.empty(len(maps_a[0]), len(maps_b[0]), dtype=torch.float32, device=self.device)
+        height = min(math.isqrt(size), len(scores)) or 1
+        for top in range(0, len(scores), height):
+            rows = [m[top : top + height] for m in maps_a]
+
+            def work(start: int, stop: int, top: int = top, rows: Sequence[Tensor] = rows) -> None:
+                columns = [m[start:stop] for m in maps_b]
+                scores[top : top + height, start:stop] = self._inference.relate_all(rows, columns)
+
+            self._in_batches(work, scores.shape[1], size // height)
+        return self._checked(scores)
+
+    def _checked(self, scores: Tensor) -> Tensor:
+        """Scores on the CPU; waits for the device."""
+        scores = scores.cpu()
+        if self.dtype == torch.float16 and scores.isnan().any():
+            raise ValueError("dtype float16 overflows with these weights on these patches: use dtype=torch.float32")
+        return scores
+
+    def _batch_size(self, batch_size: int | None) -> int:
+        if batch_size is None:
+            return _BATCH_BYTES[self.device.type] // self.dtype.itemsize
+        if not _is_count(batch_size):
             raise ValueError(f"batch_size must be a positive integer or None, got {batch_size!r}")
+        return int(batch_size)
+
+    def _in_batches(
+        self,
+        work: Callable[[int, int], None],
+        count: int,
+        batch_size: int | None,
+        progress: bool = False,
+        label: str = "",
+    ) -> None:
+        """Call work(start, stop) for batch after batch of rows 0..count; of half the size once memory runs out."""
+        size = self._batch_size(batch_size)
+        start = 0
+        launched: list[torch.cuda.Event] = []
         with tqdm(total=count, desc=label) if progress else nullcontext() as bar:  # a bar starts a thread, even unseen
-            for start in range(0, count, size):
+            while start < count:
                 stop = min(start + size, count)
-                yield start, stop
+                try:
+                    work(start, stop)
+                except torch.cuda.OutOfMemoryError:
+                    if stop - start == 1:
+                        raise
+                    size = (stop - start) // 2
+                    _logger.warning("out of memory with %d at once: going on with %d", stop - start, size)
+                    continue
                 if bar is not None:
                     bar.update(stop - start)
+                start = stop
+                if self.device.type == "cuda":  # prepare a batch while the last one computes, but run ahead no farther
+                    launched.append(torch.cuda.current_stream(self.device).record_event())
+                    if len(launched) > 1:
+                        launched.pop(0).synchronize()
 
 
 def _checksum(module: nn.Module) -> int:
@@ -445,10 +538,17 @@ def _checksum(module: nn.Module) -> int:
 
 
 def _unpickle(
-    kind: type[RRLMatcher], weights: bytes, config: ModelConfig, device: str, dtype: torch.dtype, card: str
+    kind: type[RRLMatcher],
+    weights: bytes,
+    config: ModelConfig,
+    device: str,
+    dtype: torch.dtype,
+    optimize: str,
+    card: str,
 ) -> RRLMatcher:
     mind_fork()
-    return kind(pretrained.from_bytes(weights, config), config, device=device, dtype=dtype, card=card)
+    network = pretrained.from_bytes(weights, config)
+    return kind(network, config, device=device, dtype=dtype, optimize=optimize, card=card)
 
 
 def _is_count(value: Any) -> bool:

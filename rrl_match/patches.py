@@ -119,7 +119,10 @@ class PatchSource:
         raise ValueError(f"{name} must have shape {expected}, got {shape}: {way_out}")
 
     def _grey(self, x: Tensor, device: torch.device, name: str) -> Tensor:
-        x = x.detach().to(device)
+        x = x.detach()
+        if device.type == "cuda" and x.device.type == "cpu":
+            x = x.pin_memory()  # the copy does not wait for the device, nor does what follows for the copy
+        x = x.to(device, non_blocking=x.device.type == "cpu" and device.type == "cuda")
         integer = x.dtype in _FULL_RANGE
         full_range = _FULL_RANGE.get(x.dtype)
         x = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)

@@ -1,4 +1,4 @@
-"""Prints, as JSON, by how many bytes memory grows over many calls, and while many pairs are scored.
+"""Prints, as JSON, by how many bytes memory grows over many calls, and while many pairs or patches are scored.
 
 Run by test_load.py in a process of its own, whose memory is not that of a thousand other tests.
 """
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from conftest import make_patches, make_small
 
-CALLS, PAIRS = 10_000, 100_000
+CALLS, PAIRS, PATCHES = 10_000, 100_000, 20_000
 
 
 def resident() -> int:
@@ -44,9 +44,26 @@ def over_many_calls(matcher, a, b) -> int:
 
 
 def over_many_pairs(matcher, a, b) -> int:
-    """The most at any time. The patches take no memory themselves: they are one, a hundred thousand times."""
+    """The patches take no memory themselves: they are one, a hundred thousand times."""
     many_a, many_b = (np.broadcast_to(patches[:1], (PAIRS, 16, 16)) for patches in (a, b))
     matcher.score(many_a[:1000], many_b[:1000], batch_size=256)
+    growth, scores = most_during(lambda: matcher.score(many_a, many_b, batch_size=256))
+    np.testing.assert_allclose(scores, np.full(PAIRS, matcher.score(a[0], b[0])), atol=1e-5, rtol=0)
+    return growth
+
+
+def over_a_long_matrix(matcher, a, b) -> int:
+    """Three against many, whose codes would be 107 MB."""
+    many = np.broadcast_to(b[:1], (PATCHES, 16, 16))
+    matcher.score_matrix(a[:3], many[:1000], batch_size=256)
+    return max(
+        most_during(lambda: matcher.score_matrix(a[:3], many, batch_size=256))[0],
+        most_during(lambda: matcher.score_matrix(many, b[:3], batch_size=256))[0],
+    )
+
+
+def most_during(call):
+    """Growth at any time of a call, and its result."""
     gc.collect()
     before = peak = resident()
     done = threading.Event()
@@ -59,15 +76,19 @@ def over_many_pairs(matcher, a, b) -> int:
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        scores = matcher.score(many_a, many_b, batch_size=256)
+        result = call()
     finally:
         done.set()
         watcher.join()
-    np.testing.assert_allclose(scores, np.full(PAIRS, matcher.score(a[0], b[0])), atol=1e-5, rtol=0)
-    return peak - before
+    return peak - before, result
 
 
 if __name__ == "__main__":
     pair = make_patches(4, 9, 16), make_patches(4, 10, 16)
     small = make_small()
-    json.dump({"calls": over_many_calls(small, *pair), "pairs": over_many_pairs(small, *pair)}, sys.stdout)
+    growth = {
+        "calls": over_many_calls(small, *pair),
+        "pairs": over_many_pairs(small, *pair),
+        "matrix": over_a_long_matrix(small, *pair),
+    }
+    json.dump(growth, sys.stdout)

@@ -150,7 +150,8 @@ def test_worker_process(matcher, a, b, method):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux tells it")
 def test_memory_is_bounded(record_property):
-    """Ten thousand calls leave nothing behind; of a hundred thousand pairs, 100 MB as float32, a batch is there."""
+    """Ten thousand calls leave nothing behind; of a hundred thousand pairs, 100 MB as float32, a
+    batch is there; of the longer side of a matrix, whose codes would be 107 MB, as well."""
     script = Path(__file__).with_name("memory_use.py")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
@@ -158,6 +159,7 @@ def test_memory_is_bounded(record_property):
     record_property("growth in bytes", growth)
     assert growth["calls"] < 4 * MIB
     assert growth["pairs"] < 24 * MIB
+    assert growth["matrix"] < 24 * MIB
 
 
 # interruptions

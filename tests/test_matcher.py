@@ -490,20 +490,78 @@ def test_integers_of_numpy_will_do(tiny, a, b):
 # batching
 
 
-@pytest.mark.parametrize(("batch_size", "largest"), [(7, 7), (None, 64)])
+@pytest.mark.parametrize(("batch_size", "largest"), [(7, 7), (None, 16)])
 def test_memory_depends_on_the_batch_not_on_the_number(tiny, monkeypatch, batch_size, largest):
     many = np.broadcast_to(np.zeros((64, 64), np.uint8), (70, 64, 64))
-    encode, relate = tiny._inference.encode, tiny._inference.relate
+    encode, relate, relate_all = tiny._inference.encode, tiny._inference.relate, tiny._inference.relate_all
     sizes = []
     monkeypatch.setattr(tiny._inference, "encode", lambda x, band: sizes.append(len(x)) or encode(x, band))
     monkeypatch.setattr(tiny._inference, "relate", lambda x, y: sizes.append(len(x[0])) or relate(x, y))
+    monkeypatch.setattr(
+        tiny._inference, "relate_all", lambda x, y: sizes.append(len(x[0]) * len(y[0])) or relate_all(x, y)
+    )
     assert tiny.score(many, many, batch_size=batch_size).shape == (70,)
     assert max(sizes) == largest
     assert sum(sizes) == 3 * 70
-    sizes.clear()
-    tiny.score_matrix(many, many[:2], batch_size=batch_size)
-    assert max(sizes) == largest
-    assert sum(sizes) == 70 + 2 + 70 * 2
+    for pair in ((many, many[:2]), (many[:2], many)):
+        sizes.clear()
+        tiny.score_matrix(*pair, batch_size=batch_size)
+        assert max(sizes) == largest
+        assert sum(sizes) == 70 + 2 + 70 * 2  # each patch once, each pair once
+
+
+@pytest.mark.parametrize("shape", [(50, 2), (2, 50)])
+@pytest.mark.parametrize("method", ["score_matrix", "match"])
+def test_all_pairs_keep_the_codes_of_the_smaller_side(tiny, monkeypatch, method, shape):
+    a, b = (np.zeros((count, 64, 64), np.uint8) for count in shape)
+    encode, kept = tiny._encode, []
+    monkeypatch.setattr(tiny, "_encode", lambda source, *args: kept.append(len(source)) or encode(source, *args))
+    getattr(tiny, method)(a, b, **({} if method == "score_matrix" else {"candidates": None}))
+    assert kept == [2]
+
+
+# memory that runs out
+
+
+def short_of_memory(function, most):
+    """A function that gets as much memory as `most` rows take."""
+
+    def call(first, *rest):
+        if len(first[0] if isinstance(first, list) else first) > most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return function(first, *rest)
+
+    return call
+
+
+@pytest.mark.parametrize("name", ["encode", "relate", "relate_all"])
+@pytest.mark.parametrize("most", [1, 3])
+def test_out_of_memory_halves_the_batch(tiny, monkeypatch, caplog, patches_a, patches_b, name, most):
+    calls = [
+        lambda: tiny.score(patches_a, patches_b),
+        lambda: tiny.match(patches_a, patches_b, candidates=2, mutual=False, threshold=0).scores,
+        lambda: tiny.score_matrix(patches_a, patches_b, batch_size=None if name == "encode" else most),
+    ]
+    expected = [call() for call in calls]
+    monkeypatch.setattr(tiny._inference, name, short_of_memory(getattr(tiny._inference, name), most))
+    for call, scores in zip(calls, expected, strict=True):
+        np.testing.assert_allclose(call(), scores, atol=1e-6)
+    assert name == "relate_all" or "out of memory with 12 at once: going on with 6" in caplog.text
+
+
+def test_out_of_memory_with_a_single_pair(tiny, monkeypatch, a, b):
+    monkeypatch.setattr(tiny._inference, "relate", short_of_memory(tiny._inference.relate, 0))
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        tiny.score(a, b)
+
+
+def test_overflow_of_float16_is_said(tiny, monkeypatch, a, b):
+    reduced = RRLMatcher(tiny._network, tiny.config, device="cpu", dtype="float16")
+    deepest = reduced._inference._pairs
+    monkeypatch.setattr(reduced._inference, "_pairs", lambda *maps: deepest(*maps) + torch.inf)
+    for call in (reduced.score, lambda a, b: reduced.match(a, b, 2)):
+        with pytest.raises(ValueError, match=r"float16 overflows .* use dtype=torch\.float32"):
+            call(a, b)
 
 
 def test_lists_are_converted_batch_by_batch(tiny, monkeypatch):
@@ -563,6 +621,16 @@ def test_dtype(tiny, a, dtype):
     codes = matcher.encode(a[:1], "a")
     assert {m.dtype for m in codes.maps} == {matcher.dtype}
     assert codes.descriptors.dtype == torch.float32
+
+
+@pytest.mark.parametrize("optimize", ["fast", "", None, True, ["eager"], 1])
+def test_bad_optimize(tiny, weights_folder, optimize):
+    for call in (
+        lambda: RRLMatcher(tiny._network, tiny.config, device="cpu", optimize=optimize),
+        lambda: RRLMatcher.from_pretrained(weights_folder, device="cpu", optimize=optimize),
+    ):
+        with pytest.raises(ValueError, match="optimize must be one of 'auto', 'eager', 'compile', got"):
+            call()
 
 
 @pytest.mark.parametrize(("has_bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
