@@ -10,7 +10,8 @@ import torch
 
 from rrl_match import Matches, ModelConfig, Registration, RRLMatcher, register
 from rrl_match.modeling import RRLNet, RRLNetConfig
-from rrl_match.registration import _apply, _enlarged, _fit, _jacobian, _peaks
+from rrl_match.registration import _apply, _doubts, _enlarged, _fit, _jacobian, _peaks, _shown
+from rrl_match.training.datasets import hold_back, read_pairs
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -146,6 +147,54 @@ def test_jacobian_is_the_derivative():
     step = 1e-4
     columns = [(_apply(matrix, points + step * e) - _apply(matrix, points - step * e)) / (2 * step) for e in np.eye(2)]
     np.testing.assert_allclose(_jacobian(matrix, points), np.stack(columns, 2), atol=1e-6)
+
+
+SPREAD = np.random.default_rng(0).uniform(0, 200, (40, 2))
+SHRUNK = np.diag([0.01, 0.01, 1.0])
+MIRRORED = np.diag([-1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("matrix", "inliers", "support", "reason"),
+    [
+        (np.eye(3), SPREAD, 0.9, ""),
+        (None, SPREAD, 0.9, "too few matches"),
+        (np.eye(3), SPREAD[:8], 0.9, "too few matches"),
+        (np.eye(3), SPREAD, 0.2, "20% of the keypoints"),
+        (SHRUNK, SPREAD, 0.9, "implausible"),
+        (MIRRORED, SPREAD, 0.9, "implausible"),
+        (np.diag([1.0, 2.5, 1.0]), SPREAD, 0.9, "implausible"),
+        (np.eye(3), SPREAD / 10, 0.9, "small part"),
+        (np.eye(3), SPREAD * (1, 0), 0.9, "on a line"),
+    ],
+)
+def test_doubts(matrix, inliers, support, reason):
+    found = _doubts(matrix, inliers, support, (200, 200))
+    assert (reason in found) if reason else not found
+
+
+def test_shown():
+    mask = np.ones((50, 80), np.uint8)
+    mask[:, 40:] = 0
+    places = np.array([[10.0, 10.0], [45.0, 10.0], [3.0, 10.0], [-5.0, 1.0], [39.4, 44.0]])
+    assert _shown(mask, places, 5).tolist() == [True, False, False, False, True]
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+@pytest.mark.parametrize(("domain", "n", "bound"), [("vis-nir", 0, 3), ("vis-lwir", 0, 6), ("optical-sar", 1, 6)])
+def test_real_pictures(shared, domain, n, bound):
+    """A held-back training pair, whose bands are aligned to a few pixels themselves; and pictures of two places."""
+    pairs = hold_back(read_pairs(shared / "data" / domain), 9)[1]
+    pair, other = pairs[n], pairs[n + 1]
+    matcher = RRLMatcher.from_pretrained(domain, device="cpu")
+    a, b = pair.image_a, pair.image_b
+    move = cv2.getRotationMatrix2D((b.shape[1] / 2, b.shape[0] / 2), 6, 1.06)
+    result = register(matcher, a, cv2.warpAffine(b, move, b.shape[::-1]), "similarity", progress=True)
+    assert result.ok, result.reason
+    truth = move[:, :2] @ pair.a_to_b + np.array([[0, 0, move[0, 2]], [0, 0, move[1, 2]]])
+    assert corner_error(result.matrix, truth, a.shape) < bound
+    assert not register(matcher, a, other.image_b, search=[(0, 1)]).ok
 
 
 def test_enlarging_keeps_the_corner():
