@@ -29,7 +29,6 @@ def test_opencv_pipeline():
 
 @pytest.mark.slow
 def test_kornia_pipeline():
-    pytest.importorskip("kornia")
     assert corner_error("kornia_pipeline.py") < 8
 
 
