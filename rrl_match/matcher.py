@@ -565,7 +565,7 @@ def _as_index_pairs(index_pairs: Any, n: int, m: int) -> Tensor:
         values: NDArray[Any] = (
             index_pairs.detach().cpu().numpy() if isinstance(index_pairs, Tensor) else np.asarray(index_pairs)
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # the last of a tensor without values
         raise ValueError(f"index_pairs must have shape (P, 2), row of A and row of B: {error}") from error
     if values.size == 0:
         return torch.empty(0, 2, dtype=torch.int64, device="cpu")

@@ -297,6 +297,7 @@ def test_no_index_pairs(tiny, a, b, empty):
         ([[-1, 0]], ValueError),
         ([[0, 2**40]], ValueError),
         (np.array([[0, 2**64 - 1]], np.uint64), ValueError),
+        (torch.empty(1, 2, dtype=torch.int64, device="meta"), ValueError),
     ],
 )
 def test_bad_index_pairs(tiny, a, b, pairs, error):

@@ -37,7 +37,7 @@ LAYERS = [
     ["modeling.network"],
     ["modeling"],
     ["inference", "matching", "patches", "pretrained"],
-    ["matcher"],
+    ["matcher", "refinement"],
     ["export", "registration", "selftest"],
     ["", "__main__"],
 ]
@@ -191,7 +191,7 @@ def test_modeling_imports_only_modeling_and_torch(path):
 @pytest.mark.parametrize(
     ("package", "users"),
     [
-        ("cv2", {"rrl_match.patches", "rrl_match.matching", "rrl_match.registration"}),
+        ("cv2", {"rrl_match.patches", "rrl_match.matching", "rrl_match.refinement", "rrl_match.registration"}),
         ("safetensors", {"rrl_match.pretrained"}),
         ("onnx", {"rrl_match.export"}),
         ("onnxruntime", {"rrl_match.export"}),
