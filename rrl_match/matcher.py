@@ -507,6 +507,7 @@ class RRLMatcher:
         label: str = "",
     ) -> None:
         """Call work(start, stop) for batch after batch of rows 0..count; of half the size once memory runs out."""
+        mind_fork()  # before the patches are converted, which takes several threads as well
         size = self._batch_size(batch_size)
         start = 0
         launched: list[torch.cuda.Event] = []
