@@ -131,9 +131,11 @@ def test_worker_process(matcher, a, b, method):
     context = multiprocessing.get_context(start)
     receiver, sender = context.Pipe(duplex=False)
     worker = context.Process(target=score_into, args=(sender, matcher, a, b), daemon=True)
+    # idle while the worker is made, not ending: a thread that ends may hold the lock of MKL's memory manager, which
+    # the worker would find locked for ever
+    pool = ThreadPoolExecutor(2)
     if method == "fork after threads":
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(matcher.score, [a, a], [b, b]))
+        list(pool.map(matcher.score, [a, a], [b, b]))
     worker.start()
     sender.close()
     try:
@@ -143,6 +145,7 @@ def test_worker_process(matcher, a, b, method):
         assert worker.exitcode == 0
     finally:
         worker.kill()
+        pool.shutdown()
 
 
 # memory
