@@ -27,7 +27,7 @@ def train(
     precision: Annotated[str, typer.Option(help="bf16 or fp32.")] = "bf16",
     device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
     compile: Annotated[
-        bool, typer.Option(help="Compile the memory-bound parts; needs a C++ compiler on a CPU.")
+        bool, typer.Option(help="Compile all but the heads; needs a C++ compiler on a CPU.")
     ] = False,
     start: Annotated[str | None, typer.Option(help="Weights to start from: a name or a folder.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the main phase, instead of the recipe's.")] = None,

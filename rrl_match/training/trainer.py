@@ -52,7 +52,7 @@ class Trainer:
         seed: of initialisation, patches, augmentation and mining.
         precision: "bf16" or "fp32".
         device: "auto" takes CUDA where there is one, "cpu" never does.
-        compile: compile the encoders and FIL, the parts bound by memory rather than by arithmetic.
+        compile: compile all but the heads, so that norms and activations, bound by memory, are fused.
         start: weights to start from instead of random ones.
         data: where the pictures are from, for the model card; their number is added.
         checkpoint_every, validate_every: steps between checkpoints, and between validations.
@@ -109,8 +109,8 @@ class Trainer:
         self.done = 0  # steps, over all phases
         self.seconds = 0.0
         if compile:
-            net = self.model.network
-            for module in (net.encoder_a, net.encoder_b, *net.interactions):
+            net, decoders = self.model.network, (self.model.decoder_a, self.model.decoder_b)
+            for module in (net.encoder_a, net.encoder_b, *net.interactions, net.metric, *decoders):
                 module.compile()
 
     def train(self) -> Path:
