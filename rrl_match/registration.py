@@ -33,6 +33,7 @@ SEARCH = ((0.0, 1.0), (-22.0, 1.0), (22.0, 1.0), (0.0, 0.8), (0.0, 1.25))  # tur
 # or more; pictures of different places had up to 0.33 and 38, but for those that shrank to a point.
 SUPPORT = 0.45  # share of keypoints that score as matches under the transform
 INLIERS = 12  # matches that agree with it
+SPREAD = 0.3  # of the area that the keypoints span, what those in agreement do; of the right pairs, half or more
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,7 +280,7 @@ class _Run:
         fitted, inliers = _fit(points[kept], matched[kept], model, max(2.0, radius))
         support = float(kept.mean())
         indices = np.repeat(np.arange(int(kept.sum()))[:, None], 2, axis=1)
-        reason = _doubts(fitted, points[kept][inliers], support, level.image_a.shape)
+        reason = _doubts(fitted, points[kept][inliers], points, support, level.image_a.shape)
         return Registration(
             fitted if fitted is None or self.model == "homography" else fitted[:2],
             not reason,
@@ -299,8 +300,10 @@ class _Run:
         return patches.clip(0, 1)
 
 
-def _doubts(matrix: NDArray[np.float64] | None, inliers: Points, support: float, shape: tuple[int, ...]) -> str:
-    """Why a transform is not to be trusted, or ""."""
+def _doubts(
+    matrix: NDArray[np.float64] | None, inliers: Points, points: Points, support: float, shape: tuple[int, ...]
+) -> str:
+    """Why a transform is not to be trusted, or ""; `inliers` are some of the `points` that were looked for."""
     if matrix is None or len(inliers) < INLIERS:
         return f"too few matches agree on one transform, {len(inliers)}"
     if support < SUPPORT:
@@ -308,8 +311,8 @@ def _doubts(matrix: NDArray[np.float64] | None, inliers: Points, support: float,
     scales = np.linalg.svd(_jacobian(matrix, inliers.mean(0)[None])[0], compute_uv=False)
     if np.linalg.det(matrix[:2, :2]) <= 0 or scales[0] > 4 or scales[1] < 0.25 or scales[0] > 2 * scales[1]:
         return f"the transform is implausible, it scales by {scales[0]:.2f} and {scales[1]:.2f}"
-    area = cv2.contourArea(cv2.convexHull(inliers.astype(np.float32)))
-    if area < 0.05 * shape[0] * shape[1]:
+    area, whole = (cv2.contourArea(cv2.convexHull(some.astype(np.float32))) for some in (inliers, points))
+    if area < max(SPREAD * whole, 0.05 * shape[0] * shape[1]):
         return "the matches lie together in a small part of the picture, or on a line"
     return ""
 
