@@ -160,6 +160,14 @@ class _Level(NamedTuple):
     points: Points
 
 
+class _Grid(NamedTuple):
+    """Places of B that keypoints are looked for at, `spacing` pixels apart, and their encoded patches."""
+
+    places: Points
+    spacing: float
+    codes: Codes
+
+
 class _Run:
     """One registration; matrices are 3 x 3 here."""
 
@@ -173,16 +181,16 @@ class _Run:
             return _refusal(f"a picture is {smallest} pixels wide or high, less than a patch")
         factor = math.sqrt(max(self.a.full.size, self.b.full.size) / COARSE_PIXELS)
         level = self._level(min(max(1.0, factor), smallest / self.size))
-        places, self.spacing = self._grid(level.image_b, level.mask_b)
+        places, spacing = self._places(level.image_b, level.mask_b)
         if min(len(level.points), len(places)) < INLIERS:
             return _refusal(f"too few places with structure, {len(level.points)} and {len(places)}")
-        codes_b = self._encode(extract_patches(level.image_b, places, self.size)[0], "b")
+        grid = _Grid(places, spacing, self._encode(extract_patches(level.image_b, places, self.size)[0], "b"))
         best = _refusal("too few matches agree on one transform")
         for turn, scale in search:
-            found = self._first_pass(level, places, codes_b, turn, scale)
+            found = self._first_pass(level, grid, turn, scale)
             if found is None:
                 continue
-            result = self._refined(found, level)
+            result = self._refined(found, level, 0.7 * grid.spacing)
             if result.ok:
                 return result
             if result.support >= best.support:
@@ -207,7 +215,7 @@ class _Run:
         corners = cv2.goodFeaturesToTrack(smooth, count, 1e-4, max(4.0, 0.7 * spacing), mask=inside, blockSize=7)
         return np.empty((0, 2)) if corners is None else corners.reshape(-1, 2).astype(np.float64)
 
-    def _grid(self, image: Picture, mask: NDArray[np.uint8]) -> tuple[Points, float]:
+    def _places(self, image: Picture, mask: NDArray[np.uint8]) -> tuple[Points, float]:
         """Places of B to look at, a grid but for what is flat; and its spacing."""
         h, w = image.shape
         spacing = max(6.0, math.sqrt(int(mask.sum()) / GRID))
@@ -222,30 +230,28 @@ class _Run:
         kept: Points = places[useful]
         return kept, spacing
 
-    def _first_pass(
-        self, level: _Level, places: Points, codes_b: Codes, turn: float, scale: float
-    ) -> NDArray[np.float64] | None:
+    def _first_pass(self, level: _Level, grid: _Grid, turn: float, scale: float) -> NDArray[np.float64] | None:
         """A transform from keypoints that are looked for all over B."""
         points = level.points
         angle = math.radians(turn)
         linear = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         codes_a = self._encode(self._warped(level.image_a, points, linear), "a")
-        similarity = codes_a.descriptors @ codes_b.descriptors.T
-        nearest = similarity.topk(min(3, len(places)), dim=1).indices.cpu().numpy()
+        similarity = codes_a.descriptors @ grid.codes.descriptors.T
+        nearest = similarity.topk(min(3, len(grid.places)), dim=1).indices.cpu().numpy()
         rows = np.arange(len(points))
         pairs = np.stack([rows.repeat(nearest.shape[1]), nearest.ravel()], 1)
-        scores = self.matcher.score_codes(codes_a, codes_b, pairs).reshape(nearest.shape)
+        scores = self.matcher.score_codes(codes_a, grid.codes, pairs).reshape(nearest.shape)
         best = scores.argmax(1)
         kept = scores[rows, best] > self.matcher.threshold
-        matched = places[nearest[rows, best]]
-        matrix, _ = _fit(points[kept], matched[kept], "similarity", 1.2 * self.spacing)
+        matched = grid.places[nearest[rows, best]]
+        matrix, _ = _fit(points[kept], matched[kept], "similarity", 1.2 * grid.spacing)
         # many keypoints may look like one place of a picture that does not show theirs, and agree to shrink to it
         plausible = matrix is not None and 0.6 < math.sqrt(np.linalg.det(matrix[:2, :2])) * scale < 1.6
         return matrix if plausible else None
 
-    def _refined(self, matrix: NDArray[np.float64], level: _Level) -> Registration:
-        """Look again around the predicted places, on ever finer pictures, and check what comes out."""
-        found = self._look_around(matrix, level, 0.7 * self.spacing, "similarity")
+    def _refined(self, matrix: NDArray[np.float64], level: _Level, radius: float) -> Registration:
+        """Look again within `radius` of the predicted places, then on ever finer pictures, and check what comes out."""
+        found = self._look_around(matrix, level, radius, "similarity")
         while found.matrix is not None:
             found = self._look_around(_as_3x3(found.matrix), level, 3.0, self.model)
             if not found.ok:

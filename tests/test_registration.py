@@ -10,7 +10,7 @@ import torch
 from networks import tiny_matcher
 
 from rrl_match import Matches, Registration, RRLMatcher, register
-from rrl_match.registration import _apply, _doubts, _enlarged, _fit, _jacobian, _peaks, _Pictures, _Run, _shown
+from rrl_match.registration import _apply, _as_3x3, _doubts, _enlarged, _fit, _jacobian, _peaks, _Pictures, _Run, _shown
 from rrl_match.training.datasets import hold_back, read_pairs
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -34,7 +34,7 @@ def vis_nir():
 def corner_error(matrix, truth, shape):
     h, w = shape[:2]
     corners = np.array([[0, 0], [w - 1, 0], [0, h - 1], [w - 1, h - 1]], float)
-    estimated, true = (_apply(np.vstack([m, [0, 0, 1]])[:3], corners) for m in (matrix, truth))
+    estimated, true = (_apply(_as_3x3(m), corners) for m in (matrix, truth))
     return np.linalg.norm(estimated - true, axis=1).mean()
 
 
