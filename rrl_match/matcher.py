@@ -575,7 +575,7 @@ def _as_index_pairs(index_pairs: Any, n: int, m: int) -> Tensor:
         raise ValueError(f"index_pairs must have shape (P, 2), row of A and row of B, got {values.shape}")
     if values.min() < 0 or (values.max(0) >= (n, m)).any():
         raise ValueError(
-            f"index_pairs must lie in 0..{n - 1} and 0..{m - 1}, "
+            f"index_pairs must be rows, from 0 on, of {n} patches of A and of {m} of B, "
             f"got {values.min(0).tolist()} at the least and {values.max(0).tolist()} at the most"
         )
     return torch.from_numpy(values.astype(np.int64))

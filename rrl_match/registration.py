@@ -110,6 +110,7 @@ def register(
 
 
 def _checked_search(search: Any) -> list[tuple[float, float]]:
+    """Turns in degrees and scales, of which there is at least one."""
     try:
         pairs = [(float(turn), float(scale)) for turn, scale in search]
     except (TypeError, ValueError) as error:
