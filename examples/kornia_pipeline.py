@@ -20,8 +20,8 @@ from rrl_match import RRLMatcher, extract_patches
 visible, infrared, truth = render_pair()
 device = "cuda" if torch.cuda.is_available() else "cpu"
 matcher = RRLMatcher.from_pretrained("vis-nir", device=device)
-weights = torch.tensor([0.299, 0.587, 0.114], device=device)
-image_a = torch.from_numpy(visible).to(device).float() / 255 @ weights  # (H, W) in [0, 1]
+bt601 = torch.tensor([0.299, 0.587, 0.114], device=device)
+image_a = torch.from_numpy(visible).to(device).float() / 255 @ bt601  # (H, W) in [0, 1]
 image_b = torch.from_numpy(infrared).to(device).float() / 255
 
 

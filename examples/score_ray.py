@@ -8,7 +8,7 @@ PAIRS, a file, a folder or an address such as s3://bucket/pairs, has a row for e
 of its own, and one of
 
 - `patch_a`, `patch_b`: 64 x 64 grey values, 8 bit, row by row, as bytes; or tensors of any kind that the matcher takes;
-- `image_a`, `x_a`, `y_a`, `image_b`, `x_b`, `y_b`: paths of two pictures, as the workers see them, and keypoints.
+- `image_a`, `x_a`, `y_a`, `image_b`, `x_b`, `y_b`: paths of two 8-bit pictures, as the workers see them, and keypoints.
 
 OUT, on storage that all nodes share, gets
 
@@ -60,9 +60,11 @@ class Scorer:
         points = np.stack([batch[f"x_{band}"], batch[f"y_{band}"]], axis=1)
         patches = np.empty((len(paths), size, size), np.uint8)
         for path in np.unique(paths):
-            picture = cv2.imread(path, cv2.IMREAD_COLOR)
+            picture = cv2.imread(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
             if picture is None:
                 raise FileNotFoundError(f"{path} cannot be read as a picture")
+            if picture.dtype != np.uint8:
+                raise ValueError(f"{path} is {picture.dtype}, not 8-bit: cut its patches and pass these as tensors")
             rows = paths == path
             patches[rows], _ = extract_patches(np.asarray(picture[..., ::-1]), points[rows], size)
         return patches

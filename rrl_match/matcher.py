@@ -24,7 +24,7 @@ from rrl_match import pretrained
 from rrl_match.inference import InferenceRRLNet, checked_optimize, choose_device, choose_dtype, mind_fork
 from rrl_match.matching import Matches, Vicinity, nearest_candidates, select_matches
 from rrl_match.modeling import RRLNet
-from rrl_match.patches import Patches, PatchSource, ValueRange, as_points, range_per_band
+from rrl_match.patches import Patches, PatchSource, ValueRange, as_points, is_number, range_per_band
 from rrl_match.pretrained import ModelConfig
 
 # Bytes of a value times pairs at once: on a CPU, as many as leave a stage's maps in its cache, 32 in bfloat16; on CUDA,
@@ -373,7 +373,7 @@ class RRLMatcher:
         [[0, 0], [1, 1], [2, 2], [3, 3], [4, 4]]
         """
         threshold = self.threshold if threshold is None else threshold
-        if not _is_number(threshold) or not 0 <= threshold <= 1:
+        if not is_number(threshold) or not 0 <= threshold <= 1:
             raise ValueError(f"threshold must lie in [0, 1], got {threshold!r}")
         if candidates is not None and not _is_count(candidates):
             raise ValueError(f"candidates must be a positive integer, or None to score all pairs, got {candidates!r}")
@@ -384,13 +384,15 @@ class RRLMatcher:
         if given is not None and vicinity is not None:
             raise ValueError("index_pairs and search_radius both say what the candidates are: pass one of them")
         described = self.config.network.descriptor_dim > 0
-        all_pairs = candidates is None or candidates >= max(n, m)
-        if given is None and vicinity is None and not all_pairs and not described:
+        anywhere = given is None and vicinity is None
+        most = max(n, m)
+        candidates = most if candidates is None else min(candidates, most)
+        if anywhere and candidates < most and not described:
             raise ValueError(
                 "these weights have no descriptors to find candidates by: pass index_pairs or search_radius, "
                 f"or candidates=None to score all {n * m} pairs"
             )
-        if given is None and vicinity is None and (candidates is None or all_pairs):
+        if anywhere and candidates == most:
             pairs = torch.cartesian_prod(torch.arange(n, device="cpu"), torch.arange(m, device="cpu"))
             scores = self._score_all(source_a, source_b, batch_size, progress).flatten()
         else:
@@ -398,9 +400,9 @@ class RRLMatcher:
             codes_b = self._encode(source_b, "b", batch_size)
             if given is not None:
                 pairs = given
-            elif vicinity is not None and (candidates is None or all_pairs or not described):
+            elif vicinity is not None and (candidates == most or not described):
                 pairs = vicinity.pairs()
-            elif candidates is not None:
+            else:
                 pairs = nearest_candidates(codes_a.descriptors, codes_b.descriptors, candidates, vicinity).cpu()
             scores = self._score_pairs(codes_a.maps, codes_b.maps, pairs, batch_size, progress)
         indices, scores = select_matches(pairs, scores, mutual=mutual, threshold=threshold)
@@ -472,16 +474,17 @@ class RRLMatcher:
     def _score_grid(self, maps_a: Sequence[Tensor], maps_b: Sequence[Tensor], batch_size: int | None) -> Tensor:
         """Scores (N, M) on the CPU of each with each, in tiles as square as may be of at most a batch of pairs."""
         size = self._batch_size(batch_size)
-        scores = torch.empty(len(maps_a[0]), len(maps_b[0]), dtype=torch.float32, device=self.device)
-        height = min(math.isqrt(size), len(scores)) or 1
-        for top in range(0, len(scores), height):
+        n, m = len(maps_a[0]), len(maps_b[0])
+        scores = torch.empty(n, m, dtype=torch.float32, device=self.device)
+        height = max(1, min(n, max(math.isqrt(size), size // max(1, m))))
+        for top in range(0, n, height):
             rows = [m[top : top + height] for m in maps_a]
 
             def work(start: int, stop: int, top: int = top, rows: Sequence[Tensor] = rows) -> None:
                 columns = [m[start:stop] for m in maps_b]
                 scores[top : top + height, start:stop] = self._inference.relate_all(rows, columns)
 
-            self._in_batches(work, scores.shape[1], size // height)
+            self._in_batches(work, m, size // height)
         return self._checked(scores)
 
     def _checked(self, scores: Tensor) -> Tensor:
@@ -556,10 +559,6 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 1)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating))
-
-
 def _as_index_pairs(index_pairs: Any, n: int, m: int) -> Tensor:
     """(P, 2) int64 on the CPU, checked against the numbers of patches."""
     try:
@@ -576,7 +575,7 @@ def _as_index_pairs(index_pairs: Any, n: int, m: int) -> Tensor:
         raise ValueError(f"index_pairs must have shape (P, 2), row of A and row of B, got {values.shape}")
     if values.min() < 0 or (values.max(0) >= (n, m)).any():
         raise ValueError(
-            f"index_pairs must lie in 0..{n - 1} and 0..{m - 1}, "
+            f"index_pairs must be rows, from 0 on, of {n} patches of A and of {m} of B, "
             f"got {values.min(0).tolist()} at the least and {values.max(0).tolist()} at the most"
         )
     return torch.from_numpy(values.astype(np.int64))
@@ -590,7 +589,7 @@ def _as_vicinity(radius: Any, positions_a: Any, positions_b: Any, n: int, m: int
         return None
     if missing:
         raise ValueError(f"search_radius, positions_a and positions_b go together, {' and '.join(missing)} not given")
-    if not _is_number(radius) or not 0 < radius <= 1e9:
+    if not is_number(radius) or not 0 < radius <= 1e9:
         raise ValueError(f"search_radius must be a positive number of pixels, got {radius!r}")
     places = []
     for band, positions, count in (("a", positions_a, n), ("b", positions_b, m)):

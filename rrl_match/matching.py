@@ -140,7 +140,7 @@ def nearest_candidates(
             if around is not None:
                 similarity.masked_fill_(~around.near(rows).to(similarity.device), -torch.inf)
             best = similarity.topk(k, dim=1)
-            own, rank = torch.nonzero(best.values > -torch.inf).unbind(1)
+            own, rank = torch.nonzero(best.values != -torch.inf).unbind(1)  # with NaN: of an overflow, to be told
             found, own = best.indices[own, rank], own + rows.start
             keys.append(own * m + found if forward else found * m + own)
     key = torch.unique(torch.cat(keys))

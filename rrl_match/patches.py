@@ -71,12 +71,10 @@ class PatchSource:
         if isinstance(rows, (list, tuple)):
             if not rows:
                 return torch.empty(0, 1, self.size, self.size, dtype=torch.float32, device=device)
-            grey = torch.cat(
+            return torch.cat(
                 [self._grey(_to_tensor(row)[None], device, f"{self.name}[{start + k}]") for k, row in enumerate(rows)]
             )
-        else:
-            grey = self._grey(_to_tensor(rows), device, self.name)
-        return grey
+        return self._grey(_to_tensor(rows), device, self.name)
 
     def like_input(self, result: Tensor) -> Any:
         """A result in the kind that the patches came in: array (or scalar) for arrays, tensor on their device."""
@@ -157,6 +155,13 @@ def _check_dense(value: Tensor, name: str) -> None:
         )
 
 
+def _to_array(value: Tensor, name: str) -> NDArray[Any]:
+    """A dense tensor's values; bfloat16, which NumPy does not have, as float32."""
+    _check_dense(value, name)
+    value = value.detach().cpu()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+
+
 def _is_accepted(value: NDArray[Any] | Tensor) -> bool:
     if isinstance(value, Tensor):
         return value.dtype in _FULL_RANGE or value.dtype in _FLOATS
@@ -209,6 +214,11 @@ def range_per_band(value_range: Any) -> tuple[Any, Any]:
     return (first, second) if per_band else (value_range, value_range)
 
 
+def is_number(value: Any) -> bool:
+    """Whether an argument is a real number, of Python's or of NumPy's."""
+    return isinstance(value, (int, float, np.integer, np.floating))
+
+
 def _kind(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
 
@@ -224,8 +234,8 @@ def percentile_range(image: NDArray[Any] | Tensor, low: float = 0.5, high: float
     such spots, lower `high` to below their share of the picture. The same goes for cold sky and `low`.
 
     Args:
-        image: (H, W), (H, W, 1) or (H, W, 3), uint8, uint16 or floating point; NaN and infinite values (no data) are
-            left out.
+        image: (H, W), (H, W, 1) or (H, W, 3), or any other shape, as of the part of a picture that has data; uint8,
+            uint16 or floating point; NaN and infinite values (no data) are left out.
         low, high: percentiles, 0 <= low < high <= 100.
 
     Returns:
@@ -235,11 +245,13 @@ def percentile_range(image: NDArray[Any] | Tensor, low: float = 0.5, high: float
         TypeError, ValueError: naming the argument; no value is finite.
     """
     if isinstance(image, Tensor):
-        image = (image.float() if image.dtype == torch.bfloat16 else image).detach().cpu().numpy()
+        image = _to_array(image, "image")
+    if isinstance(image, np.ma.MaskedArray):
+        raise TypeError("image is a masked array, whose mask would be ignored: pass image.compressed()")
     if not isinstance(image, np.ndarray) or not _is_accepted(image):
         what = image.dtype if isinstance(image, np.ndarray) else _kind(image)
         raise TypeError(f"image must be an array or a tensor, uint8, uint16 or floating point, got {what}")
-    if not 0 <= low < high <= 100:
+    if not (is_number(low) and is_number(high) and 0 <= low < high <= 100):
         raise ValueError(f"low and high must be percentiles, 0 <= low < high <= 100, got {low!r} and {high!r}")
     values = image.reshape(-1)[:: max(1, image.size // 1_000_000)]  # a million tell as much as all
     values = values[np.isfinite(values)].astype(np.float64)
@@ -284,12 +296,13 @@ def extract_patches(
     >>> bool(patches[0, 32, 32] == picture[40, 50])
     True
     """
-    grey = as_grey(image, "image")
-    frames = None if upright else as_frames(keypoints, "keypoints", patch_size)
-    centres = as_points(keypoints, "keypoints")
     if not isinstance(patch_size, (int, np.integer)) or not 2 <= patch_size <= 4096 or patch_size % 2:
         raise ValueError(f"patch_size must be even, from 2 to 4096, got {patch_size!r}")
-    patches, valid = _upright(grey, centres, patch_size) if frames is None else _framed(grey, frames, patch_size)
+    grey = as_grey(image, "image")
+    if upright:
+        patches, valid = _upright(grey, as_points(keypoints, "keypoints"), patch_size)
+    else:
+        patches, valid = _framed(grey, as_frames(keypoints, "keypoints", patch_size), patch_size)
     if isinstance(image, Tensor):
         return torch.from_numpy(patches).to(image.device), torch.from_numpy(valid).to(image.device)
     return patches, valid
@@ -370,12 +383,15 @@ def as_frames(keypoints: Any, name: str, patch_size: int) -> NDArray[np.float64]
         angle = np.deg2rad([max(k.angle, 0.0) for k in keypoints])  # -1 stands for none
         scale = np.array([6 * k.size / patch_size for k in keypoints])
         c, s = scale * np.cos(angle), scale * np.sin(angle)
-        return np.stack([np.stack([c, -s, centres[:, 0]], 1), np.stack([s, c, centres[:, 1]], 1)], 1)
-    values = keypoints.detach().cpu().float().numpy() if isinstance(keypoints, Tensor) else np.asarray(keypoints)
-    if values.shape[-2:] != (2, 3):
-        raise ValueError(f"{name} must be LAFs (N, 2, 3) or cv2.KeyPoint for upright=False, got {values.shape}")
-    frames = values.reshape(-1, 2, 3).astype(np.float64)
-    frames[:, :, :2] *= 2 / patch_size
+        frames = np.stack([np.stack([c, -s, centres[:, 0]], 1), np.stack([s, c, centres[:, 1]], 1)], 1)
+    else:
+        values = _to_array(keypoints, name) if isinstance(keypoints, Tensor) else np.asarray(keypoints)
+        if values.shape[-2:] != (2, 3):
+            raise ValueError(f"{name} must be LAFs (N, 2, 3) or cv2.KeyPoint for upright=False, got {values.shape}")
+        frames = values.reshape(-1, 2, 3).astype(np.float64)
+        frames[:, :, :2] *= 2 / patch_size
+    if not np.isfinite(frames).all():
+        raise ValueError(f"{name} holds NaN or infinite sizes or angles: leave these out")
     return frames
 
 
@@ -405,9 +421,7 @@ def as_grey(image: NDArray[Any] | Tensor, name: str) -> NDArray[Any]:
         TypeError, ValueError: naming the argument.
     """
     if isinstance(image, Tensor):
-        _check_dense(image, name)
-        image = image.detach().cpu()
-        image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()
+        image = _to_array(image, name)
     if not isinstance(image, np.ndarray) or isinstance(image, np.ma.MaskedArray):
         raise TypeError(f"{name} must be a NumPy array or a torch tensor, got {_kind(image)}")
     if not _is_accepted(image):
@@ -436,9 +450,7 @@ def as_points(keypoints: Any, name: str) -> NDArray[np.float64]:
         TypeError, ValueError: naming the argument.
     """
     if isinstance(keypoints, Tensor):
-        _check_dense(keypoints, name)
-        keypoints = keypoints.detach().cpu()
-        keypoints = (keypoints.float() if keypoints.dtype == torch.bfloat16 else keypoints).numpy()
+        keypoints = _to_array(keypoints, name)
     if isinstance(keypoints, (list, tuple)) and keypoints and all(isinstance(k, cv2.KeyPoint) for k in keypoints):
         keypoints = [k.pt for k in keypoints]
     try:

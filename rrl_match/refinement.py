@@ -41,9 +41,8 @@ def edge_offsets(
         maxima inside the radius, with all that was compared inside both pictures.
     """
     size = 2 * (_HALF + radius + _MARGIN)
-    frames = np.repeat(np.eye(2)[None], len(points), axis=0) if len(points) else np.empty((0, 2, 2))
-    crops_a, inside_a = _crops(image_a, points, frames, size)
-    crops_b, inside_b = _crops(image_b, predicted, linear, size)
+    crops_a, inside_a = warped_patches(image_a, points, np.eye(2), size)
+    crops_b, inside_b = warped_patches(image_b, predicted, linear, size)
     offsets, found = np.zeros((len(points), 2)), np.zeros(len(points), bool)
     for n in np.flatnonzero(inside_a & inside_b):
         inner, whole = slice(_MARGIN + radius, -_MARGIN - radius), slice(_MARGIN, -_MARGIN)
@@ -59,11 +58,12 @@ def edge_offsets(
     return offsets, found
 
 
-def _crops(
+def warped_patches(
     image: NDArray[np.float32], centres: Points, linear: NDArray[np.float64], size: int
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    lafs = np.concatenate([linear * (size / 2), centres[:, :, None]], axis=2)
-    return extract_patches(image, lafs, size, upright=False)
+    """Patches (N, size, size) whose pixels `linear`, (2, 2) or one each, takes to a picture; and which lie inside."""
+    shape = np.broadcast_to(linear, (len(centres), 2, 2)) * (size / 2)
+    return extract_patches(image, np.concatenate([shape, centres[:, :, None]], axis=2), size, upright=False)
 
 
 def _edges(crop: NDArray[np.float32]) -> list[NDArray[np.float32]]:

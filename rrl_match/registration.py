@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import torch
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 from torch import Tensor
@@ -18,7 +17,7 @@ from torch import Tensor
 from rrl_match.matcher import Codes, RRLMatcher
 from rrl_match.matching import Matches
 from rrl_match.patches import as_grey, checked_range, extract_patches, percentile_range, range_per_band
-from rrl_match.refinement import edge_offsets
+from rrl_match.refinement import edge_offsets, warped_patches
 
 Points = NDArray[np.float64]
 Picture = NDArray[np.float32]
@@ -67,8 +66,8 @@ def register(
     image_b: NDArray[Any] | Tensor,
     model: str = "affine",
     *,
-    mask_a: NDArray[Any] | None = None,
-    mask_b: NDArray[Any] | None = None,
+    mask_a: NDArray[Any] | Tensor | None = None,
+    mask_b: NDArray[Any] | Tensor | None = None,
     value_range: Any = None,
     search: Sequence[tuple[float, float]] = SEARCH,
     progress: bool = False,
@@ -84,7 +83,8 @@ def register(
     Args:
         matcher: with descriptors; its modalities are those of A and B.
         image_a, image_b: (H, W), (H, W, 1) or RGB (H, W, 3); uint8, uint16 or floating point; at least a patch wide
-            and high. Other than uint8, they are mapped from their own :func:`percentile_range`, unless told.
+            and high. Other than uint8, they are mapped from the :func:`percentile_range` of what they show, unless
+            told.
         model: "similarity", "affine" or "homography".
         mask_a, mask_b: (H, W), zero where a picture shows nothing, as outside its footprint.
         value_range: as in :meth:`RRLMatcher.score`.
@@ -93,7 +93,7 @@ def register(
         progress: show a bar of the steps done; how many there will be depends on the pictures.
 
     Returns:
-        the transform, or why there is none to be trusted; mistakes in the pictures apart, this never raises.
+        the transform, or why there is none to be trusted; mistakes in the arguments apart, this never raises.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -101,26 +101,46 @@ def register(
     if model not in _MODELS:
         raise ValueError(f"model must be one of {', '.join(_MODELS)}, got {model!r}")
     if not matcher.config.network.descriptor_dim:
-        raise ValueError("these weights have no descriptors to find matches by: take others")
+        raise ValueError("matcher must have weights with descriptors to find matches by, as the bundled ones, got none")
+    turns_and_scales = _checked_search(search)
     range_a, range_b = range_per_band(value_range)
-    a = _Pictures(image_a, "image_a", mask_a, range_a)
-    b = _Pictures(image_b, "image_b", mask_b, range_b)
+    a = _Pictures(image_a, mask_a, range_a, "a")
+    b = _Pictures(image_b, mask_b, range_b, "b")
     with tqdm(desc="registering", unit=" steps") if progress else nullcontext() as bar:
-        return _Run(matcher, a, b, model, bar).register(search)
+        return _Run(matcher, a, b, model, bar).register(turns_and_scales)
+
+
+def _checked_search(search: Any) -> list[tuple[float, float]]:
+    """Turns in degrees and scales, of which there is at least one."""
+    try:
+        pairs = [(float(turn), float(scale)) for turn, scale in search]
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"search must be pairs (turn in degrees, scale), got {search!r}") from error
+    if not pairs or not all(math.isfinite(turn) and 0 < scale < math.inf for turn, scale in pairs):
+        raise ValueError(f"search must be one or more finite turns, each with a positive scale, got {search!r}")
+    return pairs
 
 
 class _Pictures:
-    """A picture in [0, 1] with its mask, and smaller versions of both."""
+    """A picture in [0, 1] with its mask, 1 where it shows something, and smaller versions of both."""
 
-    def __init__(self, image: Any, name: str, mask: Any, value_range: Any) -> None:
-        grey = as_grey(image, name)
-        given = checked_range(value_range, name)
-        low, high = given or ((0, 255) if grey.dtype == np.uint8 else percentile_range(grey))
-        self.full: Picture = np.clip((grey.astype(np.float32) - low) / (high - low), 0, 1)
-        shown = np.ones(grey.shape, np.uint8) if mask is None else (np.asarray(mask) != 0).astype(np.uint8)
+    def __init__(self, image: Any, mask: Any, value_range: Any, band: str) -> None:
+        grey = as_grey(image, f"image_{band}")
+        given = checked_range(value_range, f"image_{band}")
+        if mask is None:
+            shown = np.ones(grey.shape, bool)
+        else:
+            shown = (mask != 0).cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask) != 0
         if shown.shape != grey.shape:
-            raise ValueError(f"mask of {name} must have its shape {grey.shape}, got {shown.shape}")
-        self.mask: NDArray[np.uint8] = shown
+            raise ValueError(f"mask_{band} must have the shape of image_{band}, {grey.shape}, got {shown.shape}")
+        if given is not None:
+            low, high = given
+        elif grey.dtype == np.uint8:
+            low, high = 0, 255
+        else:
+            low, high = percentile_range(grey[shown] if shown.any() else grey)
+        self.full: Picture = np.clip((grey.astype(np.float32) - low) / (high - low), 0, 1)
+        self.mask: NDArray[np.uint8] = shown.astype(np.uint8)
 
     def shrunk(self, factor: float) -> tuple[Picture, NDArray[np.uint8]]:
         """Picture and mask, `factor` times smaller."""
@@ -142,6 +162,14 @@ class _Level(NamedTuple):
     points: Points
 
 
+class _Grid(NamedTuple):
+    """Places of B that keypoints are looked for at, `spacing` pixels apart, and their encoded patches."""
+
+    places: Points
+    spacing: float
+    codes: Codes
+
+
 class _Run:
     """One registration; matrices are 3 x 3 here."""
 
@@ -155,20 +183,21 @@ class _Run:
             return _refusal(f"a picture is {smallest} pixels wide or high, less than a patch")
         factor = math.sqrt(max(self.a.full.size, self.b.full.size) / COARSE_PIXELS)
         level = self._level(min(max(1.0, factor), smallest / self.size))
-        places, self.spacing = self._grid(level.image_b, level.mask_b)
+        places, spacing = self._places(level.image_b, level.mask_b)
         if min(len(level.points), len(places)) < INLIERS:
             return _refusal(f"too few places with structure, {len(level.points)} and {len(places)}")
-        codes_b = self._encode(extract_patches(level.image_b, places, self.size)[0], "b")
-        best = _refusal("no turn or scale to try")
+        grid = _Grid(places, spacing, self._encode(extract_patches(level.image_b, places, self.size)[0], "b"))
+        best = _refusal("too few matches agree on one transform")
         for turn, scale in search:
-            found = self._first_pass(level, places, codes_b, turn, scale)
+            found = self._first_pass(level, grid, turn, scale)
             if found is None:
                 continue
-            result = self._refined(found, level)
+            result = self._refined(found, level, 0.7 * grid.spacing)
             if result.ok:
                 return result
-            best = max(best, result, key=lambda r: r.support)
-        return best if best.matrix is not None else _refusal("too few matches agree on one transform")
+            if result.support >= best.support:
+                best = result
+        return best
 
     def _level(self, factor: float) -> _Level:
         (image_a, mask_a), (image_b, mask_b) = self.a.shrunk(factor), self.b.shrunk(factor)
@@ -188,7 +217,7 @@ class _Run:
         corners = cv2.goodFeaturesToTrack(smooth, count, 1e-4, max(4.0, 0.7 * spacing), mask=inside, blockSize=7)
         return np.empty((0, 2)) if corners is None else corners.reshape(-1, 2).astype(np.float64)
 
-    def _grid(self, image: Picture, mask: NDArray[np.uint8]) -> tuple[Points, float]:
+    def _places(self, image: Picture, mask: NDArray[np.uint8]) -> tuple[Points, float]:
         """Places of B to look at, a grid but for what is flat; and its spacing."""
         h, w = image.shape
         spacing = max(6.0, math.sqrt(int(mask.sum()) / GRID))
@@ -203,30 +232,28 @@ class _Run:
         kept: Points = places[useful]
         return kept, spacing
 
-    def _first_pass(
-        self, level: _Level, places: Points, codes_b: Codes, turn: float, scale: float
-    ) -> NDArray[np.float64] | None:
+    def _first_pass(self, level: _Level, grid: _Grid, turn: float, scale: float) -> NDArray[np.float64] | None:
         """A transform from keypoints that are looked for all over B."""
         points = level.points
         angle = math.radians(turn)
         linear = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         codes_a = self._encode(self._warped(level.image_a, points, linear), "a")
-        similarity = codes_a.descriptors @ codes_b.descriptors.T
-        nearest = similarity.topk(min(3, len(places)), dim=1).indices.cpu()
-        rows = torch.arange(len(points))[:, None].expand_as(nearest)
-        pairs = torch.stack([rows, nearest], 2).reshape(-1, 2)
-        scores = torch.as_tensor(self.matcher.score_codes(codes_a, codes_b, pairs)).cpu().reshape(nearest.shape)
-        best, column = scores.max(1)
-        kept = (best > self.matcher.threshold).numpy()
-        matched = places[nearest.gather(1, column[:, None])[:, 0].numpy()]
-        matrix, _ = _fit(points[kept], matched[kept], "similarity", 1.2 * self.spacing)
+        similarity = codes_a.descriptors @ grid.codes.descriptors.T
+        nearest = similarity.topk(min(3, len(grid.places)), dim=1).indices.cpu().numpy()
+        rows = np.arange(len(points))
+        pairs = np.stack([rows.repeat(nearest.shape[1]), nearest.ravel()], 1)
+        scores = self.matcher.score_codes(codes_a, grid.codes, pairs).reshape(nearest.shape)
+        best = scores.argmax(1)
+        kept = scores[rows, best] > self.matcher.threshold
+        matched = grid.places[nearest[rows, best]]
+        matrix, _ = _fit(points[kept], matched[kept], "similarity", 1.2 * grid.spacing)
         # many keypoints may look like one place of a picture that does not show theirs, and agree to shrink to it
         plausible = matrix is not None and 0.6 < math.sqrt(np.linalg.det(matrix[:2, :2])) * scale < 1.6
         return matrix if plausible else None
 
-    def _refined(self, matrix: NDArray[np.float64], level: _Level) -> Registration:
-        """Look again around the predicted places, on ever finer pictures, and check what comes out."""
-        found = self._look_around(matrix, level, 0.7 * self.spacing, "similarity")
+    def _refined(self, matrix: NDArray[np.float64], level: _Level, radius: float) -> Registration:
+        """Look again within `radius` of the predicted places, then on ever finer pictures, and check what comes out."""
+        found = self._look_around(matrix, level, radius, "similarity")
         while found.matrix is not None:
             found = self._look_around(_as_3x3(found.matrix), level, 3.0, self.model)
             if not found.ok:
@@ -294,10 +321,7 @@ class _Run:
 
     def _warped(self, image: Picture, points: Points, linear: NDArray[np.float64]) -> NDArray[Any]:
         """Patches whose pixels are taken to the picture by `linear`, (2, 2) or one for each."""
-        linear = np.broadcast_to(linear, (len(points), 2, 2)) * (self.size / 2)
-        lafs = np.concatenate([linear, points[:, :, None]], axis=2)
-        patches: NDArray[Any] = extract_patches(image, lafs, self.size, upright=False)[0]
-        return patches.clip(0, 1)
+        return warped_patches(image, points, linear, self.size)[0].clip(0, 1)
 
 
 def _doubts(
@@ -351,10 +375,10 @@ def _peaks(surface: NDArray[np.float32]) -> Points:
 
 def _enlarged(found: Registration, factor: float) -> Registration:
     """The same of pictures that are `factor` times as large; the corner of a picture lies at -1/2 in both."""
-    if found.matrix is None:
-        return found
     grow = np.array([[factor, 0, (factor - 1) / 2], [0, factor, (factor - 1) / 2], [0, 0, 1]])
-    matrix = (grow @ _as_3x3(found.matrix) @ np.linalg.inv(grow))[: len(found.matrix)]
+    matrix = found.matrix
+    if matrix is not None:
+        matrix = (grow @ _as_3x3(matrix) @ np.linalg.inv(grow))[: len(matrix)]
     points_a, points_b = _apply(grow, found.keypoints_a), _apply(grow, found.keypoints_b)
     return replace(found, matrix=matrix, keypoints_a=points_a, keypoints_b=points_b)
 

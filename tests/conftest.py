@@ -48,6 +48,23 @@ def b(patches_b):
     return patches_b[:5]
 
 
+@pytest.fixture
+def benchmark_file(tmp_path, patches_a, patches_b):
+    """A patch benchmark of two categories of six places, as ``rrl_match.training.evaluation`` reads it."""
+    path = tmp_path / "places.npz"
+    n = len(patches_a)
+    pairs = [(k, k) for k in range(n)] + [(k, k ^ 1) for k in range(n)] + [(k, (k + 2) % n) for k in range(n)]
+    np.savez(
+        path,
+        patches_a=patches_a,
+        patches_b=patches_b,
+        category=np.repeat(["forest", "harbour"], n // 2),
+        pairs=np.array(pairs, np.int32),
+        kind=np.repeat(["match", "random", "near"], n),
+    )
+    return path
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """Small training runs are faster so, above all beside other processes."""

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
+from rrl_match import ModelConfig, RRLMatcher
 from rrl_match.modeling import RRLNet, RRLNetConfig
+
+TINY = RRLNetConfig(encoder_channels=(2,) * 5, metric_channels=(2,) * 5, hidden=(2,))
+
+
+def tiny_matcher(descriptor_dim: int = 0, threshold: float = 0.5) -> RRLMatcher:
+    """Of 64 px patches and two channels, on the CPU in float32."""
+    config = dataclasses.replace(TINY, descriptor_dim=descriptor_dim)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = RRLNet(config).eval()
+    return RRLMatcher(network, ModelConfig(("vis", "nir"), threshold, config), device="cpu", dtype="float32")
 
 
 def spread_network(config: RRLNetConfig, patches_a: torch.Tensor, patches_b: torch.Tensor) -> RRLNet:

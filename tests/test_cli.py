@@ -1,5 +1,6 @@
 import hashlib
 import json
+import logging
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from training_run import RECIPE, tiny_network
 from rrl_match import ModelConfig, RRLMatcher
 from rrl_match.modeling import RRLNet
 from rrl_match.pretrained import save_folder
-from rrl_match.training.__main__ import app
+from rrl_match.training.__main__ import app, main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,27 +39,11 @@ def start(tmp_path):
     return save_folder(tmp_path / "start", network, config, "")
 
 
-@pytest.fixture
-def benchmark(tmp_path, patches_a, patches_b):
-    path = tmp_path / "places.npz"
-    n = len(patches_a)
-    pairs = [(k, k) for k in range(n)] + [(k, k ^ 1) for k in range(n)] + [(k, (k + 2) % n) for k in range(n)]
-    np.savez(
-        path,
-        patches_a=patches_a,
-        patches_b=patches_b,
-        category=np.repeat(["forest", "harbour"], n // 2),
-        pairs=np.array(pairs, np.int32),
-        kind=np.repeat(["match", "random", "near"], n),
-    )
-    return path
-
-
 def run(*args):
     return typer.testing.CliRunner().invoke(app, [str(a) for a in args])
 
 
-def test_training_ends_with_weights_that_evaluate_measures(tmp_path, recipe_file, start, benchmark):
+def test_training_ends_with_weights_that_evaluate_measures(tmp_path, recipe_file, start, benchmark_file):
     data, out = write_folder(tmp_path / "pictures"), tmp_path / "run"
     options = ["--precision", "fp32", "--device", "cpu", "--steps", 2, "--pretraining-steps", 1]
     result = run("train", "--data", data, "--out", out, "--recipe", recipe_file, "--start", start, *options)
@@ -75,7 +60,7 @@ def test_training_ends_with_weights_that_evaluate_measures(tmp_path, recipe_file
     config = RRLMatcher.from_pretrained(out / "weights").config
     assert config.training["data"] == "pictures: 2 picture pairs to train on, 2 held back"
     saved = tmp_path / "figures.json"
-    arguments = ["--benchmark", benchmark, "--device", "cpu", "--dtype", "float32", "--save", saved]
+    arguments = ["--benchmark", benchmark_file, "--device", "cpu", "--dtype", "float32", "--save", saved]
     result = run("evaluate", "--weights", out / "weights", *arguments)
     assert result.exit_code == 0, result.output
     assert "places.npz" in result.output
@@ -119,24 +104,24 @@ def failure(result):
     return f"{result.output} {result.exception}"
 
 
-def test_benchmark_that_is_broken_is_named(tmp_path, start, benchmark):
+def test_benchmark_that_is_broken_is_named(tmp_path, start, benchmark_file):
     broken = tmp_path / "broken.npz"
-    for content in (None, b"not an archive", benchmark.read_bytes()[:1000]):
+    for content in (None, b"not an archive", benchmark_file.read_bytes()[:1000]):
         if content:
             broken.write_bytes(content)
         result = run("evaluate", "--weights", start, "--benchmark", broken, "--device", "cpu")
         assert "broken.npz is not a patch benchmark" in failure(result)
 
 
-def test_benchmark_whose_patches_have_another_size(tmp_path, start, benchmark):
-    with np.load(benchmark) as arrays:
+def test_benchmark_whose_patches_have_another_size(tmp_path, start, benchmark_file):
+    with np.load(benchmark_file) as arrays:
         np.savez(tmp_path / "small.npz", **{**arrays, "patches_a": arrays["patches_a"][:, :32, :32]})
     result = run("evaluate", "--weights", start, "--benchmark", tmp_path / "small.npz", "--device", "cpu")
     assert "(12, 32, 32)" in failure(result)
 
 
-def test_weights_that_are_not_there_are_named(benchmark):
-    assert "'no weights'" in failure(run("evaluate", "--weights", "no weights", "--benchmark", benchmark))
+def test_weights_that_are_not_there_are_named(benchmark_file):
+    assert "'no weights'" in failure(run("evaluate", "--weights", "no weights", "--benchmark", benchmark_file))
 
 
 @pytest.mark.parametrize(
@@ -170,6 +155,15 @@ def test_release_adds_weights_to_the_manifest(tmp_path, start):
     matcher = RRLMatcher.from_pretrained(released / "one", device="cpu")
     assert matcher.config.metrics["benchmark_fpr95"] == {"random": {"forest": 1.23, "mean": 1.23}}
     assert (released / "one" / "README.md").read_text(encoding="utf-8") == "written by hand"
+
+
+def test_a_folder_that_is_not_there_is_told_in_a_line(tmp_path, monkeypatch, start, benchmark_file):
+    figures = tmp_path / "nowhere" / "figures.json"
+    arguments = ["evaluate", "--weights", start, "--benchmark", benchmark_file, "--device", "cpu", "--save", figures]
+    monkeypatch.setattr(sys, "argv", ["rrl_match.training", *map(str, arguments)])
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    with pytest.raises(SystemExit, match=r"error: .*nowhere"):
+        main()
 
 
 @pytest.mark.slow

@@ -14,12 +14,12 @@ from collections import namedtuple
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from networks import TINY
 
 from rrl_match import ModelConfig
-from rrl_match.modeling import RRLNet, RRLNetConfig
+from rrl_match.modeling import RRLNet
 from rrl_match.pretrained import find_folder, save_folder
 
-TINY = RRLNetConfig(encoder_channels=(2,) * 5, metric_channels=(2,) * 5, hidden=(2,))
 COMMIT, OTHER_COMMIT = "a" * 40, "b" * 40
 TOKEN = "hf_secret"
 PAGE = b"<!DOCTYPE html><html><body>Please log in to this network</body></html>"

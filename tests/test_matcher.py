@@ -7,28 +7,19 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from networks import tiny_matcher
 
-from rrl_match import Codes, ModelConfig, RRLMatcher, inference
-from rrl_match.modeling import RRLNet, RRLNetConfig
+from rrl_match import Codes, RRLMatcher, inference
+from rrl_match.modeling import RRLNet
 
 GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))
 KINDS = {"array": np.asarray, "tensor": torch.as_tensor}
 
 
-def make_tiny(descriptor_dim):
-    """A matcher with few channels, for whatever does not depend on what it computes."""
-    config = RRLNetConfig(
-        encoder_channels=(2,) * 5, metric_channels=(2,) * 5, hidden=(2,), descriptor_dim=descriptor_dim
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        network = RRLNet(config).eval()
-    return RRLMatcher(network, ModelConfig(("vis", "nir"), 0.5, config), device="cpu", dtype="float32")
-
-
 @pytest.fixture
 def tiny():
-    return make_tiny(descriptor_dim=4)
+    """For whatever does not depend on what it computes."""
+    return tiny_matcher(descriptor_dim=4)
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +221,7 @@ def test_codes(matcher, a):
 
 
 def test_no_descriptors_without_a_head(a):
-    assert make_tiny(descriptor_dim=0).encode(a, "a").descriptors.shape == (5, 0)
+    assert tiny_matcher().encode(a, "a").descriptors.shape == (5, 0)
 
 
 def test_score_codes_and_matrix_agree_with_score(matcher, scores, matrix, a, b, patches_b):
@@ -314,7 +305,7 @@ def test_codes_of_the_wrong_band(tiny, a, b):
         tiny.score_codes(codes_b, codes_a, [[0, 0]])
     with pytest.raises(TypeError, match=r"codes_b must come from encode\(patches, 'b'\), got codes of band 'a'"):
         tiny.score_codes(codes_a, codes_a, [[0, 0]])
-    with pytest.raises(TypeError, match=r"codes_b must come from .*, got numpy\.ndarray|, got ndarray"):
+    with pytest.raises(TypeError, match=r"codes_b must come from .*, got ndarray"):
         tiny.score_codes(codes_a, b, [[0, 0]])
 
 
@@ -389,7 +380,7 @@ def test_match_scores_only_given_pairs(matcher, matrix, a, patches_b):
 
 
 def test_match_without_descriptors(a, b):
-    plain = make_tiny(descriptor_dim=0)
+    plain = tiny_matcher()
     with pytest.raises(ValueError, match=r"no descriptors.*pass index_pairs or search_radius, or candidates=None"):
         plain.match(a, b, candidates=4)
     assert as_list(plain.match(a, b, candidates=5)) == as_list(plain.match(a, b, candidates=None))
@@ -416,7 +407,7 @@ def test_match_around_predicted_places(matcher, matrix, a, patches_b, candidates
 
 
 def test_predicted_places_do_without_descriptors(a, patches_b):
-    plain = make_tiny(descriptor_dim=0)
+    plain = tiny_matcher()
     wanted, got = (plain.match(a, patches_b[:7], k, mutual=False, threshold=0, **NEAR) for k in (None, 1))
     assert as_list(got) == as_list(wanted)
     assert len(got) == 4
@@ -511,6 +502,17 @@ def test_memory_depends_on_the_batch_not_on_the_number(tiny, monkeypatch, batch_
         assert sum(sizes) == 70 + 2 + 70 * 2  # each patch once, each pair once
 
 
+@pytest.mark.parametrize("shape", [(64, 2), (2, 64)])
+def test_tiles_of_a_narrow_matrix_are_full(tiny, monkeypatch, shape):
+    a, b = (np.zeros((count, 64, 64), np.uint8) for count in shape)
+    relate_all, tiles = tiny._inference.relate_all, []
+    monkeypatch.setattr(
+        tiny._inference, "relate_all", lambda x, y: tiles.append(len(x[0]) * len(y[0])) or relate_all(x, y)
+    )
+    tiny.score_matrix(a, b)
+    assert tiles == [16] * 8
+
+
 @pytest.mark.parametrize("shape", [(50, 2), (2, 50)])
 @pytest.mark.parametrize("method", ["score_matrix", "match"])
 def test_all_pairs_keep_the_codes_of_the_smaller_side(tiny, monkeypatch, method, shape):
@@ -563,6 +565,14 @@ def test_overflow_of_float16_is_said(tiny, monkeypatch, a, b):
     for call in (reduced.score, lambda a, b: reduced.match(a, b, 2)):
         with pytest.raises(ValueError, match=r"float16 overflows .* use dtype=torch\.float32"):
             call(a, b)
+
+
+def test_overflow_that_spoils_the_descriptors_is_said(tiny, monkeypatch, a, b):
+    reduced = RRLMatcher(tiny._network, tiny.config, device="cpu", dtype="float16")
+    encode = reduced._inference.encode
+    monkeypatch.setattr(reduced._inference, "encode", lambda *args: [m + torch.inf for m in encode(*args)])
+    with pytest.raises(ValueError, match="float16 overflows"):
+        reduced.match(a, b, 2)
 
 
 def test_lists_are_converted_batch_by_batch(tiny, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rrl_match import extract_patches, percentile_range
-from rrl_match.patches import PatchSource
+from rrl_match.patches import PatchSource, as_frames
 
 CPU = torch.device("cpu")
 PLAIN = np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8)
@@ -478,6 +478,27 @@ def test_frames_far_outside(far):
     assert not valid.any()
 
 
+@pytest.mark.parametrize(
+    "keypoints",
+    [
+        lafs([(75, 70)], [[np.nan, 0], [0, 1]]),
+        torch.from_numpy(lafs([(75, 70)], [[1, np.inf], [0, 1]])),
+        [cv2.KeyPoint(75.0, 70.0, float("nan"))],
+        [cv2.KeyPoint(75.0, 70.0, 31.0, float("nan"))],
+    ],
+)
+def test_frames_that_are_not_finite(keypoints):
+    """Nothing would be cut of them, and what memory held come back."""
+    with pytest.raises(ValueError, match="keypoints holds NaN or infinite"):
+        extract_patches(PICTURE, keypoints, upright=False)
+
+
+def test_frames_of_doubles_keep_their_resolution():
+    far = 2.0**24 + 0.5  # between two pixels, where float32 has none
+    frames = torch.from_numpy(lafs([(far, 0)], np.eye(2)))
+    assert as_frames(frames, "keypoints", 64)[0, 0, 2] == far
+
+
 def test_places_have_no_frame():
     with pytest.raises(ValueError, match=r"keypoints must be LAFs .* upright=False"):
         extract_patches(PICTURE, POINTS, upright=False)
@@ -534,8 +555,9 @@ def test_patch_size(size):
 
 @pytest.mark.parametrize("size", [0, -2, 63, 64.0, "64", None])
 def test_bad_patch_size(size):
-    with pytest.raises((TypeError, ValueError), match="patch_size must be"):
-        extract_patches(PICTURE, POINTS, patch_size=size)
+    for keypoints, upright in ((POINTS, True), (lafs(POINTS, np.eye(2)), False)):
+        with pytest.raises((TypeError, ValueError), match="patch_size must be"):
+            extract_patches(PICTURE, keypoints, patch_size=size, upright=upright)
 
 
 @pytest.mark.parametrize(
@@ -653,6 +675,9 @@ def test_percentiles_leave_out_what_is_not_finite():
         (np.zeros((0, 4), np.uint8), 1, 99, ValueError, "no finite value"),
         (np.zeros((4, 4), np.uint8), 99, 1, ValueError, "percentiles"),
         (np.zeros((4, 4), np.uint8), 0.5, 101, ValueError, "percentiles"),
+        (np.zeros((4, 4), np.uint8), "1", 99, ValueError, "percentiles"),
+        (np.ma.masked_less(np.zeros((4, 4)), 1), 1, 99, TypeError, r"masked array.*compressed"),
+        (torch.zeros(4, 4).to_sparse(), 1, 99, TypeError, "image must be a dense tensor"),
     ],
 )
 def test_percentiles_of_what_is_none(image, low, high, error, message):

@@ -9,13 +9,13 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from networks import TINY
 from safetensors.torch import load_file, save_file
 
 from rrl_match import ModelConfig, RRLMatcher, RRLMatchError, WeightsError, WeightsNotFoundError, pretrained
-from rrl_match.modeling import RRLNet, RRLNetConfig
+from rrl_match.modeling import RRLNet
 from rrl_match.pretrained import find_folder, load_folder, save_folder
 
-TINY = RRLNetConfig(encoder_channels=(2,) * 5, metric_channels=(2,) * 5, hidden=(2,))
 NAME = "metric.head.2.weight"  # (2, 2)
 
 

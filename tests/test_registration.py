@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from networks import tiny_matcher
 
-from rrl_match import Matches, ModelConfig, Registration, RRLMatcher, register
-from rrl_match.modeling import RRLNet, RRLNetConfig
-from rrl_match.registration import _apply, _doubts, _enlarged, _fit, _jacobian, _peaks, _shown
+from rrl_match import Matches, Registration, RRLMatcher, register
+from rrl_match.registration import _apply, _as_3x3, _doubts, _enlarged, _fit, _jacobian, _peaks, _Pictures, _Run, _shown
 from rrl_match.training.datasets import hold_back, read_pairs
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -34,7 +34,7 @@ def vis_nir():
 def corner_error(matrix, truth, shape):
     h, w = shape[:2]
     corners = np.array([[0, 0], [w - 1, 0], [0, h - 1], [w - 1, h - 1]], float)
-    estimated, true = (_apply(np.vstack([m, [0, 0, 1]])[:3], corners) for m in (matrix, truth))
+    estimated, true = (_apply(_as_3x3(m), corners) for m in (matrix, truth))
     return np.linalg.norm(estimated - true, axis=1).mean()
 
 
@@ -97,19 +97,39 @@ def test_nothing_to_match_is_refused(small_matcher, case):
     assert len(result.matches) == len(result.keypoints_a) == len(result.inliers) == 0
 
 
+def test_reason_is_that_of_the_last_step(small_matcher, monkeypatch):
+    monkeypatch.setattr(_Run, "_first_pass", lambda *_: np.array([[1.0, 0, 5000], [0, 1, 0], [0, 0, 1]]))
+    noise = np.random.default_rng(0).integers(0, 256, (150, 160), dtype=np.uint8)
+    result = register(small_matcher, noise, noise)
+    assert not result.ok
+    assert "hardly overlap" in result.reason
+
+
+def test_another_default_device_changes_nothing(small_matcher):
+    noise = np.random.default_rng(0).integers(0, 256, (150, 160), dtype=np.uint8)
+    with torch.device("meta"):
+        assert register(small_matcher, noise, noise[::-1], search=[(0, 1)]).reason
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_range_is_that_of_what_is_shown(kind):
+    """A frame with nothing around it, as a warped one has, would be left with a fifteenth of the contrast."""
+    frame = np.zeros((100, 100), np.uint16)
+    frame[20:80, 20:80] = np.linspace(29_000, 31_000, 3600).reshape(60, 60)
+    pictures = _Pictures(frame, kind(frame > 0), None, "b")
+    assert np.ptp(pictures.full[25:75, 25:75]) > 0.8
+    assert pictures.mask.sum() == 3600
+    assert np.isfinite(_Pictures(frame, kind(np.zeros_like(frame, bool)), None, "b").full).all()
+
+
 @pytest.fixture(scope="module")
 def small_matcher():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = RRLNetConfig(64, (2,) * 5, (2,) * 5, (2,), descriptor_dim=8)
-        return RRLMatcher(RRLNet(config).eval(), ModelConfig(("vis", "nir"), 0.999, config), device="cpu")
+    return tiny_matcher(descriptor_dim=8, threshold=0.999)
 
 
 def test_weights_without_descriptors_are_refused():
-    config = RRLNetConfig(64, (2,) * 5, (2,) * 5, (2,))
-    matcher = RRLMatcher(RRLNet(config).eval(), ModelConfig(("vis", "nir"), 0.5, config), device="cpu")
     with pytest.raises(ValueError, match="descriptors"):
-        register(matcher, np.zeros((90, 90), np.uint8), np.zeros((90, 90), np.uint8))
+        register(tiny_matcher(), np.zeros((90, 90), np.uint8), np.zeros((90, 90), np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +142,13 @@ def test_weights_without_descriptors_are_refused():
         ({"value_range": (9, 1)}, ValueError, "value_range for image_a"),
         ({"value_range": (None, (9, 1))}, ValueError, "value_range for image_b"),
         ({"value_range": 7}, TypeError, "value_range"),
-        ({"mask_b": np.ones((3, 3))}, ValueError, "image_b must have its shape"),
+        ({"mask_b": np.ones((3, 3))}, ValueError, r"mask_b must have the shape of image_b, \(90, 90\), got \(3, 3\)"),
+        ({"mask_a": "all"}, ValueError, "mask_a must have the shape"),
+        ({"search": None}, TypeError, "search must be pairs"),
+        ({"search": [5]}, TypeError, "search must be pairs"),
+        ({"search": [(0, 0)]}, ValueError, "search must be .* positive scale"),
+        ({"search": [(np.nan, 1)]}, ValueError, "search must be .* finite"),
+        ({"search": []}, ValueError, "search must be one or more"),
     ],
 )
 def test_mistakes_are_named(small_matcher, arguments, error, message):

@@ -70,19 +70,9 @@ def test_overfits_one_batch(patches_a, patches_b, name):
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
 
 
-def test_command_prints_figures(tmp_path, pictures, patches_a, patches_b):
-    n = len(patches_a)
-    pairs = np.array([(k, k) for k in range(n)] + [(k, (k + 1) % n) for k in range(n)], np.int32)
-    np.savez(
-        tmp_path / "places.npz",
-        patches_a=patches_a,
-        patches_b=patches_b,
-        category=np.array(["x"] * n),
-        pairs=pairs,
-        kind=np.repeat(["match", "random"], n),
-    )
+def test_command_prints_figures(tmp_path, pictures, benchmark_file):
     options = ["--steps", 1, "--places", 4, "--pictures", 2, "--save", tmp_path / "figures.json"]
-    arguments = ["rival", "hardnet", "--data", pictures, "--benchmark", tmp_path / "places.npz", *options]
+    arguments = ["rival", "hardnet", "--data", pictures, "--benchmark", benchmark_file, *options]
     result = typer.testing.CliRunner().invoke(app, [str(a) for a in arguments])
     assert result.exit_code == 0, result.output
     assert "hardnet on places.npz" in result.output

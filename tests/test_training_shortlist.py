@@ -40,16 +40,13 @@ def test_recall_by_hand():
     assert list(result) == ["sea", "wood", "mean"]
 
 
-def test_command_prints_recall(tmp_path, weights_folder, patches_a, patches_b):
-    n = len(patches_a)
-    places = {"patches_a": patches_a, "patches_b": patches_b, "category": np.array(["x"] * n)}
-    np.savez(tmp_path / "places.npz", **places, pairs=np.array([(0, 0), (0, 1)]), kind=np.array(["match", "near"]))
-    arguments = ["--weights", weights_folder, "--benchmark", tmp_path / "places.npz", "--candidates", 3]
-    arguments += ["--candidates", n, "--device", "cpu", "--dtype", "float32"]
+def test_command_prints_recall(weights_folder, benchmark_file):
+    arguments = ["--weights", weights_folder, "--benchmark", benchmark_file, "--candidates", 3, "--candidates", 6]
+    arguments += ["--device", "cpu", "--dtype", "float32"]
     result = typer.testing.CliRunner().invoke(app, ["recall", *map(str, arguments)])
     assert result.exit_code == 0, result.output
     line = result.output.splitlines()[2].split()
-    assert line[:2] == ["x", str(n)]
+    assert line[:2] == ["forest", "6"]
     assert float(line[2]) <= float(line[4])  # at 3: of A, of either
     assert line[3] == line[5] == "100.00"
 

@@ -241,7 +241,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         app()
-    except (RRLMatchError, ValueError, ImportError) as error:
+    except (RRLMatchError, ValueError, OSError, ImportError) as error:
         raise SystemExit(f"error: {error}") from error
 
 

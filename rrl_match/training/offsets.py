@@ -1,4 +1,4 @@
-"""How the score falls off when the second patch is cut beside its true place: what a registration leans on."""
+"""How the score falls off when one of the patches is cut beside its true place: what a registration leans on."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def score_over_offset(
     Args:
         pairs: as :func:`~rrl_match.training.datasets.read_pairs` gives them.
         reach, step: offsets from -reach to reach, in pixels of band B.
-        places: in all; fewer where the pictures have no more that lie `reach` inside.
+        places: in all, rounded up to equally many of each picture; fewer where one has no more that lie `reach` inside.
 
     Raises:
         DataError: no picture has such a place.

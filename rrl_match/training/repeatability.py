@@ -33,6 +33,7 @@ def repeatability(
     Each picture's strongest keypoints are taken where the other shows the place as well.
 
     Args:
+        pairs: as :func:`~rrl_match.training.datasets.read_pairs` gives them.
         counts: of keypoints, in each picture.
         tolerance: pixels of B that a keypoint of B may lie from the true place.
         spacing: pixels between keypoints of a picture, at the least.

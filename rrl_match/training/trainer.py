@@ -134,9 +134,10 @@ class Trainer:
     # One phase
 
     def _run_phase(self, name: str, phase: Phase, model: nn.Module, first: int, state: dict[str, Any] | None) -> None:
+        whole = model is self.model  # the whole graph, which alone can score pairs, or the encoders
         optimizer = self._optimizer(phase, model)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, phase.rate)
-        if model is self.model and self.recipe.ema_decay:
+        if whole and self.recipe.ema_decay:
             self.average = AveragedModel(self.model.network, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.ema_decay))
         if state and state["phase"] == name:
             optimizer.load_state_dict(state["optimizer"])
@@ -144,7 +145,7 @@ class Trainer:
             if self.average:
                 self.average.load_state_dict(state["average"])
         model, optimizer = self.accelerator.prepare(model.train(), optimizer)
-        terms_of = self._training_step if name == "training" else self._pretraining_step
+        terms_of = self._training_step if whole else self._pretraining_step
         is_main, last = self.accelerator.is_main_process, first + phase.steps
         writer = SummaryWriter(str(self.out), purge_step=self.done + 1) if is_main else None
         steps = range(self.done, last)
@@ -170,7 +171,7 @@ class Trainer:
                 places = len(batch.picture) * self.accelerator.num_processes
                 bar.set_postfix(loss=values["loss"], places_s=round(places / elapsed), refresh=False)
                 self._log(writer, name, {"seconds": round(self.seconds, 1), **values})
-                if name == "training" and (self.done == last or self.done % self.validate_every == 0):
+                if whole and (self.done == last or self.done % self.validate_every == 0):
                     self._validate(writer)
                 if self.done == last or self.done % self.checkpoint_every == 0:
                     self._write_checkpoint(name, optimizer, schedule)
