@@ -26,9 +26,7 @@ def train(
     seed: int = 0,
     precision: Annotated[str, typer.Option(help="bf16 or fp32.")] = "bf16",
     device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
-    compile: Annotated[
-        bool, typer.Option(help="Compile all but the heads; needs a C++ compiler on a CPU.")
-    ] = False,
+    compile: Annotated[bool, typer.Option(help="Compile all but the heads; needs a C++ compiler on a CPU.")] = False,
     start: Annotated[str | None, typer.Option(help="Weights to start from: a name or a folder.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the main phase, instead of the recipe's.")] = None,
     pretraining_steps: Annotated[int | None, typer.Option(help="Steps of pretraining; 0 leaves it out.")] = None,
