@@ -139,14 +139,16 @@ def onednn_fuses(dtype: torch.dtype) -> bool:
     bias = numbers[:6].to(dtype)
     expected = F.leaky_relu(F.conv2d(x.float(), weight.float(), bias.float(), padding=1), -0.1)
     try:
-        got = _convolve_packed(x, _pack(weight, 1), bias, 1, -0.1).float()
+        got = _convolve_packed(x, _pack(weight, 1, 6), bias, 1, -0.1).float()
     except (AttributeError, RuntimeError, TypeError):
         return False
     return got.shape == expected.shape and bool((got - expected).abs().max() < 0.1)
 
 
-def _pack(weight: Tensor, padding: int) -> Tensor:
-    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, [padding] * 2, [1, 1], [1, 1], 1, None)
+def _pack(weight: Tensor, padding: int, size: int) -> Tensor:
+    # without the size oneDNN guesses, and packs once more at each call where it guessed wrong
+    shape = [1, weight.shape[1], size, size]
+    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, [padding] * 2, [1, 1], [1, 1], 1, shape)
     return packed
 
 
@@ -163,6 +165,7 @@ class FusedConv(nn.Module):
 
     Args:
         unit: with LeakyReLU or Sigmoid at its end.
+        size: height and width of the maps it will see; others give the same, slower.
         packed: whether to let oneDNN pack the weights.
         of_interaction: give the absolute value of the LeakyReLU, or one minus the sigmoid, see :data:`Sides`.
 
@@ -172,7 +175,7 @@ class FusedConv(nn.Module):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, unit: ConvUnit, packed: bool, of_interaction: bool = False) -> None:
+    def __init__(self, unit: ConvUnit, size: int, packed: bool, of_interaction: bool = False) -> None:
         super().__init__()
         self.slope = unit.activation.negative_slope if isinstance(unit.activation, nn.LeakyReLU) else None
         weight, bias = unit.conv.weight.detach(), unit.conv.bias.detach()  # type: ignore[union-attr]
@@ -181,7 +184,7 @@ class FusedConv(nn.Module):
         elif of_interaction:
             weight, bias = -weight, -bias  # 1 - sigmoid(x) is sigmoid(-x)
         self.padding = unit.conv.kernel_size[0] // 2
-        self.packed = _pack(weight, self.padding) if packed else None
+        self.packed = _pack(weight, self.padding, size) if packed else None
         self.register_buffer("weight", None if packed else weight)
         self.register_buffer("bias", bias)
 
@@ -251,9 +254,12 @@ class FusedEncoder(nn.Module):
     def __init__(self, encoder: ALFE, patch_size: int, packed: bool) -> None:
         super().__init__()
         stages: Any = encoder.stages
-        self.convs = nn.ModuleList(FusedConv(stage.unit, packed) for stage in stages)
+        sizes = [patch_size >> k for k in range(len(stages))]
+        # the convolution comes before the pooling
+        before = patch_size, *sizes[:-1]
+        self.convs = nn.ModuleList(FusedConv(stage.unit, s, packed) for stage, s in zip(stages, before, strict=True))
         self.attentions = nn.ModuleList(
-            FusedMGLA(stage.attention, stage.unit.conv.out_channels, patch_size >> k) for k, stage in enumerate(stages)
+            FusedMGLA(stage.attention, stage.unit.conv.out_channels, s) for stage, s in zip(stages, sizes, strict=True)
         )
 
     def forward(self, patches: Tensor) -> list[Tensor]:
@@ -269,12 +275,17 @@ class FusedRelation(nn.Module):
 
     def __init__(self, network: RRLNet, packed: bool) -> None:
         super().__init__()
+        stages: Any = network.metric.stages
+        sizes = [network.config.patch_size >> k for k in range(len(stages))]
         for band in "ab":
             for what in ("value", "gate"):
                 units = (getattr(fil, f"{what}_{band}") for fil in network.interactions)
-                self.add_module(f"{what}s_{band}", nn.ModuleList(FusedConv(u, packed, True) for u in units))
-        stages: Any = network.metric.stages
-        self.stages = nn.ModuleList(nn.Sequential(*(FusedConv(unit, packed) for unit in stage)) for stage in stages)
+                convs = (FusedConv(unit, s, packed, True) for unit, s in zip(units, sizes, strict=True))
+                self.add_module(f"{what}s_{band}", nn.ModuleList(convs))
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(FusedConv(unit, s, packed) for unit in stage))
+            for stage, s in zip(stages, sizes, strict=True)
+        )
 
     def sides(self, maps: Sequence[Tensor], band: str) -> Sides:
         """What maps of N patches of a band bring to the interaction with the other."""

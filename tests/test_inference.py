@@ -52,7 +52,7 @@ def test_convolution(packed, kernel_size, activation, of_interaction):
         expected = unit(x)
         if of_interaction:
             expected = expected.abs() if isinstance(activation, torch.nn.LeakyReLU) else 1 - expected
-        fused = FusedConv(unit, packed, of_interaction)
+        fused = FusedConv(unit, 8, packed, of_interaction)
         torch.testing.assert_close(fused(x), expected, rtol=0, atol=1e-6)
         assert fused(x[:0]).shape == (0, 5, 8, 8)
 
