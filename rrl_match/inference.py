@@ -15,7 +15,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +26,7 @@ from rrl_match.modeling import RRLNet
 from rrl_match.modeling.attention import MGLA
 from rrl_match.modeling.blocks import ConvUnit
 from rrl_match.modeling.encoder import ALFE
-
-# What one band brings to the interaction of a stage: |values| and 1 - gates, (..., C, H, W) each. Of FIL's private
-# features, |value * gate - value| is |value| * (1 - gate), so that a pair costs one product a band.
-Sides: TypeAlias = list[tuple[Tensor, Tensor]]
+from rrl_match.modeling.interaction import FIL
 
 OPTIMIZE = ("auto", "eager", "compile")
 
@@ -139,14 +136,16 @@ def onednn_fuses(dtype: torch.dtype) -> bool:
     bias = numbers[:6].to(dtype)
     expected = F.leaky_relu(F.conv2d(x.float(), weight.float(), bias.float(), padding=1), -0.1)
     try:
-        got = _convolve_packed(x, _pack(weight, 1), bias, 1, -0.1).float()
+        got = _convolve_packed(x, _pack(weight, 1, 6), bias, 1, -0.1).float()
     except (AttributeError, RuntimeError, TypeError):
         return False
     return got.shape == expected.shape and bool((got - expected).abs().max() < 0.1)
 
 
-def _pack(weight: Tensor, padding: int) -> Tensor:
-    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, [padding] * 2, [1, 1], [1, 1], 1, None)
+def _pack(weight: Tensor, padding: int, size: int) -> Tensor:
+    # without the size oneDNN guesses, and packs once more at each call where it guessed wrong
+    shape = [1, weight.shape[1], size, size]
+    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, [padding] * 2, [1, 1], [1, 1], 1, shape)
     return packed
 
 
@@ -163,8 +162,9 @@ class FusedConv(nn.Module):
 
     Args:
         unit: with LeakyReLU or Sigmoid at its end.
+        size: height and width of the maps it will see; others give the same, slower.
         packed: whether to let oneDNN pack the weights.
-        of_interaction: give the absolute value of the LeakyReLU, or one minus the sigmoid, see :data:`Sides`.
+        of_interaction: give the absolute value of the LeakyReLU, or one minus the sigmoid.
 
     Shape: (N, in_channels, H, W) to (N, out_channels, H, W), channels-last.
     """
@@ -172,7 +172,7 @@ class FusedConv(nn.Module):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, unit: ConvUnit, packed: bool, of_interaction: bool = False) -> None:
+    def __init__(self, unit: ConvUnit, size: int, packed: bool, of_interaction: bool = False) -> None:
         super().__init__()
         self.slope = unit.activation.negative_slope if isinstance(unit.activation, nn.LeakyReLU) else None
         weight, bias = unit.conv.weight.detach(), unit.conv.bias.detach()  # type: ignore[union-attr]
@@ -181,7 +181,7 @@ class FusedConv(nn.Module):
         elif of_interaction:
             weight, bias = -weight, -bias  # 1 - sigmoid(x) is sigmoid(-x)
         self.padding = unit.conv.kernel_size[0] // 2
-        self.packed = _pack(weight, self.padding) if packed else None
+        self.packed = _pack(weight, self.padding, size) if packed else None
         self.register_buffer("weight", None if packed else weight)
         self.register_buffer("bias", bias)
 
@@ -251,9 +251,12 @@ class FusedEncoder(nn.Module):
     def __init__(self, encoder: ALFE, patch_size: int, packed: bool) -> None:
         super().__init__()
         stages: Any = encoder.stages
-        self.convs = nn.ModuleList(FusedConv(stage.unit, packed) for stage in stages)
+        sizes = [patch_size >> k for k in range(len(stages))]
+        # the convolution comes before the pooling
+        before = patch_size, *sizes[:-1]
+        self.convs = nn.ModuleList(FusedConv(stage.unit, s, packed) for stage, s in zip(stages, before, strict=True))
         self.attentions = nn.ModuleList(
-            FusedMGLA(stage.attention, stage.unit.conv.out_channels, patch_size >> k) for k, stage in enumerate(stages)
+            FusedMGLA(stage.attention, stage.unit.conv.out_channels, s) for stage, s in zip(stages, sizes, strict=True)
         )
 
     def forward(self, patches: Tensor) -> list[Tensor]:
@@ -264,27 +267,45 @@ class FusedEncoder(nn.Module):
         return maps
 
 
+class FusedFIL(nn.Module):
+    """The factors of :class:`FIL`'s private features, |value * gate - value| = |value| * (1 - gate).
+
+    Those of a patch are the same in all its pairs, and a pair costs one product a band.
+    """
+
+    def __init__(self, interaction: FIL, size: int, packed: bool) -> None:
+        super().__init__()
+        self.value_a = FusedConv(interaction.value_a, size, packed, of_interaction=True)
+        self.rest_a = FusedConv(interaction.gate_a, size, packed, of_interaction=True)
+        self.value_b = FusedConv(interaction.value_b, size, packed, of_interaction=True)
+        self.rest_b = FusedConv(interaction.gate_b, size, packed, of_interaction=True)
+
+    def forward(self, map_a: Tensor, map_b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Band A's |value| and 1 - gate, then band B's, each of its map's shape."""
+        return self.value_a(map_a), self.rest_a(map_a), self.value_b(map_b), self.rest_b(map_b)
+
+
 class FusedRelation(nn.Module):
     """FIL of all stages and the metric network, without its head."""
 
     def __init__(self, network: RRLNet, packed: bool) -> None:
         super().__init__()
-        for band in "ab":
-            for what in ("value", "gate"):
-                units = (getattr(fil, f"{what}_{band}") for fil in network.interactions)
-                self.add_module(f"{what}s_{band}", nn.ModuleList(FusedConv(u, packed, True) for u in units))
+        interactions: Any = network.interactions
         stages: Any = network.metric.stages
-        self.stages = nn.ModuleList(nn.Sequential(*(FusedConv(unit, packed) for unit in stage)) for stage in stages)
+        sizes = [network.config.patch_size >> k for k in range(len(stages))]
+        self.interactions = nn.ModuleList(FusedFIL(fil, s, packed) for fil, s in zip(interactions, sizes, strict=True))
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(FusedConv(unit, s, packed) for unit in stage))
+            for stage, s in zip(stages, sizes, strict=True)
+        )
 
-    def sides(self, maps: Sequence[Tensor], band: str) -> Sides:
-        """What maps of N patches of a band bring to the interaction with the other."""
-        values, gates = getattr(self, f"values_{band}"), getattr(self, f"gates_{band}")
-        return [(value(x), gate(x)) for value, gate, x in zip(values, gates, maps, strict=True)]
-
-    def deepest(self, sides_a: Sides, sides_b: Sides) -> Tensor:
-        """Sides whose leading axes broadcast, of P pairs in all, to the metric network's deepest map (P, C, s, s)."""
+    def forward(self, maps_a: Sequence[Tensor], maps_b: Sequence[Tensor], of_all: bool = False) -> Tensor:
+        """Maps of P pairs, or of N and M patches that make P = N * M, to the deepest map (P, C, s, s)."""
         x: Tensor | None = None
-        for stage, (value_a, rest_a), (value_b, rest_b) in zip(self.stages, sides_a, sides_b, strict=True):
+        for interaction, stage, a, b in zip(self.interactions, self.stages, maps_a, maps_b, strict=True):
+            value_a, rest_a, value_b, rest_b = interaction(a, b)
+            if of_all:
+                value_a, rest_a, value_b, rest_b = value_a[:, None], rest_a[:, None], value_b[None], rest_b[None]
             if torch.compiler.is_compiling():  # which does by itself what is done below
                 private = value_a * rest_b, value_b * rest_a
                 x = stage(torch.cat(private if x is None else (pool(x), *private), 1))
@@ -306,9 +327,6 @@ class FusedRelation(nn.Module):
                 pool(x, out=joined[:, :own])
             x = stage(joined)
         return x  # type: ignore[return-value]
-
-    def forward(self, maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]) -> Tensor:
-        return self.deepest(self.sides(maps_a, "a"), self.sides(maps_b, "b"))
 
 
 class Compiled:
@@ -350,6 +368,15 @@ class Compiled:
         return self._eager(*inputs)
 
 
+def keep_freed_memory() -> None:
+    """Let glibc's malloc keep what a batch frees for the next, up to 62 MB, as it does in programs with large arrays.
+
+    It gives freed memory back beyond twice the largest block that was freed so far, up to 32 MB; zeroed anew at each
+    batch, that memory took a tenth of the time. Other allocators are not affected.
+    """
+    torch.empty(31 << 20, dtype=torch.uint8, device="cpu")
+
+
 class InferenceRRLNet:
     """An :class:`RRLNet` made ready to score: same results up to the rounding of `dtype`.
 
@@ -363,6 +390,7 @@ class InferenceRRLNet:
 
     def __init__(self, network: RRLNet, device: torch.device, dtype: torch.dtype, optimize: str = "auto") -> None:
         self.device, self.dtype, self.config = device, dtype, network.config
+        keep_freed_memory()
         folded = fold_norms(network).to(device, torch.float32)
         self._prepare = folded.prepare
         self._head = copy.deepcopy(folded.metric.head)
@@ -409,9 +437,7 @@ class InferenceRRLNet:
         What depends on one patch alone is computed once for it, instead of once for each pair.
         """
         with self._computing():
-            sides_a = [(v[:, None], r[:, None]) for v, r in self._relation.sides(maps_a, "a")]
-            sides_b = [(v[None], r[None]) for v, r in self._relation.sides(maps_b, "b")]
-            scores = self._scores(self._relation.deepest(sides_a, sides_b))
+            scores = self._scores(self._relation(maps_a, maps_b, of_all=True))
             return scores.view(len(maps_a[0]), len(maps_b[0]))
 
     def _scores(self, deepest: Tensor) -> Tensor:

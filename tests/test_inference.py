@@ -6,7 +6,10 @@ import copy
 import logging
 import multiprocessing
 import pickle
+import platform
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -52,7 +55,7 @@ def test_convolution(packed, kernel_size, activation, of_interaction):
         expected = unit(x)
         if of_interaction:
             expected = expected.abs() if isinstance(activation, torch.nn.LeakyReLU) else 1 - expected
-        fused = FusedConv(unit, packed, of_interaction)
+        fused = FusedConv(unit, 8, packed, of_interaction)
         torch.testing.assert_close(fused(x), expected, rtol=0, atol=1e-6)
         assert fused(x[:0]).shape == (0, 5, 8, 8)
 
@@ -104,6 +107,32 @@ def test_onednn_that_does_not_work_is_not_used(monkeypatch):
         assert not onednn_fuses(torch.float32)
     finally:
         onednn_fuses.cache_clear()
+
+
+MAPPED = """
+import ctypes, sys
+import torch
+from rrl_match.inference import keep_freed_memory
+
+Counts = type("Counts", (ctypes.Structure,), {"_fields_": [(str(k), ctypes.c_size_t) for k in range(10)]})
+mallinfo = ctypes.CDLL(None).mallinfo2
+mallinfo.restype = Counts
+if sys.argv[1:]:
+    keep_freed_memory()
+before = getattr(mallinfo(), "4")  # hblkhd, bytes mapped for large blocks, each of which is given back once freed
+block = torch.empty(20 << 20, dtype=torch.uint8)
+print(getattr(mallinfo(), "4") - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver() < ("glibc", "2.33"), reason="not glibc, or one without mallinfo2")
+def test_freed_memory_is_kept_for_the_next_batch():
+    run = [sys.executable, "-c", MAPPED]
+    kept, given_back = (
+        int(subprocess.run([*run, *how], capture_output=True, text=True, check=True).stdout) for how in (["kept"], [])
+    )
+    assert kept == 0
+    assert given_back >= 20 << 20
 
 
 # compiled

@@ -73,6 +73,7 @@ def evaluate(
     benchmark: Annotated[Path, typer.Option(help=".npz with patches_a, patches_b, category, pairs and kind.")],
     device: str = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    optimize: Annotated[str, typer.Option(help="auto, eager or compile, as RRLMatcher takes it.")] = "auto",
     save: Annotated[Path | None, typer.Option(help="Write the figures as JSON as well.")] = None,
 ) -> None:
     """Print FPR95 by category, in percent, and other figures of weights on a patch benchmark."""
@@ -80,9 +81,10 @@ def evaluate(
     from rrl_match.training.evaluation import Benchmark
     from rrl_match.training.evaluation import evaluate as figures_of
 
-    matcher = RRLMatcher.from_pretrained(weights, device=device, dtype=dtype)
+    matcher = RRLMatcher.from_pretrained(weights, device=device, dtype=dtype, optimize=optimize)
     result = figures_of(matcher, Benchmark.load(benchmark), progress=True)
-    _show(f"{weights} on {benchmark.name}, {matcher.dtype} on {matcher.device}", result, save)
+    how = f"{matcher.dtype} on {matcher.device}, optimize={matcher.optimize}"
+    _show(f"{weights} on {benchmark.name}, {how}", result, save)
 
 
 @app.command()
