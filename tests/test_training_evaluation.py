@@ -76,6 +76,10 @@ def write_array(path):
         np.save(file, PATCHES)
 
 
+def write_with(**other):
+    return lambda path: np.savez(path, **vars(benchmark([(0, 0), (0, 1)], ["match", "random"])) | other)
+
+
 def write_flipped_bytes(path):
     arrays = vars(benchmark([(0, 0)], ["match"])) | {"patches_a": np.random.default_rng(0).bytes(64 * 64)}
     np.savez_compressed(path, **arrays)
@@ -91,13 +95,33 @@ def write_flipped_bytes(path):
         lambda path: path.write_bytes(b""),
         lambda path: path.write_text("patches"),
         lambda path: np.savez(path, patches_a=PATCHES, patches_b=PATCHES),
-        lambda path: np.savez(path, **vars(benchmark([(0, 0)], ["match"])) | {"kind": np.array([None])}),
+        write_with(kind=np.array([None])),
+        write_with(patches_a=np.array(0)),
+        write_with(patches_b=np.array(0)),
+        write_with(pairs=np.zeros((2, 2))),
+        write_with(pairs=np.zeros((2, 3), int)),
+        write_with(pairs=np.full((2, 2), 4)),
         lambda path: zipfile.ZipFile(path, "w").close(),
         write_cut_off,
         write_array,
         write_flipped_bytes,
     ],
-    ids=["missing", "empty", "text", "arrays missing", "pickled", "empty zip", "cut off", "npy", "flipped bytes"],
+    ids=[
+        "missing",
+        "empty",
+        "text",
+        "arrays missing",
+        "pickled",
+        "no array of patches a",
+        "no array of patches b",
+        "pairs not integers",
+        "triples",
+        "pairs of patches that are not there",
+        "empty zip",
+        "cut off",
+        "npy",
+        "flipped bytes",
+    ],
 )
 def test_file_that_is_no_benchmark(tmp_path, write):
     path = tmp_path / "broken.npz"

@@ -51,13 +51,17 @@ class Benchmark:
         try:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
                 read = cls(*(arrays[name] for name in ("patches_a", "patches_b", "category", "pairs", "kind")))
+            n, p = len(read.patches_a), len(read.pairs)
         except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"{path} is not a patch benchmark: {error}") from error
-        n, p = len(read.patches_a), len(read.pairs)
-        if len(read.patches_b) != n or read.category.shape != (n,) or read.kind.shape != (p,):
+        if read.patches_b.shape[:1] != (n,) or read.category.shape != (n,) or read.kind.shape != (p,):
             raise DataError(f"{path}: patches_a, patches_b and category, or pairs and kind, are not equally many")
-        if read.pairs.shape != (p, 2) or not p or read.pairs.min() < 0 or read.pairs.max() >= n:
-            raise DataError(f"{path}: pairs must have shape (P, 2) and lie in 0..{n - 1}")
+        if read.pairs.dtype.kind not in "iu" or read.pairs.shape != (p, 2) or not p:
+            raise DataError(
+                f"{path}: pairs must be integers of shape (P, 2), got {read.pairs.dtype} {read.pairs.shape}"
+            )
+        if read.pairs.min() < 0 or read.pairs.max() >= n:
+            raise DataError(f"{path}: pairs must lie in 0..{n - 1}")
         if read.kind.dtype.kind != "U" or not {"match"} < set(read.kind.tolist()):
             raise DataError(f"{path}: kind must be text, 'match' for some pairs and the kind of negative for others")
         return read
