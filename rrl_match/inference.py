@@ -390,7 +390,8 @@ class InferenceRRLNet:
 
     def __init__(self, network: RRLNet, device: torch.device, dtype: torch.dtype, optimize: str = "auto") -> None:
         self.device, self.dtype, self.config = device, dtype, network.config
-        keep_freed_memory()
+        if device.type == "cpu":
+            keep_freed_memory()
         folded = fold_norms(network).to(device, torch.float32)
         self._prepare = folded.prepare
         self._head = copy.deepcopy(folded.metric.head)

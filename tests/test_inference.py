@@ -114,14 +114,15 @@ import ctypes, sys
 import torch
 from rrl_match.inference import keep_freed_memory
 
-Counts = type("Counts", (ctypes.Structure,), {"_fields_": [(str(k), ctypes.c_size_t) for k in range(10)]})
+NAMES = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+Counts = type("Counts", (ctypes.Structure,), {"_fields_": [(name, ctypes.c_size_t) for name in NAMES]})
 mallinfo = ctypes.CDLL(None).mallinfo2
 mallinfo.restype = Counts
 if sys.argv[1:]:
     keep_freed_memory()
-before = getattr(mallinfo(), "4")  # hblkhd, bytes mapped for large blocks, each of which is given back once freed
+before = mallinfo().hblkhd  # bytes mapped for large blocks, each of which is given back once freed
 block = torch.empty(20 << 20, dtype=torch.uint8)
-print(getattr(mallinfo(), "4") - before)
+print(mallinfo().hblkhd - before)
 """
 
 
