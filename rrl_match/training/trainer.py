@@ -35,6 +35,7 @@ from rrl_match.training.network import (
     take_rows,
 )
 from rrl_match.training.recipe import Phase, Recipe
+from rrl_match.training.throughput import matrix_rate, step_flops
 from rrl_match.training.validation import ValidationSet
 
 logger = logging.getLogger(__name__)
@@ -144,6 +145,9 @@ class Trainer:
             schedule.load_state_dict(state["schedule"])
             if self.average:
                 self.average.load_state_dict(state["average"])
+        work = step_flops(model, phase.places, self.model.network.config.patch_size)
+        peak = matrix_rate(self.device, self.precision)
+        pairs = phase.places * (2 if whole else 1) * self.accelerator.num_processes
         model, optimizer = self.accelerator.prepare(model.train(), optimizer)
         terms_of = self._training_step if whole else self._pretraining_step
         is_main, last = self.accelerator.is_main_process, first + phase.steps
@@ -168,8 +172,8 @@ class Trainer:
                     self.average.update_parameters(self.model.network)
                 self.done, elapsed = step + 1, time.perf_counter() - began
                 self.seconds += elapsed
-                places = len(batch.picture) * self.accelerator.num_processes
-                bar.set_postfix(loss=values["loss"], places_s=round(places / elapsed), refresh=False)
+                rates = {"pairs_s": round(pairs / elapsed), "of_matrix_rate": f"{work / elapsed / peak:.0%}"}
+                bar.set_postfix(loss=values["loss"], **rates, refresh=False)
                 self._log(writer, name, {"seconds": round(self.seconds, 1), **values})
                 if whole and (self.done == last or self.done % self.validate_every == 0):
                     self._validate(writer)

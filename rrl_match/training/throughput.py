@@ -1,0 +1,46 @@
+"""How much of its device a run uses: floating-point operations of a step against those of plain matrix products."""
+
+from __future__ import annotations
+
+import copy
+import time
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from rrl_match.training.network import TrainingRRLNet
+
+
+def step_flops(model: nn.Module, places: int, size: int) -> int:
+    """Floating-point operations of a training step's products and convolutions, counted without computing any.
+
+    The forward pass is counted, a multiply-add as two, and taken three times: the backward pass does each of its
+    products for the input and for the weights.
+
+    Args:
+        model: takes patches of both bands, (N, 1, S, S), and pairs row n with row n, or as its third argument says.
+        places: N, each in one pair that matches and, where the model scores pairs, in one that does not.
+        size: S, in pixels.
+    """
+    patches = torch.empty(places, 1, size, size, device="meta")
+    model = copy.deepcopy(model).to("meta")  # no values, and nothing compiled
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        if isinstance(model, TrainingRRLNet):
+            model(patches, patches, lambda _: torch.empty(2 * places, 2, dtype=torch.int64, device="meta"))
+        else:
+            model(patches, patches)
+    return 3 * counter.get_total_flops()
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large square matrix product, the fastest of several."""
+    n = 8192 if device.type == "cuda" else 1024
+    a, b = torch.randn(2, n, n, device=device, dtype=dtype)
+    return max(2 * n**3 / _seconds(a, b) for _ in range(5))
+
+
+def _seconds(a: Tensor, b: Tensor) -> float:
+    began = time.perf_counter()
+    (a @ b)[0, 0].item()  # waits for the product
+    return time.perf_counter() - began
