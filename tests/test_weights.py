@@ -28,7 +28,7 @@ def part_of(shared, tmp_path_factory):
 
 @pytest.mark.shared
 @pytest.mark.slow
-@pytest.mark.parametrize(("domain", "random", "near"), [("vis-nir", 4, 6), ("vis-lwir", 3, 4), ("optical-sar", 14, 21)])
+@pytest.mark.parametrize(("domain", "random", "near"), [("vis-nir", 4, 6), ("vis-lwir", 3, 4), ("optical-sar", 8, 13)])
 def test_weights_on_the_benchmark(part_of, domain, random, near):
     result = evaluate(RRLMatcher.from_pretrained(domain, device="cpu"), part_of(domain))
     assert result["random"]["mean"]["FPR95"] < random
@@ -56,12 +56,12 @@ def test_thermal_frames_of_16_bit(part_of):
 @pytest.mark.shared
 @pytest.mark.slow
 def test_radar_in_decibels(part_of):
-    """The benchmark's amplitudes, as decibels: worse, but far from lost."""
+    """The benchmark's amplitudes, as decibels: a little worse."""
     part = part_of("optical-sar", 3000)
     matcher = RRLMatcher.from_pretrained("optical-sar", device="cpu")
     patches_a, patches_b = part.patches_a[part.pairs[:, 0]], part.patches_b[part.pairs[:, 1]]
     decibels = 20 * np.log10(np.maximum(patches_b, 1) / np.float32(255))
     scores = matcher.score(patches_a, decibels, value_range=(None, percentile_range(decibels)))
     result = figures(part, scores)
-    assert result["random"]["mean"]["FPR95"] < 22
-    assert result["near"]["mean"]["FPR95"] < 30
+    assert result["random"]["mean"]["FPR95"] < 10
+    assert result["near"]["mean"]["FPR95"] < 15
