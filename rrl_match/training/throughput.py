@@ -30,7 +30,8 @@ def step_flops(model: nn.Module, places: int, size: int) -> int:
             model(patches, patches, lambda _: torch.empty(2 * places, 2, dtype=torch.int64, device="meta"))
         else:
             model(patches, patches)
-    return 3 * counter.get_total_flops()
+    forward: int = counter.get_total_flops()
+    return 3 * forward
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
