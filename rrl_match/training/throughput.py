@@ -35,7 +35,10 @@ def step_flops(model: nn.Module, places: int, size: int) -> int:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large square matrix product, the fastest of several."""
+    """Floating-point operations a second of a large square matrix product in `dtype`, the fastest of several.
+
+    This is what the device reaches beside whatever else runs on it, not what its maker states.
+    """
     n = 8192 if device.type == "cuda" else 1024
     a, b = torch.randn(2, n, n, device=device, dtype=dtype)
     return max(2 * n**3 / _seconds(a, b) for _ in range(5))
