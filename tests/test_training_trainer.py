@@ -16,6 +16,7 @@ from rrl_match import DataError, RRLMatcher, RRLMatchError
 from rrl_match.modeling import RRLNetConfig
 from rrl_match.pretrained import load_folder
 from rrl_match.training.datasets import read_pairs
+from rrl_match.training.mining import mine_pairs
 from rrl_match.training.recipe import Phase, Recipe
 from rrl_match.training.trainer import Trainer
 
@@ -333,12 +334,32 @@ def test_recipes_of_the_package_load(name, tmp_path):
     assert Recipe.load(tmp_path / "own.json") == recipe
 
 
+def test_share_of_hard_negatives_grows_from_the_first_to_the_last_step():
+    steps = RECIPE.training.steps
+    recipe = replace(RECIPE, hard_negatives=(0.2, 0.8))
+    shares = [recipe.hard_share(step) for step in range(steps)]
+    assert shares == pytest.approx([0.2 + 0.6 * k / (steps - 1) for k in range(steps)])
+    assert recipe.hard_share(steps) == pytest.approx(0.8)  # after the last step, when the norms are settled
+
+
+def test_a_run_mines_by_the_step_of_the_whole_graph(pairs, tmp_path, monkeypatch):
+    seen = []
+
+    def mine(similarity, negative, hard_share, generator):
+        seen.append(hard_share)
+        return mine_pairs(similarity, negative, hard_share, generator)
+
+    monkeypatch.setattr("rrl_match.training.trainer.mine_pairs", mine)
+    make_trainer(pairs, tmp_path, replace(RECIPE, ema_decay=0.0, hard_negatives=(0.0, 0.6))).train()
+    assert seen == pytest.approx([0.0, 0.2, 0.4, 0.6])
+
+
 def test_published_recipe_is_the_published_one():
     recipe = Recipe.load("published")
     assert recipe.optimizer == "nadam"
     assert recipe.training.learning_rate == 2e-4
     assert recipe.pretraining is None
-    assert recipe.hard_negatives == 0
+    assert recipe.hard_negatives == (0, 0)
     assert recipe.losses.metric_stages == recipe.losses.interaction == 1
     assert recipe.losses.pixel == 0.1
     assert recipe.descriptor_dim == RRLNetConfig().descriptor_dim == 0
@@ -377,7 +398,7 @@ def test_unknown_recipe_is_named_with_those_there_are(name):
         json.dumps(MINIMAL | {"learning_rat": 1}),
         json.dumps(MINIMAL | {"geometry": {"zooom": 2}}),
         json.dumps(MINIMAL | {"optimizer": "sgd"}),
-        json.dumps(MINIMAL | {"hard_negatives": 0.5}),
+        json.dumps(MINIMAL | {"hard_negatives": [0, 0.5]}),
         json.dumps(MINIMAL | {"modalities": ["vis"]}),
         json.dumps(MINIMAL | {"modalities": "ab"}),
     ],
@@ -394,6 +415,8 @@ def test_unusable_recipe_is_named(tmp_path, text):
         {"optimizer": "sgd"},
         {"descriptor_dim": 0},
         {"modalities": ("vis",)},
+        {"hard_negatives": 0.5},
+        {"hard_negatives": (0.0, 1.5)},
         {"training": Phase(steps=0, places=4, pictures=2, learning_rate=1e-3)},
         {"training": Phase(steps=4, places=0, pictures=2, learning_rate=1e-3)},
     ],

@@ -19,7 +19,7 @@ RECIPE = Recipe(
     geometry=Geometry(share=0.5, turn=5, zoom=1.1),
     photometry=Photometry(gamma=1.5, noise=0.02, channel_mix=True),
     losses=LossWeights(contrastive=0.5),
-    hard_negatives=0.5,
+    hard_negatives=(0.0, 0.5),
     ema_decay=0.5,
     descriptor_dim=NETWORK.descriptor_dim,
     held_back=2,

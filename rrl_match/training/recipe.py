@@ -96,7 +96,8 @@ class Recipe:
         training: training of the whole graph.
         heads: which stages have auxiliary heads.
         optimizer: "adamw" or, as published, "nadam".
-        hard_negatives: share of non-matching pairs picked as the most alike of the batch; the rest are random.
+        hard_negatives: share of non-matching pairs picked as the most alike of the batch, at the first and the last
+            step of `training` and linear in between; the rest are random.
         standardise: whether the network brings each patch to one mean and contrast first.
         held_back: every n-th training picture is kept for validation and calibration.
     """
@@ -112,7 +113,7 @@ class Recipe:
     optimizer: str = "adamw"
     weight_decay: float = 0.01
     encoder_learning_rate: float = 1.0  # factor on the rate of the encoders in `training`
-    hard_negatives: float = 0.0
+    hard_negatives: tuple[float, float] = (0.0, 0.0)
     negative_distance: float = 24.0  # places of one picture nearer than this, in pixels, are not negatives
     temperature: float = 0.07
     label_smoothing: float = 0.0
@@ -132,16 +133,25 @@ class Recipe:
         for name, phase in (("pretraining", self.pretraining), ("training", self.training)):
             if phase and min(phase.steps, phase.places, phase.pictures) < 1:
                 raise ValueError(f"{name}: steps, places and pictures must be at least 1, got {phase}")
-        if not (0 <= self.hard_negatives <= 1 and 0 <= self.ema_decay < 1 and 0 <= self.label_smoothing < 1):
-            raise ValueError("hard_negatives must lie in [0, 1], ema_decay and label_smoothing in [0, 1)")
+        if not isinstance(self.hard_negatives, tuple) or len(self.hard_negatives) != 2:
+            raise ValueError(f"hard_negatives must be two shares, first and last, got {self.hard_negatives!r}")
+        if not all(0 <= share <= 1 for share in self.hard_negatives):
+            raise ValueError(f"hard_negatives must lie in [0, 1], got {self.hard_negatives}")
+        if not (0 <= self.ema_decay < 1 and 0 <= self.label_smoothing < 1):
+            raise ValueError("ema_decay and label_smoothing must lie in [0, 1)")
         if min(self.negative_distance, self.temperature, self.norm_momentum) <= 0:
             raise ValueError("negative_distance, temperature and norm_momentum must be positive")
         if self.held_back < 2:
             raise ValueError(f"held_back must be at least 2, for every second picture, got {self.held_back}")
         if self.descriptor_dim and not self.losses.contrastive:
             raise ValueError("descriptors need losses.contrastive: without it nothing trains them")
-        if not self.descriptor_dim and (self.pretraining or self.hard_negatives or self.losses.contrastive):
+        if not self.descriptor_dim and (self.pretraining or any(self.hard_negatives) or self.losses.contrastive):
             raise ValueError("pretraining, hard_negatives and losses.contrastive need descriptors: set descriptor_dim")
+
+    def hard_share(self, step: int) -> float:
+        """Share of hard negatives at a step of `training`, counted from 0."""
+        first, last = self.hard_negatives
+        return first + (last - first) * min(1.0, step / max(1, self.training.steps - 1))
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Recipe:
@@ -164,8 +174,9 @@ class Recipe:
                 if values.get(key) is not None:
                     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in values[key].items()}
                     values[key] = kind(**fields)
-            if isinstance(values.get("modalities"), list):
-                values["modalities"] = tuple(values["modalities"])
+            for key in ("modalities", "hard_negatives"):
+                if isinstance(values.get(key), list):
+                    values[key] = tuple(values[key])
             return cls(**values)
         except (AttributeError, TypeError, KeyError, ValueError) as error:
             raise ValueError(f"recipe {path}: {error}") from error

@@ -241,7 +241,8 @@ class Trainer:
         similarity = (
             descriptors[0] @ descriptors[1].T if descriptors else torch.zeros(negative.shape, device=self.device)
         )
-        return mine_pairs(similarity, negative, self.recipe.hard_negatives, generator)
+        step = self.done - (self.recipe.pretraining.steps if self.recipe.pretraining else 0)
+        return mine_pairs(similarity, negative, self.recipe.hard_share(step), generator)
 
     def _autocast(self) -> torch.autocast:
         """For the network and the similarities that pairs are mined by; augmentation and losses are in float32."""
