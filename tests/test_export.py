@@ -13,7 +13,7 @@ import rrl_match.export
 from rrl_match import ModelConfig, RRLMatcher, __version__
 from rrl_match.__main__ import main
 from rrl_match.errors import ExportError
-from rrl_match.export import BOUND, PARTS, export_onnx, export_torch
+from rrl_match.export import BATCHES, BOUND, PARTS, export_onnx, export_torch
 from rrl_match.modeling import RRLNet, RRLNetConfig
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -146,9 +146,12 @@ def test_onnx_by_the_exporter_of_older_pytorch(plain, patches_a, patches_b, tmp_
 
 
 @pytest.mark.parametrize("deviation", [1.5 * BOUND, float("nan")])
-def test_a_file_that_deviates_is_not_kept(plain, tmp_path, monkeypatch, deviation):
+@pytest.mark.parametrize("batch", BATCHES)
+def test_a_file_that_deviates_is_not_kept(plain, tmp_path, monkeypatch, deviation, batch):
     (tmp_path / "scorer.pt2").write_bytes(b"an older one")
-    monkeypatch.setattr(rrl_match.export, "_deviation", lambda *_: deviation)
+    monkeypatch.setattr(
+        rrl_match.export, "_deviation", lambda *arguments: deviation if len(arguments[2][0]) == batch else 0.0
+    )
     with pytest.raises(ExportError, match=rf"scorer.pt2 was not kept: it is {deviation:.2g} off PyTorch"):
         export_torch(plain, tmp_path, ["scorer"])
     assert [path.name for path in tmp_path.iterdir()] == ["scorer.pt2"]
