@@ -14,7 +14,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -351,13 +351,12 @@ class Compiled:
         single = len(first) == 1
         if _is_child or not len(first) or self._run is self._eager:
             return self._eager(*inputs)
-        if self._run is not None and single in self._compiled:
-            return self._run(*inputs)
-        with self._lock:  # two threads would compile the same
+        # two threads would compile the same
+        with nullcontext() if single in self._compiled else self._lock:
             try:
                 if self._run is None:
                     self._run = torch.compile(self._module, fullgraph=True, dynamic=True, options={"freezing": True})
-                result = self._run(*inputs)
+                result = self._run(*inputs)  # also compiles anew where settings have changed
                 self._compiled.add(single)
                 return result
             except torch.cuda.OutOfMemoryError:

@@ -223,6 +223,28 @@ def test_compile_survives_pickling(small, pair):
         assert twin.optimize == "compile"
 
 
+def test_eager_where_compiling_anew_fails(small, pair, monkeypatch, caplog):
+    """As after too many changes of a global setting."""
+    calls = []
+
+    def compiled(module, **kwargs):
+        def run(*inputs):
+            calls.append(module)
+            if calls.count(module) > 1:
+                raise RuntimeError("recompile limit")
+            return module(*inputs)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    matcher = small_compiled()
+    with caplog.at_level(logging.WARNING, "rrl_match"):
+        for _ in range(3):
+            np.testing.assert_allclose(matcher.score(*pair), small.score(*pair), atol=1e-4, rtol=0)
+    assert [r.getMessage() for r in caplog.records] == ["optimize='compile' fell back to eager: recompile limit"] * 3
+    assert len(calls) == 6
+
+
 @pytest.mark.parametrize("where", ["torch.compile", "the first call"])
 def test_eager_where_nothing_can_be_compiled(small, pair, monkeypatch, caplog, where):
     def fail(*args, **kwargs):
