@@ -63,7 +63,7 @@ class RRLMatcher:
 
     Args:
         network: a trained network.
-        config: what goes with it.
+        config: what goes with it; `config.network` must be `network.config`.
         device: "cpu", "cuda", "cuda:1", a ``torch.device``, or "auto" for CUDA where there is one.
         dtype: to compute in: ``torch.float32``, ``bfloat16``, ``float16``, or "auto" for the fastest that the
             device computes natively. Scores are float32 in any case.
@@ -88,6 +88,11 @@ class RRLMatcher:
         optimize: str = "auto",
         card: str = "",
     ) -> None:
+        if config.network != network.config:
+            raise ValueError(
+                f"config.network must be that of the network, {network.config}, got {config.network}: "
+                "pass ModelConfig(..., network=network.config)"
+            )
         self.config = config
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
@@ -444,9 +449,10 @@ class RRLMatcher:
     ) -> Tensor:
         """Scores (P,) on the CPU of pairs (P, 2)."""
         scores = torch.empty(len(pairs), dtype=torch.float32, device=self.device)
+        pairs = pairs.to(self.device)  # all at once: a copy of each batch's would wait for the batch before
 
         def work(start: int, stop: int) -> None:
-            rows_a, rows_b = pairs[start:stop].to(self.device).unbind(1)
+            rows_a, rows_b = pairs[start:stop].unbind(1)
             scores[start:stop] = self._inference.relate([m[rows_a] for m in maps_a], [m[rows_b] for m in maps_b])
 
         self._in_batches(work, len(pairs), batch_size, progress, "scoring")
@@ -484,7 +490,7 @@ class RRLMatcher:
                 columns = [m[start:stop] for m in maps_b]
                 scores[top : top + height, start:stop] = self._inference.relate_all(rows, columns)
 
-            self._in_batches(work, m, size // height)
+            size = height * self._in_batches(work, m, max(1, size // height))
         return self._checked(scores)
 
     def _checked(self, scores: Tensor) -> Tensor:
@@ -508,8 +514,11 @@ class RRLMatcher:
         batch_size: int | None,
         progress: bool = False,
         label: str = "",
-    ) -> None:
-        """Call work(start, stop) for batch after batch of rows 0..count; of half the size once memory runs out."""
+    ) -> int:
+        """Call work(start, stop) for batch after batch of rows 0..count; of half the size once memory runs out.
+
+        Returns the size that it ended with.
+        """
         mind_fork()  # before the patches are converted, which takes several threads as well
         size = self._batch_size(batch_size)
         start = 0
@@ -532,6 +541,7 @@ class RRLMatcher:
                     launched.append(torch.cuda.current_stream(self.device).record_event())
                     if len(launched) > 1:
                         launched.pop(0).synchronize()
+        return size
 
 
 def _checksum(module: nn.Module) -> int:

@@ -116,6 +116,12 @@ class Vicinity(NamedTuple):
         return Vicinity(self.places, self.predicted, self.radius)
 
 
+def similarities(descriptors_a: Tensor, descriptors_b: Tensor) -> Tensor:
+    """Cosines (N, M) of descriptors (N, dim) and (M, dim) of unit length, whatever autocast the caller is in."""
+    with torch.autocast(descriptors_a.device.type, enabled=False):
+        return descriptors_a @ descriptors_b.T
+
+
 def nearest_candidates(
     descriptors_a: Tensor, descriptors_b: Tensor, candidates: int, vicinity: Vicinity | None = None
 ) -> Tensor:
@@ -136,7 +142,7 @@ def nearest_candidates(
     ):
         k = min(candidates, len(others))
         for rows in _blocks(len(queries), len(others)):
-            similarity = queries[rows] @ others.T
+            similarity = similarities(queries[rows], others)
             if around is not None:
                 similarity.masked_fill_(~around.near(rows).to(similarity.device), -torch.inf)
             best = similarity.topk(k, dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -101,7 +102,7 @@ class PatchSource:
     def _check_shape(self, shape: tuple[int, ...], name: str, batched: bool) -> None:
         s = self.size
         accepted = [(s, s), (s, s, 1), (s, s, 3), (1, s, s)]
-        if (shape[1:] if batched else shape) in accepted and (len(shape) > 2 or not batched):
+        if (shape[1:] if batched else shape) in accepted:
             return
         expected = f"({s}, {s}), (N, {s}, {s}), (N, 1, {s}, {s}), (N, {s}, {s}, 1) or (N, {s}, {s}, 3)"
         if len(shape) == 4 and shape[1] == 3:
@@ -119,12 +120,18 @@ class PatchSource:
     def _grey(self, x: Tensor, device: torch.device, name: str) -> Tensor:
         x = x.detach()
         if device.type == "cuda" and x.device.type == "cpu":
-            x = x.pin_memory()  # the copy does not wait for the device, nor does what follows for the copy
-        x = x.to(device, non_blocking=x.device.type == "cpu" and device.type == "cuda")
+            # By way of pinned memory, neither side waits for the other; of our own, as the caller may write to his,
+            # pinned or not, as soon as we return.
+            staged = torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=True).copy_(x)
+            x = staged.to(device, non_blocking=True)
+        else:
+            x = x.to(device)
         integer = x.dtype in _FULL_RANGE
         full_range = _FULL_RANGE.get(x.dtype)
         x = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-        if not integer and x.numel() and not bool(torch.isfinite(x).all()):
+        # infinite or NaN where one value is; fetched at once, as each look waits for the device
+        lowest, highest = (0.0, 0.0) if integer or not x.numel() else torch.stack(torch.aminmax(x)).tolist()
+        if not (math.isfinite(lowest) and math.isfinite(highest)):
             raise ValueError(
                 f"{name} holds NaN or infinite values: replace them, e.g. with numpy.nan_to_num, "
                 "or leave these patches out"
@@ -134,17 +141,17 @@ class PatchSource:
             x = ((x.double() - low) / (high - low)).clamp(0, 1)  # a range of any size and place keeps its resolution
         elif full_range is not None:
             x = x / full_range
-        elif x.numel():
-            low, high = (float(v) for v in torch.aminmax(x))
-            if low < -_ROUNDING or high > 1 + _ROUNDING:
+        else:
+            if lowest < -_ROUNDING or highest > 1 + _ROUNDING:
                 raise ValueError(
-                    f"{name} holds floats from {low:g} to {high:g}, expected [0, 1]: divide by the full range, or pass "
-                    "value_range=(low, high), the values that become black and white"
+                    f"{name} holds floats from {lowest:g} to {highest:g}, expected [0, 1]: divide by the full range, "
+                    "or pass value_range=(low, high), the values that become black and white"
                 )
             x = x.clamp(0, 1)
         x = x.float()
         if x.ndim == 4 and x.shape[-1] == 3 and x.shape[1] != 1:
-            x = x @ torch.tensor(BT601, dtype=x.dtype, device=device)
+            red, green, blue = x.unbind(-1)
+            x = BT601[0] * red + BT601[1] * green + BT601[2] * blue  # a matrix product would heed the caller's autocast
         return x.reshape(len(x), 1, self.size, self.size)
 
 
@@ -253,7 +260,8 @@ def percentile_range(image: NDArray[Any] | Tensor, low: float = 0.5, high: float
         raise TypeError(f"image must be an array or a tensor, uint8, uint16 or floating point, got {what}")
     if not (is_number(low) and is_number(high) and 0 <= low < high <= 100):
         raise ValueError(f"low and high must be percentiles, 0 <= low < high <= 100, got {low!r} and {high!r}")
-    values = image.reshape(-1)[:: max(1, image.size // 1_000_000)]  # a million tell as much as all
+    step = max(1, image.size // 1_000_000)  # a million tell as much as all
+    values = image.reshape(-1)[:: step + (step % 3 == 0)]  # of all three colours
     values = values[np.isfinite(values)].astype(np.float64)
     if not values.size:
         raise ValueError("image has no finite value")

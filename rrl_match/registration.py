@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rrl_match.matcher import Codes, RRLMatcher
-from rrl_match.matching import Matches
+from rrl_match.matching import Matches, similarities
 from rrl_match.patches import as_grey, checked_range, extract_patches, percentile_range, range_per_band
 from rrl_match.refinement import edge_offsets, warped_patches
 
@@ -238,7 +238,7 @@ class _Run:
         angle = math.radians(turn)
         linear = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         codes_a = self._encode(self._warped(level.image_a, points, linear), "a")
-        similarity = codes_a.descriptors @ grid.codes.descriptors.T
+        similarity = similarities(codes_a.descriptors, grid.codes.descriptors)
         nearest = similarity.topk(min(3, len(grid.places)), dim=1).indices.cpu().numpy()
         rows = np.arange(len(points))
         pairs = np.stack([rows.repeat(nearest.shape[1]), nearest.ravel()], 1)
@@ -281,9 +281,11 @@ class _Run:
             if fitted is None or inliers.sum() < max(24, EDGES_AGREE * len(inliers)):
                 return None
             matrix = fitted
-        error = np.linalg.norm(_apply(matrix, found.keypoints_a) - found.keypoints_b, axis=1)
+        inliers = np.linalg.norm(_apply(matrix, found.keypoints_a) - found.keypoints_b, axis=1) < 4.0
+        if _doubts(matrix, found.keypoints_a[inliers], points, found.support, self.a.full.shape):
+            return None
         whole = matrix if self.model == "homography" else matrix[:2]
-        return replace(found, matrix=whole, inliers=error < 4.0)
+        return replace(found, matrix=whole, inliers=inliers)
 
     def _look_around(self, matrix: NDArray[np.float64], level: _Level, radius: float, model: str) -> Registration:
         """Fit anew to where the patches of keypoints are most alike within `radius` of where they are predicted."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from networks import tiny_matcher
 
-from rrl_match import Codes, RRLMatcher, inference
+from rrl_match import Codes, ModelConfig, RRLMatcher, inference
 from rrl_match.modeling import RRLNet
 
 GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))
@@ -184,6 +184,18 @@ def test_any_grad_mode(tiny, a, b, wrapper):
     expected = tiny.score(a, b)
     with wrapper():
         np.testing.assert_array_equal(tiny.score(a, b), expected)
+
+
+def test_autocast_of_the_caller_changes_nothing(tiny, a, b):
+    colour = np.repeat(a[..., None], 3, -1) / 255 * np.array([0.9, 1.0, 0.8])
+
+    def results():
+        return tiny.score(colour, b), tiny.score_matrix(colour, b), tiny.match(colour, b, 2, threshold=0).indices
+
+    expected = results()
+    with torch.autocast("cpu", torch.bfloat16):
+        for got, want in zip(results(), expected, strict=True):
+            np.testing.assert_array_equal(got, want)
 
 
 def test_another_default_dtype_changes_nothing(tiny, a, b):
@@ -673,6 +685,11 @@ def test_attributes(matcher):
     assert matcher.threshold == 0.5
     assert matcher.patch_size == 64
     assert repr(matcher) == "RRLMatcher('vis', 'nir', device='cpu', dtype=torch.float32)"
+
+
+def test_config_of_another_network_is_refused(tiny):
+    with pytest.raises(ValueError, match=r"config.network must be that of the network.*pass ModelConfig"):
+        RRLMatcher(RRLNet(tiny.config.network), ModelConfig(("vis", "nir")), device="cpu")
 
 
 def test_the_given_network_is_left_alone(tiny):

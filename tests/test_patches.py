@@ -650,6 +650,13 @@ def test_percentiles_of_a_narrow_frame_make_its_value_range(kind):
     assert high == pytest.approx(29990, abs=1)
 
 
+@pytest.mark.parametrize("shape", [(1000, 1000), (1080, 1920)])
+def test_percentiles_are_of_all_colours(shape):
+    picture = np.empty((*shape, 3), np.uint16)
+    picture[:] = (1000, 20_000, 50_000)
+    assert percentile_range(picture) == (1000, 50_000)
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
 def test_percentiles_of_a_picture_of_one_value_can_be_used(dtype):
     flat = np.full((64, 64), 200.7, dtype)

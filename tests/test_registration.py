@@ -55,6 +55,21 @@ def test_rendered_pair_is_registered(vis_nir, rendered, model, bound):
 
 
 @pytest.mark.slow
+def test_edges_do_not_undo_what_passed_the_checks(vis_nir, rendered, monkeypatch):
+    """Here they would all agree to shrink the picture to a tenth."""
+
+    def agreed(image_a, image_b, points, predicted, linear, radius):
+        return np.einsum("nij,nj->ni", np.linalg.inv(linear), 0.1 * points - predicted), np.ones(len(points), bool)
+
+    monkeypatch.setattr("rrl_match.registration.edge_offsets", agreed)
+    visible, infrared, truth = rendered
+    result = register(vis_nir, visible, infrared)
+    assert result.ok, result.reason
+    assert corner_error(result.matrix, truth, visible.shape) < 5
+    assert result.inliers.sum() >= 12
+
+
+@pytest.mark.slow
 def test_same_pictures_same_transform(vis_nir, rendered):
     first, again = (register(vis_nir, rendered[0][:200, :240], rendered[1][:330, :370]) for _ in range(2))
     np.testing.assert_array_equal(again.matrix, first.matrix)

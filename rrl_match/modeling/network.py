@@ -89,7 +89,8 @@ def standardise(patches: Tensor) -> Tensor:
     """Patches (N, 1, S, S) brought to mean 0.5 and standard deviation 0.2 each, then cut to [0, 1].
 
     As HardNet's input (Mishchuk et al., 2017), but kept in the range of pictures. Gain and offset of the sensor no
-    longer matter, nor does the range that a 16-bit frame was mapped by; a patch without any contrast stays flat.
+    longer matter, nor does the range that a 16-bit frame was mapped by, unless it leaves a patch a standard deviation
+    near 1e-4; a patch without any contrast stays flat.
     """
     centred = patches - patches.mean((1, 2, 3), keepdim=True)
     deviation = centred.square().mean((1, 2, 3), keepdim=True).sqrt()
