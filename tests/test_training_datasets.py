@@ -1,5 +1,3 @@
-import math
-
 import cv2
 import numpy as np
 import pytest
@@ -85,6 +83,8 @@ def broken(tmp_path_factory):
     cv2.imwrite(str(folder / "wide.png"), textured(120, 112))
     (folder / "noise.png").write_bytes(b"not a picture")
     (folder / "cut.png").write_bytes((folder / "a0.png").read_bytes()[:3000])
+    cv2.imwrite(str(folder / "whole.jpg"), cv2.resize(textured(112, 112), (1120, 1120)), [cv2.IMWRITE_JPEG_QUALITY, 99])
+    (folder / "cut.jpg").write_bytes((folder / "whole.jpg").read_bytes()[:-70_000])
     return folder
 
 
@@ -96,6 +96,7 @@ def broken(tmp_path_factory):
         ("", "not there"),
         ("noise.png", "cannot be read"),
         ("cut.png", "cannot be read"),
+        ("cut.jpg", "cut off"),
         ("small.png", "112 x 95, too small"),
         ("deep.png", "uint16, not 8-bit"),
     ],
@@ -104,6 +105,11 @@ def test_unusable_picture_is_named_with_its_row(broken, key, file, problem):
     write_manifest(broken, [{}, {"pair": "bad", key: file}])
     with pytest.raises(DataError, match=rf"manifest\.csv, line 3 \(bad\): {key} .*{file}.*{problem}"):
         read_pairs(broken)
+
+
+def test_whole_jpeg_is_read(broken):
+    write_manifest(broken, [{"image_a": "whole.jpg", "image_b": "whole.jpg"}])
+    assert read_pairs(broken)[0].image_b.shape == (1120, 1120)
 
 
 @pytest.mark.parametrize(
@@ -333,5 +339,10 @@ def test_draw_spreads_places_over_pictures():
     pictures, counts = batch.picture.unique(return_counts=True)
     assert len(pictures) == 2
     assert counts.tolist() == [5, 5]
-    assert len(sampler.draw(10, 99, Geometry(), generator()).picture) == 4 * math.ceil(10 / 4)
+    assert sampler.draw(10, 99, Geometry(), generator()).picture.unique(return_counts=True)[1].sort()[0].tolist() == [
+        1,
+        3,
+        3,
+        3,
+    ]
     assert len(torch.unique(torch.cat([batch.picture[:, None], batch.position], 1), dim=0)) == 10

@@ -98,7 +98,7 @@ def rival(
     pictures: int = 16,
     learning_rate: float = 1e-3,
     seed: int = 0,
-    device: str = "cpu",
+    device: str = "auto",
     save: Annotated[Path | None, typer.Option(help="Write the figures as JSON as well.")] = None,
 ) -> None:
     """Train another network on the same patches and print its figures on a benchmark, to compare RRL-Net with."""

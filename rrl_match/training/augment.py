@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rrl_match.patches import BT601
+from rrl_match.training.device import to_device
 from rrl_match.training.recipe import Photometry
 
 _BLUR_RADIUS = 4
@@ -32,7 +33,7 @@ _JPEG_TABLE = (
 def to_grey(colour: Tensor, weights: Tensor | None = None) -> Tensor:
     """(N, 3, S, S) to (N, 1, S, S), by BT.601 or by weights (N, 3) that sum to one."""
     if weights is None:
-        weights = torch.tensor(BT601, device=colour.device).expand(len(colour), 3)
+        weights = to_device(torch.tensor(BT601), colour.device).expand(len(colour), 3)
     return torch.einsum("nchw,nc->nhw", colour, weights.to(colour)).unsqueeze(1)
 
 
@@ -56,7 +57,7 @@ def jpeg(patches: Tensor, scale: Tensor) -> Tensor:
     k = torch.arange(8, device=patches.device)
     dct = torch.cos(math.pi * (2 * k[None] + 1) * k[:, None] / 16) * 0.5
     dct[0] /= math.sqrt(2)
-    step = torch.tensor(_JPEG_TABLE, device=patches.device) * scale.clamp(min=1e-4)[:, None, None] / 255
+    step = to_device(torch.tensor(_JPEG_TABLE), patches.device) * scale.clamp(min=1e-4)[:, None, None] / 255
     blocks = patches.reshape(n, size // 8, 8, size // 8, 8).transpose(2, 3)
     coefficients = dct @ blocks @ dct.T
     step = step[:, None, None]
@@ -80,7 +81,7 @@ def augment(patches: Tensor, photometry: Photometry, generator: torch.Generator)
     def draw(low: float, high: float, neutral: float, share: float = photometry.share) -> Tensor:
         """Uniform in low..high for a share of the patches, neutral for the rest: (N,)."""
         value = low + (high - low) * torch.rand(n, generator=generator)
-        return torch.where(torch.rand(n, generator=generator) < share, value, neutral).to(device)
+        return to_device(torch.where(torch.rand(n, generator=generator) < share, value, neutral), device)
 
     def per_pixel(parameter: Tensor) -> Tensor:
         return parameter[:, None, None, None]
@@ -132,4 +133,4 @@ def mixed_grey(colour: Tensor, photometry: Photometry, generator: torch.Generato
     weights = -torch.log(torch.rand(n, 3, generator=generator).clamp(min=1e-6))  # Dirichlet(1, 1, 1)
     weights = weights / weights.sum(1, keepdim=True)
     mixed = torch.rand(n, 1, generator=generator) < photometry.share
-    return to_grey(colour, torch.where(mixed, weights, torch.tensor(BT601)).to(colour.device))
+    return to_grey(colour, to_device(torch.where(mixed, weights, torch.tensor(BT601)), colour.device))

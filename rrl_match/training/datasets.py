@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rrl_match.errors import DataError
+from rrl_match.training.device import to_device
 from rrl_match.training.recipe import Geometry
 
 logger = logging.getLogger(__name__)
@@ -88,6 +89,8 @@ def _read_pair(folder: Path, where: str, row: dict[str, str]) -> PicturePair:
         if not path.is_file():
             raise DataError(f"{where}: {key} {path} is not there")
         picture = cv2.imread(str(path), flag | cv2.IMREAD_ANYDEPTH)
+        if picture is not None and _is_cut_off(path):
+            raise DataError(f"{where}: {key} {path} is a JPEG that was cut off")
         if picture is None:
             raise DataError(f"{where}: {key} {path} cannot be read as a picture")
         if picture.ndim == 3:
@@ -111,6 +114,12 @@ def _read_pair(folder: Path, where: str, row: dict[str, str]) -> PicturePair:
             f"{where}: the pictures differ in size, {a.shape[:2]} and {b.shape[:2]}, yet the matrix is the identity"
         )
     return PicturePair(row["pair"], row["scene"], a, b, a_to_b)
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Whether a JPEG lacks its end marker, what OpenCV passes over and fills with grey."""
+    data = path.read_bytes()
+    return data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-65536:]
 
 
 def find_places(pair: PicturePair, patch_size: int, spacing: int = 12) -> NDArray[np.float32]:
@@ -188,7 +197,7 @@ class PatchSampler:
         self._grid = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1).reshape(-1, 2)  # (S * S, 2) xy
 
     def draw(self, places: int, pictures: int, geometry: Geometry, generator: torch.Generator) -> PatchBatch:
-        """A batch of about `places` places of `pictures` pictures, cut with random `geometry`.
+        """A batch of `places` places of `pictures` pictures, fewer where they have fewer, cut with random `geometry`.
 
         `generator` is a CPU generator: the same state gives the same batch on every device.
         """
@@ -199,22 +208,23 @@ class PatchSampler:
             rows = torch.randperm(len(self.places[k]), generator=generator)[:share]
             picture += [k] * len(rows)
             position.append(self.places[k][rows])
+        picture = picture[:places]
         warp = _draw_warp(len(picture), geometry, generator)
-        return self.cut(torch.tensor(picture), torch.cat(position), warp)
+        return self.cut(torch.tensor(picture), torch.cat(position)[:places], warp)
 
     def cut(self, picture: Tensor, centre: Tensor, warp: Warp | None = None) -> PatchBatch:
         """Patches of both bands at places of band B's pictures.
 
         Args:
-            picture: (N,) int64, row of `pairs`.
+            picture: (N,) int64, row of `pairs`; all arguments on the CPU.
             centre: (N, 2) xy in band B; the patch covers [x - S/2, x + S/2).
             warp: changes, each left out where it would make a patch leave its picture.
         """
-        picture, centre = picture.to(self.device), centre.to(self.device)
+        picture, centre = to_device(picture, self.device), to_device(centre, self.device)
         at_b = centre[:, None] - 0.5 + self._grid
         at_a = self._to_a(picture, at_b)
         if warp is not None:
-            warp = Warp(*(parameter.to(self.device) for parameter in warp))
+            warp = Warp(*(to_device(parameter, self.device) for parameter in warp))
             moved = (centre + warp.jitter)[:, None] - 0.5
             tilt = 1 + (self._grid * warp.perspective[:, None]).sum(-1, keepdim=True)
             grid_a = self._grid @ warp.relative.mT / tilt + warp.shift[:, None]

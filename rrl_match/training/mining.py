@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rrl_match.training.device import to_device
+
 
 def surely_different(picture: Tensor, position: Tensor, distance: float) -> Tensor:
     """(N, N) bool: places of different pictures, or of one picture at least `distance` pixels apart.
@@ -38,20 +40,16 @@ def mine_pairs(
     """
     n = len(similarity)
     device = similarity.device
-    hard = torch.rand(n, generator=generator).to(device) < hard_share
-    along_b = torch.rand(n, generator=generator).to(device) < 0.5
+    hard = to_device(torch.rand(n, generator=generator), device) < hard_share
+    along_b = to_device(torch.rand(n, generator=generator), device) < 0.5
     lowest = torch.finfo(torch.float32).min
-    random_key = torch.rand(n, n, generator=generator).to(device).masked_fill(~negative, lowest)
+    random_key = to_device(torch.rand(n, n, generator=generator), device).masked_fill(~negative, lowest)
     ranked = similarity.detach().float().masked_fill(~negative, lowest)
     ranked = torch.where(along_b[:, None], ranked.T, ranked)
     top = ranked.topk(min(hardest, n), dim=1)
     # among the hardest, never one that was masked out
-    rank = (
-        torch.rand(n, top.indices.shape[1], generator=generator)
-        .to(device)
-        .masked_fill(top.values == lowest, -1.0)
-        .argmax(1)
-    )
+    key = to_device(torch.rand(n, top.indices.shape[1], generator=generator), device)
+    rank = key.masked_fill(top.values == lowest, -1.0).argmax(1)
     partner = torch.where(hard, top.indices.gather(1, rank[:, None])[:, 0], random_key.argmax(1))
     own = torch.arange(n, device=device)
     non_matching = torch.where(along_b[:, None], torch.stack([partner, own], 1), torch.stack([own, partner], 1))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from rrl_match.inference import choose_device
 from rrl_match.patches import PatchSource
 from rrl_match.training.augment import augment, mixed_grey
 from rrl_match.training.datasets import PatchSampler, PicturePair
@@ -114,7 +115,7 @@ RIVALS: dict[str, type[Rival]] = {"2-channel": TwoChannel, "hardnet": HardNet}
 
 
 def train_rival(
-    name: str, pairs: Sequence[PicturePair], recipe: Recipe, phase: Phase, *, seed: int = 0, device: str = "cpu"
+    name: str, pairs: Sequence[PicturePair], recipe: Recipe, phase: Phase, *, seed: int = 0, device: str = "auto"
 ) -> Rival:
     """Train a rival from scratch on the recipe's patches: its geometry, photometry and distance of negatives.
 
@@ -122,6 +123,7 @@ def train_rival(
         name: "2-channel" or "hardnet".
         pairs: registered training pictures, all of which are trained on.
         phase: steps, places and pictures of a batch, learning rate of AdamW with warm-up and cosine.
+        device: as :class:`~rrl_match.RRLMatcher` takes it.
 
     Raises:
         ValueError: no such rival.
@@ -129,8 +131,9 @@ def train_rival(
     if name not in RIVALS:
         raise ValueError(f"no rival {name!r}: choose one of {', '.join(RIVALS)}")
     torch.manual_seed(seed)
-    rival = RIVALS[name]().to(device).train()
-    sampler = PatchSampler(pairs, 64, torch.device(device))
+    place = choose_device(device)
+    rival = RIVALS[name]().to(place).train()
+    sampler = PatchSampler(pairs, 64, place)
     optimizer = torch.optim.AdamW(rival.parameters(), lr=phase.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, phase.rate)
     with tqdm(range(phase.steps), name) as bar:

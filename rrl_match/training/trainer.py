@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
@@ -49,7 +50,8 @@ class Trainer:
     Args:
         recipe: what to do.
         pairs: registered training pictures; every `recipe.held_back`-th is kept for validation.
-        out: folder for ``checkpoint.pt``, ``log.jsonl``, TensorBoard's files and, at the end, ``weights/``.
+        out: folder for ``checkpoint.pt``, ``log.jsonl``, TensorBoard's files and, at the end, ``weights/``; one that
+            all processes share.
         seed: of initialisation, patches, augmentation and mining.
         precision: "bf16" or "fp32".
         device: "auto" takes CUDA where there is one, "cpu" never does.
@@ -85,7 +87,9 @@ class Trainer:
                 f"the weights to start from have descriptors of length {start.config.descriptor_dim}, "
                 f"the recipe asks for {recipe.descriptor_dim}: set descriptor_dim in the recipe to that of the weights"
             )
-        self.accelerator = Accelerator(cpu=device == "cpu")
+        # without CUDA, Accelerator would take MPS, and leave several processes unaware of each other
+        on_cpu = device == "cpu" or not torch.cuda.is_available()
+        self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="no")  # precision is our own affair
         self.precision = torch.bfloat16 if precision == "bf16" else torch.float32
         self.device = self.accelerator.device
         torch.manual_seed(seed)
@@ -118,6 +122,8 @@ class Trainer:
         """Run what is left of all phases. Returns the folder with the best weights."""
         self.out.mkdir(parents=True, exist_ok=True)
         state = self._read_checkpoint()
+        if len(set(gather_object([self.done]))) > 1:
+            raise ValueError(f"the processes found different checkpoints: {self.out} must be a folder that all share")
         self._forget_log_after(self.done)
         if self.accelerator.is_main_process:
             (self.out / "recipe.json").write_text(self.recipe.to_json(), encoding="utf-8")
