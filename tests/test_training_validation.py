@@ -53,7 +53,7 @@ def test_scores_are_told_apart_by_kind():
 
 
 def test_settled_norms_are_those_of_training_batches(pairs, tmp_path):
-    """Whatever they were before; and a single batch in training mode leaves its own statistics."""
+    """The plain mean over these, whatever they were before."""
     trainer = make_trainer(pairs, tmp_path, replace(RECIPE, pretraining=None))
     networks = [tiny_network(), tiny_network()]
     with torch.no_grad():
