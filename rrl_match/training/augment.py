@@ -1,7 +1,7 @@
 """Photometric augmentation: a few batched tensor operations on the training device.
 
 Every operation has one parameter per patch, which may be neutral and leave that patch alone. Geometry is varied
-where patches are cut, see :class:`~rrl_match.training.datasets.PatchSampler`.
+where patches are cut, see :class:`~rrl_match.training.sampling.PatchSampler`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def blur(patches: Tensor, sigma: Tensor) -> Tensor:
 
 
 def jpeg(patches: Tensor, scale: Tensor) -> Tensor:
-    """What the quantisation of JPEG does to grey patches, with the standard table times scale (N,).
+    """What JPEG's quantisation does to grey patches, with the standard table times scale (N,).
 
     Scale 1 is quality 50, 0.4 quality 80; 0 changes nothing. Blocks lie at a patch's corner.
     """
@@ -70,7 +70,7 @@ def augment(patches: Tensor, photometry: Photometry, generator: torch.Generator)
 
     Args:
         patches: float (N, 1, S, S) in [0, 1].
-        photometry: how far each change goes, and to which share of the patches it is made.
+        photometry: how far each change goes, and how often it is made.
         generator: a CPU generator.
 
     Returns:
@@ -78,10 +78,10 @@ def augment(patches: Tensor, photometry: Photometry, generator: torch.Generator)
     """
     n, device = len(patches), patches.device
 
-    def draw(low: float, high: float, neutral: float, share: float = photometry.share) -> Tensor:
-        """Uniform in low..high for a share of the patches, neutral for the rest: (N,)."""
+    def draw(low: float, high: float, neutral: float, probability: float = photometry.probability) -> Tensor:
+        """Uniform in low..high with a probability, else neutral: (N,)."""
         value = low + (high - low) * torch.rand(n, generator=generator)
-        return to_device(torch.where(torch.rand(n, generator=generator) < share, value, neutral), device)
+        return to_device(torch.where(torch.rand(n, generator=generator) < probability, value, neutral), device)
 
     def per_pixel(parameter: Tensor) -> Tensor:
         return parameter[:, None, None, None]
@@ -126,11 +126,11 @@ def augment(patches: Tensor, photometry: Photometry, generator: torch.Generator)
 
 
 def mixed_grey(colour: Tensor, photometry: Photometry, generator: torch.Generator) -> Tensor:
-    """Band A's colour patches (N, 3, S, S) to grey (N, 1, S, S): BT.601, or random weights for a share of them."""
+    """Band A's colour patches (N, 3, S, S) to grey (N, 1, S, S): BT.601, or now and then random weights."""
     if not photometry.channel_mix:
         return to_grey(colour)
     n = len(colour)
     weights = -torch.log(torch.rand(n, 3, generator=generator).clamp(min=1e-6))  # Dirichlet(1, 1, 1)
     weights = weights / weights.sum(1, keepdim=True)
-    mixed = torch.rand(n, 1, generator=generator) < photometry.share
+    mixed = torch.rand(n, 1, generator=generator) < photometry.probability
     return to_grey(colour, to_device(torch.where(mixed, weights, torch.tensor(BT601)), colour.device))

@@ -1,4 +1,4 @@
-"""The model card of a training run: what can be said without being told more."""
+"""The model card of a training run: what the run itself knows."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ def model_card(config: ModelConfig) -> str:
     facts = "\n".join(f"- {key}: {value}" for key, value in config.training.items() if value not in ("", None))
     held_back = config.metrics.get("held_back_fpr95")
     figures = (
-        "FPR95 on held-back training pictures: "
-        + ", ".join(f"{value} % against {kind} negatives" for kind, value in held_back.items())
-        + ".\n"
+        "FPR95 in percent on held-back training images, by source and kind of negatives:\n\n"
+        + "".join(f"- {source}: {_in_words(values)}\n" for source, values in held_back.items())
         if held_back
         else "None measured.\n"
     )
@@ -28,7 +27,7 @@ tags: [image-matching, cross-spectral, {a}, {b}]
 ---
 # RRL-Net, {a} against {b}
 
-Scores whether two 64 x 64 patches, the first {a}, the second {b}, show the same place.
+Scores whether two 64 x 64 patches, the first {a}, the second {b}, show the same location.
 
 ```python
 from rrl_match import RRLMatcher
@@ -46,3 +45,7 @@ A pair with a score above {config.threshold:g} is called a match. {calibration}
 ## Figures
 
 {figures}"""
+
+
+def _in_words(values: dict[str, float]) -> str:
+    return ", ".join(f"{value} ({kind})" for kind, value in values.items())

@@ -1,36 +1,29 @@
-"""Registered pictures in memory, and batches of patches cut from them on the training device."""
+"""Registered image pairs of one or several sources, read from folders with a manifest."""
 
 from __future__ import annotations
 
 import csv
-import logging
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from rrl_match.errors import DataError
-from rrl_match.training.device import to_device
-from rrl_match.training.recipe import Geometry
-
-logger = logging.getLogger(__name__)
 
 _COLUMNS = ["pair", "split", "scene", "image_a", "image_b", *(f"m{i}{j}" for i in (0, 1) for j in (0, 1, 2))]
 
 
 @dataclass(frozen=True, eq=False)
-class PicturePair:
-    """Two registered pictures.
+class ImagePair:
+    """Two registered images.
 
     Attributes:
         name, scene: as in the manifest.
-        image_a: uint8 (H, W, 3), RGB order; three times the same for a grey picture.
+        image_a: uint8 (H, W, 3), RGB order; three times the same for a grey image.
         image_b: uint8 (H, W).
         a_to_b: (2, 3), takes pixel (x, y) of A to B, pixel centres at integers.
     """
@@ -42,20 +35,53 @@ class PicturePair:
     a_to_b: NDArray[np.float64]
 
 
-def read_pairs(folder: str | Path, split: str = "train") -> list[PicturePair]:
-    """The picture pairs of one split of a folder with a ``manifest.csv``.
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Image pairs of one data set, whose patches may serve as each other's negatives.
 
-    The manifest's columns are ``pair,split,scene,image_a,image_b,m00,m01,m02,m10,m11,m12``; paths are relative
-    to the folder. Pictures are 8-bit, grey or colour.
+    Attributes:
+        name: for logs and model cards.
+        pairs: its image pairs.
+        weight: factor on how often it is drawn, see :class:`~rrl_match.training.sampling.PatchSampler`.
+    """
+
+    name: str
+    pairs: Sequence[ImagePair]
+    weight: float = 1.0
+
+
+def read_source(folder_and_weight: str | Path, split: str = "train") -> Source:
+    """The source in a folder with a manifest; ``FOLDER=2.5`` gives it a weight of 2.5.
 
     Raises:
-        DataError: no manifest, no such split, or a row whose pictures are missing, broken, not 8-bit, too small
+        DataError: as :func:`read_pairs`, or the weight is not a positive number.
+    """
+    folder, equals, weight = str(folder_and_weight).rpartition("=")
+    if not equals or Path(str(folder_and_weight)).is_dir():
+        folder, weight = str(folder_and_weight), "1"
+    try:
+        factor = float(weight)
+    except ValueError:
+        factor = 0.0
+    if not 0 < factor < float("inf"):
+        raise DataError(f"the weight of {folder} must be a positive number, got {weight!r}")
+    return Source(Path(folder).resolve().name, read_pairs(folder, split), factor)
+
+
+def read_pairs(folder: str | Path, split: str = "train") -> list[ImagePair]:
+    """The image pairs of one split of a folder with a ``manifest.csv``.
+
+    The manifest's columns are ``pair,split,scene,image_a,image_b,m00,m01,m02,m10,m11,m12``; paths are relative
+    to the folder. Images are 8-bit, grey or colour.
+
+    Raises:
+        DataError: no manifest, no such split, or a row whose images are missing, broken, not 8-bit, too small
             or aligned by the identity without being of one size.
     """
     folder = Path(folder)
     manifest = folder / "manifest.csv"
     if not manifest.is_file():
-        raise DataError(f"{manifest} is not there: training reads a folder with a manifest.csv, see the README")
+        raise DataError(f"{manifest} not found: training reads a folder with a manifest.csv")
     with open(manifest, newline="", encoding="utf-8-sig") as f:
         reader = csv.DictReader(f)
         missing = set(_COLUMNS) - set(reader.fieldnames or ())
@@ -67,71 +93,94 @@ def read_pairs(folder: str | Path, split: str = "train") -> list[PicturePair]:
     return [_read_pair(folder, f"{manifest}, line {line} ({row['pair']})", row) for line, row in rows]
 
 
-def hold_back(pairs: Sequence[PicturePair], every: int) -> tuple[list[PicturePair], list[PicturePair]]:
-    """Pairs to train on, and every n-th one to validate on; at least two of these where there are four.
+def hold_back(source: Source, fraction: float) -> tuple[Source, Source]:
+    """The source without the pairs that it is validated on, and with these alone.
 
-    Whole pictures are held back, never patches of one that is trained on.
+    Of each scene, one block of neighbouring pairs in the manifest's order is held back, because neighbours may be
+    frames of one video or overlapping crops. Scenes of fewer than four pairs are trained on, unless there are no
+    others.
 
     Raises:
         DataError: fewer than two pairs.
     """
-    if len(pairs) < 2:
-        raise DataError(f"training needs at least two picture pairs, one of them to validate on, got {len(pairs)}")
-    step = max(2, min(every, len(pairs) // 2))
-    held_back = range(step // 2, len(pairs), step)
-    return [p for k, p in enumerate(pairs) if k not in held_back], [pairs[k] for k in held_back]
+    if len(source.pairs) < 2:
+        raise DataError(
+            f"{source.name}: training needs at least two image pairs, one of them for validation, "
+            f"got {len(source.pairs)}"
+        )
+    scenes: dict[str, list[int]] = {}
+    for k, pair in enumerate(source.pairs):
+        scenes.setdefault(pair.scene, []).append(k)
+    large = [rows for rows in scenes.values() if len(rows) >= 4] or [list(range(len(source.pairs)))]
+    held_back: set[int] = set()
+    for rows in large:
+        count = max(2 if len(rows) >= 8 else 1, round(fraction * len(rows)))
+        start = (len(rows) - count) // 2
+        held_back.update(rows[start : start + count])
+    kept, validation = (
+        [pair for k, pair in enumerate(source.pairs) if (k in held_back) == wanted] for wanted in (False, True)
+    )
+    return dataclasses.replace(source, pairs=kept), dataclasses.replace(source, pairs=validation)
 
 
-def _read_pair(folder: Path, where: str, row: dict[str, str]) -> PicturePair:
-    pictures: list[NDArray[np.uint8]] = []
+def _read_pair(folder: Path, where: str, row: dict[str, str]) -> ImagePair:
+    images: list[NDArray[np.uint8]] = []
     for key, flag in (("image_a", cv2.IMREAD_COLOR), ("image_b", cv2.IMREAD_GRAYSCALE)):
         path = folder / (row[key] or "")
         if not path.is_file():
-            raise DataError(f"{where}: {key} {path} is not there")
-        picture = cv2.imread(str(path), flag | cv2.IMREAD_ANYDEPTH)
-        if picture is not None and _is_cut_off(path):
-            raise DataError(f"{where}: {key} {path} is a JPEG that was cut off")
-        if picture is None:
-            raise DataError(f"{where}: {key} {path} cannot be read as a picture")
-        if picture.ndim == 3:
-            picture = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-        if picture.dtype != np.uint8:
-            raise DataError(f"{where}: {key} {path} is {picture.dtype}, not 8-bit: map its range of values to 0..255")
-        if min(picture.shape[:2]) < 96:
-            raise DataError(
-                f"{where}: {key} {path} is {picture.shape[1]} x {picture.shape[0]}, too small to cut patches"
-            )
-        pictures.append(picture.astype(np.uint8, copy=False))
+            raise DataError(f"{where}: {key} {path} not found")
+        image = cv2.imread(str(path), flag | cv2.IMREAD_ANYDEPTH)
+        if image is not None and _is_truncated(path):
+            raise DataError(f"{where}: {key} {path} is a truncated JPEG")
+        if image is None:
+            raise DataError(f"{where}: {key} {path} cannot be read as an image")
+        if image.ndim == 3:
+            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        if image.dtype != np.uint8:
+            raise DataError(f"{where}: {key} {path} is {image.dtype}, not 8-bit: map its range of values to 0..255")
+        if min(image.shape[:2]) < 96:
+            raise DataError(f"{where}: {key} {path} is {image.shape[1]} x {image.shape[0]}, too small to cut patches")
+        images.append(image.astype(np.uint8, copy=False))
     try:
         a_to_b = np.array([float(row[c]) for c in _COLUMNS[5:]]).reshape(2, 3)
     except (TypeError, ValueError) as error:
         raise DataError(f"{where}: the matrix m00..m12 is not six numbers") from error
     if not np.isfinite(a_to_b).all() or abs(np.linalg.det(a_to_b[:, :2])) < 1e-6:
         raise DataError(f"{where}: the matrix m00..m12 cannot be inverted")
-    a, b = pictures
+    a, b = images
     if np.array_equal(a_to_b, np.eye(2, 3)) and a.shape[:2] != b.shape[:2]:
         raise DataError(
-            f"{where}: the pictures differ in size, {a.shape[:2]} and {b.shape[:2]}, yet the matrix is the identity"
+            f"{where}: the images differ in size, {a.shape[:2]} and {b.shape[:2]}, yet the matrix is the identity"
         )
-    return PicturePair(row["pair"], row["scene"], a, b, a_to_b)
+    return ImagePair(row["pair"], row["scene"], a, b, a_to_b)
 
 
-def _is_cut_off(path: Path) -> bool:
-    """Whether a JPEG lacks its end marker, what OpenCV passes over and fills with grey."""
+def _is_truncated(path: Path) -> bool:
+    """Whether a JPEG lacks its end marker; OpenCV ignores that and fills with grey."""
     data = path.read_bytes()
     return data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-65536:]
 
 
-def find_places(pair: PicturePair, patch_size: int, spacing: int = 12) -> NDArray[np.float32]:
-    """Places (N, 2), xy in band B's frame, where a patch has something to show in either band.
+def footprint(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W), 1 where an image (H, W) or (H, W, 3) has data: not black areas that reach its border, nor their rim."""
+    black = np.asarray(image.reshape(*image.shape[:2], -1).max(2) <= 2, np.uint8)
+    _, labels = cv2.connectedComponents(black, connectivity=4)
+    border = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
+    areas = np.bincount(labels.ravel())
+    outside = np.isin(labels, [k for k in border if k and areas[k] >= 64])
+    return np.asarray(1 - cv2.dilate(outside.astype(np.uint8), np.ones((7, 7), np.uint8)), np.uint8)
+
+
+def find_locations(pair: ImagePair, patch_size: int, spacing: int = 12) -> NDArray[np.float32]:
+    """Locations (N, 2), xy in band B's frame, where a patch has something to show in either band.
 
     FAST corners of both bands (Rosten and Drummond, ECCV 2006), strongest first, at most one in each cell of
-    `spacing` pixels, and only where an upright patch lies inside both pictures.
+    `spacing` pixels, and only where an upright patch lies inside both images and their footprints.
     """
     h, w = pair.image_b.shape
     a = cv2.warpAffine(cv2.cvtColor(pair.image_a, cv2.COLOR_RGB2GRAY), pair.a_to_b, (w, h))
-    covered = cv2.warpAffine(np.ones(pair.image_a.shape[:2], np.uint8), pair.a_to_b, (w, h))
-    covered = cv2.copyMakeBorder(covered, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+    covered = cv2.warpAffine(footprint(pair.image_a), pair.a_to_b, (w, h), flags=cv2.INTER_NEAREST)
+    covered = cv2.copyMakeBorder(covered & footprint(pair.image_b), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     covered = cv2.erode(covered, np.ones((patch_size + 3, patch_size + 3), np.uint8), borderValue=0)[1:-1, 1:-1]
     fast = cv2.FastFeatureDetector.create(threshold=7)
     cells: dict[tuple[int, int], tuple[float, float, float]] = {}
@@ -141,150 +190,5 @@ def find_places(pair: PicturePair, patch_size: int, spacing: int = 12) -> NDArra
             if covered[round(y), round(x)]:
                 cell = int(x) // spacing, int(y) // spacing
                 cells[cell] = max(cells.get(cell, (0.0, 0.0, 0.0)), (keypoint.response, x, y))
-    places = sorted(cells.values(), reverse=True)
-    return np.array([(x, y) for _, x, y in places], np.float32).reshape(-1, 2)
-
-
-class PatchBatch(NamedTuple):
-    """Patches of N places: float (N, 3 or 1, S, S) in [0, 1], and where they are from."""
-
-    colour_a: Tensor  # (N, 3, S, S)
-    patches_b: Tensor  # (N, 1, S, S)
-    picture: Tensor  # (N,) int64
-    position: Tensor  # (N, 2) xy in band B's picture
-
-
-class Warp(NamedTuple):
-    """How the patches of N places are changed while they are cut."""
-
-    jitter: Tensor  # (N, 2) moves the place, in pixels of band B
-    common: Tensor  # (N, 2, 2) turns, flips and scales both bands' grids
-    relative: Tensor  # (N, 2, 2) turns and scales band A's grid alone
-    shift: Tensor  # (N, 2) shifts band A's grid, in pixels
-    perspective: Tensor  # (N, 2) tilts band A's grid: change of scale per pixel
-
-
-class PatchSampler:
-    """Cuts batches of patches from pictures held on the training device.
-
-    Geometric changes are made while cutting, so that no corner of a patch is invented; where a changed patch
-    would leave its picture, the place is cut unchanged instead.
-    """
-
-    def __init__(self, pairs: Sequence[PicturePair], patch_size: int, device: torch.device) -> None:
-        self.patch_size = patch_size
-        self.device = device
-        places = [find_places(pair, patch_size) for pair in pairs]
-        kept = [k for k, p in enumerate(places) if len(p)]
-        if not kept:
-            raise DataError("none of the pictures has a place to cut a patch at")
-        if len(kept) < len(pairs):
-            left_out = [pair.name for k, pair in enumerate(pairs) if k not in kept]
-            logger.warning("no place to cut a patch at, left out: %s", ", ".join(left_out))
-        self.pairs = [pairs[k] for k in kept]
-        self.places = [torch.from_numpy(places[k]) for k in kept]
-        self._pixels = []
-        self._sizes = []
-        for images in ([p.image_a for p in self.pairs], [p.image_b[..., None] for p in self.pairs]):
-            self._pixels.append(
-                torch.from_numpy(np.concatenate([i.reshape(-1, i.shape[2]) for i in images])).to(device)
-            )
-            self._sizes.append(torch.tensor([i.shape[:2] for i in images], device=device))
-        self._starts = [torch.cumsum(s.prod(1), 0) - s.prod(1) for s in self._sizes]
-        inverse = [np.linalg.inv(np.vstack([p.a_to_b, [0, 0, 1]]))[:2] for p in self.pairs]
-        self._b_to_a = torch.tensor(np.array(inverse), dtype=torch.float32, device=device)
-        side = torch.arange(patch_size, dtype=torch.float32, device=device) - (patch_size - 1) / 2
-        self._grid = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1).reshape(-1, 2)  # (S * S, 2) xy
-
-    def draw(self, places: int, pictures: int, geometry: Geometry, generator: torch.Generator) -> PatchBatch:
-        """A batch of `places` places of `pictures` pictures, fewer where they have fewer, cut with random `geometry`.
-
-        `generator` is a CPU generator: the same state gives the same batch on every device.
-        """
-        chosen = torch.randperm(len(self.pairs), generator=generator)[:pictures]
-        share = -(-places // len(chosen))
-        picture, position = [], []
-        for k in chosen.tolist():
-            rows = torch.randperm(len(self.places[k]), generator=generator)[:share]
-            picture += [k] * len(rows)
-            position.append(self.places[k][rows])
-        picture = picture[:places]
-        warp = _draw_warp(len(picture), geometry, generator)
-        return self.cut(torch.tensor(picture), torch.cat(position)[:places], warp)
-
-    def cut(self, picture: Tensor, centre: Tensor, warp: Warp | None = None) -> PatchBatch:
-        """Patches of both bands at places of band B's pictures.
-
-        Args:
-            picture: (N,) int64, row of `pairs`; all arguments on the CPU.
-            centre: (N, 2) xy in band B; the patch covers [x - S/2, x + S/2).
-            warp: changes, each left out where it would make a patch leave its picture.
-        """
-        picture, centre = to_device(picture, self.device), to_device(centre, self.device)
-        at_b = centre[:, None] - 0.5 + self._grid
-        at_a = self._to_a(picture, at_b)
-        if warp is not None:
-            warp = Warp(*(to_device(parameter, self.device) for parameter in warp))
-            moved = (centre + warp.jitter)[:, None] - 0.5
-            tilt = 1 + (self._grid * warp.perspective[:, None]).sum(-1, keepdim=True)
-            grid_a = self._grid @ warp.relative.mT / tilt + warp.shift[:, None]
-            warped_b = moved + self._grid @ warp.common.mT
-            warped_a = self._to_a(picture, moved + grid_a @ warp.common.mT)
-            inside = (self._inside(0, picture, warped_a) & self._inside(1, picture, warped_b))[:, None, None]
-            at_a, at_b = torch.where(inside, warped_a, at_a), torch.where(inside, warped_b, at_b)
-        return PatchBatch(self._sample(0, picture, at_a), self._sample(1, picture, at_b), picture, at_b.mean(1))
-
-    def _to_a(self, picture: Tensor, at: Tensor) -> Tensor:
-        matrix = self._b_to_a[picture]
-        return at @ matrix[:, :, :2].mT + matrix[:, None, :, 2]
-
-    def _inside(self, band: int, picture: Tensor, at: Tensor) -> Tensor:
-        last = self._sizes[band][picture].flip(1)[:, None] - 1
-        return ((at >= 0) & (at <= last)).all(2).all(1)
-
-    def _sample(self, band: int, picture: Tensor, at: Tensor) -> Tensor:
-        """Bilinear values at xy (N, S * S, 2): float (N, channels, S, S) in [0, 1]."""
-        height, width = self._sizes[band][picture].unbind(1)
-        start = self._starts[band][picture]
-        last = torch.stack([width, height], 1)[:, None] - 1
-        at = at.clamp(min=0).minimum(last)
-        corner = at.floor().long().minimum(last - 1)
-        fraction = at - corner
-        first = start[:, None] + corner[..., 1] * width[:, None] + corner[..., 0]
-        pixels, row = self._pixels[band], width[:, None]
-        x, y = fraction[..., :1], fraction[..., 1:]
-        top = torch.lerp(pixels[first].float(), pixels[first + 1].float(), x)
-        bottom = torch.lerp(pixels[first + row].float(), pixels[first + row + 1].float(), x)
-        values = torch.lerp(top, bottom, y) / 255
-        return values.mT.reshape(len(at), -1, self.patch_size, self.patch_size)
-
-
-def _draw_warp(n: int, geometry: Geometry, generator: torch.Generator) -> Warp:
-    """Random changes for n places."""
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(n, *shape, generator=generator) * 2 - 1
-
-    def turn(degrees: Tensor) -> Tensor:
-        angle = torch.deg2rad(degrees)
-        c, s = torch.cos(angle), torch.sin(angle)
-        return torch.stack([torch.stack([c, -s], 1), torch.stack([s, c], 1)], 1)
-
-    def power(base: float, *shape: int) -> Tensor:
-        return torch.tensor(base) ** uniform(*shape)
-
-    jitter = uniform(2) * geometry.place_jitter
-    common = turn(uniform() * geometry.common_turn) * power(geometry.zoom, 1, 1)
-    if geometry.flips_and_quarter_turns:
-        quarter = turn(90.0 * torch.randint(4, (n,), generator=generator))
-        flip = torch.ones(n, 2)
-        flip[:, 0] = 1 - 2 * torch.randint(2, (n,), generator=generator).float()
-        common = common @ quarter.round() @ torch.diag_embed(flip)
-    used = (torch.rand(n, generator=generator) < geometry.share).float()
-    aspect = power(geometry.aspect)
-    stretch = torch.stack([aspect, 1 / aspect], 1) * power(geometry.scale, 1)
-    relative = turn(uniform() * geometry.turn) @ torch.diag_embed(stretch)
-    relative = torch.lerp(torch.eye(2).expand(n, 2, 2), relative, used[:, None, None])
-    shift = uniform(2) * geometry.shift * used[:, None]
-    perspective = uniform(2) * geometry.perspective / 32 * used[:, None]
-    return Warp(jitter, common, relative, shift, perspective)
+    locations = sorted(cells.values(), reverse=True)
+    return np.array([(x, y) for _, x, y in locations], np.float32).reshape(-1, 2)

@@ -8,39 +8,43 @@ from torch import Tensor
 from rrl_match.training.device import to_device
 
 
-def surely_different(picture: Tensor, position: Tensor, distance: float) -> Tensor:
-    """(N, N) bool: places of different pictures, or of one picture at least `distance` pixels apart.
+def negative_mask(group: Tensor, image: Tensor, position: Tensor, distance: float) -> Tensor:
+    """(N, N) bool, which pairs of locations may serve as negatives.
+
+    They are of one group, because a patch of another source is told apart by its looks and teaches nothing; and of
+    different images, or of one image at least `distance` pixels apart.
 
     Args:
-        picture: (N,) int64.
+        group, image: (N,) int64.
         position: (N, 2) xy, in pixels.
         distance: in pixels.
     """
-    return (picture[:, None] != picture) | (torch.cdist(position, position) >= distance)
+    apart = (image[:, None] != image) | (torch.cdist(position, position) >= distance)
+    return apart & (group[:, None] == group)
 
 
 def mine_pairs(
-    similarity: Tensor, negative: Tensor, hard_share: float, generator: torch.Generator, hardest: int = 4
+    similarity: Tensor, negative: Tensor, hard_fraction: float, generator: torch.Generator, hardest: int = 4
 ) -> Tensor:
-    """Every place with its own partner, then as many non-matching pairs.
+    """Every location with its own partner, then as many non-matching pairs.
 
-    A hard negative is drawn from the `hardest` most similar ones, half of them looked for along A and half along
-    B: in-batch mining as HardNet's (Mishchuk et al., 2017), less greedy because the most similar place of a
-    meadow is often the same meadow.
+    A hard negative is drawn from the `hardest` most similar ones, half of them along A and half along B: in-batch
+    mining as HardNet's (Mishchuk et al., 2017), less greedy because the most similar location of a meadow is often
+    in the same meadow.
 
     Args:
         similarity: (N, N), of row i of A and row j of B.
         negative: (N, N) bool, which pairs may serve as negatives.
-        hard_share: share of hard negatives; the others are random.
+        hard_fraction: fraction of hard negatives; the others are random.
         generator: a CPU generator.
 
     Returns:
         index_pairs (P, 2) int64 on the device of `similarity`: first the N that match, then one that does not for
-        each place that has a negative, nearly always N as well.
+        each location that has a negative, nearly always N as well.
     """
     n = len(similarity)
     device = similarity.device
-    hard = to_device(torch.rand(n, generator=generator), device) < hard_share
+    hard = to_device(torch.rand(n, generator=generator), device) < hard_fraction
     along_b = to_device(torch.rand(n, generator=generator), device) < 0.5
     lowest = torch.finfo(torch.float32).min
     random_key = to_device(torch.rand(n, n, generator=generator), device).masked_fill(~negative, lowest)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -69,7 +70,7 @@ class TrainingRRLNet(nn.Module):
         Args:
             patches_a, patches_b: float (N, 1, S, S), values in [0, 1].
             pair_up: picks index_pairs (P, 2), rows of A and of B, from the descriptors (N, dim) of both
-                bands; row n is paired with row n unless told.
+                bands; if not given, row n is paired with row n.
         """
         net = self.network
         maps_a, maps_b = net.encoder_a(patches_a), net.encoder_b(patches_b)
@@ -116,8 +117,13 @@ class ContrastivePretraining(nn.Module):
         return self.descriptor_a(maps_a[-1]), self.descriptor_b(maps_b[-1])
 
 
+def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    """For forward passes in `precision`; nothing is cast if that is float32."""
+    return torch.autocast(device.type, precision, enabled=precision != torch.float32)
+
+
 def set_norm_momentum(module: nn.Module, momentum: float) -> None:
-    """Share of a new batch in the running statistics of all batch norms; 0.01 as published."""
+    """Weight of a new batch in the running statistics of all batch norms; 0.01 as published."""
     for child in module.modules():
         if isinstance(child, nn.BatchNorm2d):
             child.momentum = momentum

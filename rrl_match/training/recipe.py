@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 from dataclasses import dataclass, field
 from importlib import resources
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rrl_match.training.network import TrainingConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -20,13 +23,14 @@ class Geometry:
     The first group moves both bands alike, the second moves band A against band B.
     """
 
-    flips_and_quarter_turns: bool = True
+    flips_and_right_angles: bool = True  # mirror both bands, and rotate them by a multiple of 90 degrees
     zoom: float = 1.0  # both bands are cut at a scale between 1 / zoom and zoom
-    common_turn: float = 0.0
-    place_jitter: float = 4.0
+    common_rotation: float = 0.0
+    location_jitter: float = 4.0
+    shared_orientation: bool = False  # one flip, rotation and zoom for all patches of a source in a batch
 
-    share: float = 0.0  # of places whose bands are moved against each other at all
-    turn: float = 0.0  # within +- turn
+    probability: float = 0.0  # that the bands of a location are moved against each other at all
+    rotation: float = 0.0  # within +- rotation
     scale: float = 1.0  # between 1 / scale and scale
     aspect: float = 1.0
     shift: float = 0.0
@@ -35,16 +39,16 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Photometry:
-    """Changes of grey values, drawn apart for the two bands; each is made to `share` of the patches."""
+    """Changes of grey values, drawn apart for the two bands; each is made with `probability`."""
 
-    share: float = 0.5
+    probability: float = 0.5
     channel_mix: bool = False  # band A's grey from random weights of its colours instead of BT.601
     gamma: float = 1.0  # between 1 / gamma and gamma
     contrast: float = 0.0  # factor within 1 +- contrast
     brightness: float = 0.0
-    tone: float = 0.0  # largest amplitude of a sine added to the tone curve; beyond 0.1 contrast turns in places
+    tone: float = 0.0  # largest amplitude of a sine added to the tone curve; beyond 0.1 contrast reverses in parts
     shading: float = 0.0  # brightening from one side of the patch to the other
-    inversion: float = 0.0  # share of patches whose grey values are inverted
+    inversion: float = 0.0  # probability that grey values are inverted
     blur: float = 0.0  # largest sigma of a Gaussian, in pixels
     noise: float = 0.0  # largest sigma, in units of the full range
     stripes: float = 0.0  # the same, of one value a row or column: fixed-pattern noise of thermal cameras
@@ -54,8 +58,21 @@ class Photometry:
 
 
 @dataclass(frozen=True)
+class SyntheticBands:
+    """How often one band is replaced by a synthetic one, for all patches of a source in a batch.
+
+    Attributes:
+        probability_b: band B is made from the colours of band A.
+        probability_a: band A is made from band B.
+    """
+
+    probability_b: float = 0.0
+    probability_a: float = 0.0
+
+
+@dataclass(frozen=True)
 class LossWeights:
-    """Weight of each term of the sum. With VGG asked for, `perceptual` takes the place of `gradient`."""
+    """Weight of each term of the sum. If `perceptual` is not 0, VGG features take the place of `gradient`."""
 
     interaction: float = 1.0
     metric_stages: float = 1.0
@@ -67,16 +84,26 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class Phase:
-    """A run of steps with one learning-rate schedule: linear warm-up, then cosine to nothing."""
+    """A run of steps with one learning-rate schedule: linear warm-up, then cosine to zero.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: locations per step and process.
+        images_per_batch: image pairs that these locations are spread over.
+        learning_rate: at the end of the warm-up.
+        warmup: steps, at most half of all.
+        sources_per_batch: sources that these image pairs are drawn from; negatives are of the same source.
+    """
 
     steps: int
-    places: int  # per step and process
-    pictures: int  # that these places are spread over
+    batch_size: int
+    images_per_batch: int
     learning_rate: float
     warmup: int = 100
+    sources_per_batch: int = 1
 
-    def rate(self, step: int) -> float:
-        """Factor on the learning rate: linear warm-up, of half the steps at the most, then cosine to nothing."""
+    def lr_factor(self, step: int) -> float:
+        """Factor on the learning rate at a step, counted from 0."""
         warmup = min(self.warmup, self.steps // 2)
         if step < warmup:
             return (step + 1) / warmup
@@ -96,10 +123,13 @@ class Recipe:
         training: training of the whole graph.
         heads: which stages have auxiliary heads.
         optimizer: "adamw" or, as published, "nadam".
-        hard_negatives: share of non-matching pairs picked as the most alike of the batch, at the first and the last
+        encoder_lr_scale: factor on the learning rate of the encoders in `training`.
+        hard_negatives: fraction of non-matching pairs picked as the most alike of the batch, at the first and the last
             step of `training` and linear in between; the rest are random.
+        negative_distance: locations of one image nearer than this, in pixels, are not negatives.
         standardise: whether the network brings each patch to one mean and contrast first.
-        held_back: every n-th training picture is kept for validation and calibration.
+        align: register the training pairs by their edges first, see :mod:`rrl_match.training.alignment`.
+        val_fraction: fraction of each source's image pairs that is kept for validation and calibration.
     """
 
     modalities: tuple[str, str]
@@ -108,20 +138,22 @@ class Recipe:
     pretraining: Phase | None = None
     geometry: Geometry = field(default_factory=Geometry)
     photometry: Photometry = field(default_factory=Photometry)
+    synthetic: SyntheticBands = field(default_factory=SyntheticBands)
     losses: LossWeights = field(default_factory=LossWeights)
     heads: TrainingConfig = field(default_factory=TrainingConfig)
     optimizer: str = "adamw"
     weight_decay: float = 0.01
-    encoder_learning_rate: float = 1.0  # factor on the rate of the encoders in `training`
+    encoder_lr_scale: float = 1.0
     hard_negatives: tuple[float, float] = (0.0, 0.0)
-    negative_distance: float = 24.0  # places of one picture nearer than this, in pixels, are not negatives
+    negative_distance: float = 24.0
     temperature: float = 0.07
     label_smoothing: float = 0.0
     norm_momentum: float = 0.01
     ema_decay: float = 0.0
     descriptor_dim: int = 0
     standardise: bool = False
-    held_back: int = 8
+    align: bool = False
+    val_fraction: float = 0.125
 
     def __post_init__(self) -> None:
         if self.optimizer not in ("adamw", "nadam"):
@@ -131,31 +163,35 @@ class Recipe:
         if not isinstance(self.training, Phase):
             raise ValueError(f"training must be a Phase, got {self.training!r}")
         for name, phase in (("pretraining", self.pretraining), ("training", self.training)):
-            if phase and min(phase.steps, phase.places, phase.pictures) < 1:
-                raise ValueError(f"{name}: steps, places and pictures must be at least 1, got {phase}")
+            if phase:
+                _check_phase(name, phase)
         if not isinstance(self.hard_negatives, tuple) or len(self.hard_negatives) != 2:
-            raise ValueError(f"hard_negatives must be two shares, first and last, got {self.hard_negatives!r}")
-        if not all(0 <= share <= 1 for share in self.hard_negatives):
+            raise ValueError(f"hard_negatives must be two fractions, first and last, got {self.hard_negatives!r}")
+        if not all(0 <= fraction <= 1 for fraction in self.hard_negatives):
             raise ValueError(f"hard_negatives must lie in [0, 1], got {self.hard_negatives}")
         if not (0 <= self.ema_decay < 1 and 0 <= self.label_smoothing < 1):
             raise ValueError("ema_decay and label_smoothing must lie in [0, 1)")
         if min(self.negative_distance, self.temperature, self.norm_momentum) <= 0:
             raise ValueError("negative_distance, temperature and norm_momentum must be positive")
-        if self.held_back < 2:
-            raise ValueError(f"held_back must be at least 2, for every second picture, got {self.held_back}")
+        if not 0 < self.val_fraction <= 0.5:
+            raise ValueError(f"val_fraction must lie in (0, 0.5], got {self.val_fraction}")
+        if not (self.synthetic.probability_a >= 0 and self.synthetic.probability_b >= 0):
+            raise ValueError(f"probabilities of synthetic bands must not be negative, got {self.synthetic}")
+        if self.synthetic.probability_a + self.synthetic.probability_b > 1:
+            raise ValueError(f"the probabilities of synthetic bands must add up to at most 1, got {self.synthetic}")
         if self.descriptor_dim and not self.losses.contrastive:
             raise ValueError("descriptors need losses.contrastive: without it nothing trains them")
         if not self.descriptor_dim and (self.pretraining or any(self.hard_negatives) or self.losses.contrastive):
             raise ValueError("pretraining, hard_negatives and losses.contrastive need descriptors: set descriptor_dim")
 
-    def hard_share(self, step: int) -> float:
-        """Share of hard negatives at a step of `training`, counted from 0."""
+    def hard_fraction(self, step: int) -> float:
+        """Fraction of hard negatives at a step of `training`, counted from 0."""
         first, last = self.hard_negatives
         return first + (last - first) * min(1.0, step / max(1, self.training.steps - 1))
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Recipe:
-        """A recipe that comes with the package (`"vis-nir"`, `"published"`), or a JSON file of one's own.
+        """A recipe that comes with the package (`"universal"`, `"published"`), or a JSON file of one's own.
 
         Raises:
             ValueError: unknown name, no JSON, or a field that is unknown, missing or malformed.
@@ -170,6 +206,7 @@ class Recipe:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(values, dict):
                 raise ValueError(f"expected an object with the fields of Recipe, got {type(values).__name__}")
+            _rename_old_fields(values, path)
             for key, kind in _NESTED.items():
                 if values.get(key) is not None:
                     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in values[key].items()}
@@ -186,11 +223,50 @@ class Recipe:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 
+def _check_phase(name: str, phase: Phase) -> None:
+    if min(phase.steps, phase.batch_size, phase.images_per_batch, phase.sources_per_batch) < 1:
+        raise ValueError(
+            f"{name}: steps, batch_size, images_per_batch and sources_per_batch must be at least 1, got {phase}"
+        )
+    if phase.sources_per_batch > phase.images_per_batch:
+        raise ValueError(f"{name}: images_per_batch must be at least sources_per_batch, got {phase}")
+
+
+def _rename_old_fields(values: dict[str, Any], path: Path) -> None:
+    """Translate, in place, the field names of version 0.1, which are read for one more version."""
+    renamed = []
+    for key, names in _OLD_FIELDS.items():
+        fields = values if key == "" else values.get(key)
+        for old, new in names.items():
+            if isinstance(fields, dict) and old in fields:
+                value = fields.pop(old)
+                fields[new] = round(1 / value, 4) if old == "held_back" else value
+                renamed.append(f"{old} -> {new}")
+    if renamed:
+        logger.warning("%s: fields have new names, please change them: %s", path, ", ".join(renamed))
+
+
 _NESTED: dict[str, type] = {
     "pretraining": Phase,
     "training": Phase,
     "geometry": Geometry,
     "photometry": Photometry,
+    "synthetic": SyntheticBands,
     "losses": LossWeights,
     "heads": TrainingConfig,
+}
+
+_OLD_PHASE = {"places": "batch_size", "pictures": "images_per_batch"}
+_OLD_FIELDS = {
+    "": {"encoder_learning_rate": "encoder_lr_scale", "held_back": "val_fraction"},
+    "pretraining": _OLD_PHASE,
+    "training": _OLD_PHASE,
+    "geometry": {
+        "flips_and_quarter_turns": "flips_and_right_angles",
+        "common_turn": "common_rotation",
+        "place_jitter": "location_jitter",
+        "share": "probability",
+        "turn": "rotation",
+    },
+    "photometry": {"share": "probability"},
 }

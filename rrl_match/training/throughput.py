@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rrl_match.training.network import TrainingRRLNet
 
 
-def step_flops(model: nn.Module, places: int, size: int) -> int:
+def step_flops(model: nn.Module, batch_size: int, size: int) -> int:
     """Floating-point operations of a training step's products and convolutions, counted without computing any.
 
     The forward pass is counted, a multiply-add as two, and taken three times: the backward pass does each of its
@@ -20,14 +20,14 @@ def step_flops(model: nn.Module, places: int, size: int) -> int:
 
     Args:
         model: takes patches of both bands, (N, 1, S, S), and pairs row n with row n, or as its third argument says.
-        places: N, each in one pair that matches and, where the model scores pairs, in one that does not.
+        batch_size: N locations, each in one pair that matches and, where the model scores pairs, in one that does not.
         size: S, in pixels.
     """
-    patches = torch.empty(places, 1, size, size, device="meta")
+    patches = torch.empty(batch_size, 1, size, size, device="meta")
     model = copy.deepcopy(model).to("meta")  # no values, and nothing compiled
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         if isinstance(model, TrainingRRLNet):
-            model(patches, patches, lambda _: torch.empty(2 * places, 2, dtype=torch.int64, device="meta"))
+            model(patches, patches, lambda _: torch.empty(2 * batch_size, 2, dtype=torch.int64, device="meta"))
         else:
             model(patches, patches)
     forward: int = counter.get_total_flops()

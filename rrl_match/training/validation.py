@@ -1,7 +1,8 @@
-"""Held-back training pictures: what checkpoints are chosen and thresholds are calibrated on."""
+"""Held-back training images: what checkpoints are chosen and thresholds are calibrated on."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,62 +15,75 @@ from rrl_match.matcher import RRLMatcher
 from rrl_match.modeling.network import RRLNet
 from rrl_match.pretrained import ModelConfig
 from rrl_match.training.augment import to_grey
-from rrl_match.training.datasets import PatchSampler
+from rrl_match.training.datasets import Source
 from rrl_match.training.metrics import balanced_threshold, fpr95
+from rrl_match.training.sampling import PatchSampler
 
-NEAR = 24.0  # pixels between a place and a 'near' negative of the same picture, at least
+NEAR = 24.0  # pixels between a location and a 'near' negative of the same image, at least
+MOST_LOCATIONS = 2000  # of all sources together
 
 
 class ValidationScores(NamedTuple):
-    """Scores of matching pairs, of pairs of different pictures and of pairs of one picture."""
+    """Scores of matching pairs, of pairs of different images and of pairs of one image."""
 
     match: NDArray[np.float32]
     random: NDArray[np.float32]
     near: NDArray[np.float32]
 
     def kinds(self) -> list[str]:
-        """Kinds of negatives that there are; "random" ones need two pictures."""
+        """Kinds of negatives that there are; "random" ones need two images."""
         return [kind for kind in ("random", "near") if len(getattr(self, kind))]
 
-    def fpr95(self, kind: str) -> float:
-        """FPR95 in percent against the negatives of one kind, "random" or "near"."""
-        return 100 * fpr95(*self._labelled(getattr(self, kind)))
+    def fpr95(self) -> dict[str, float]:
+        """FPR95 in percent against the negatives of each kind."""
+        return {kind: 100 * fpr95(*_labelled(self.match, getattr(self, kind))) for kind in self.kinds()}
 
-    def threshold(self) -> float:
-        """The score at which balanced accuracy against all negatives is highest."""
-        return balanced_threshold(*self._labelled(np.concatenate([self.random, self.near])))
 
-    def _labelled(self, negatives: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        labels = np.repeat([1, 0], [len(self.match), len(negatives)])
-        return labels, np.concatenate([self.match, negatives])
+def balanced(scores: Sequence[ValidationScores]) -> float:
+    """The score at which balanced accuracy against all negatives of all sources is highest."""
+    return balanced_threshold(
+        *_labelled(np.concatenate([s.match for s in scores]), np.concatenate([n for s in scores for n in s[1:]]))
+    )
+
+
+def _labelled(
+    match: NDArray[np.float32], negatives: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    return np.repeat([1, 0], [len(match), len(negatives)]), np.concatenate([match, negatives])
 
 
 class ValidationSet:
-    """Fixed places of held-back pictures and fixed pairs of them, patches cut without any change.
+    """Fixed locations of one source's held-back images and fixed pairs of them, patches cut without any change.
 
     Args:
-        sampler: the held-back pictures.
-        places: per picture, and 4,000 in all at the most.
-        negatives: of each kind for every place.
+        source: with the held-back pairs.
+        patch_size: in pixels.
+        device: where the patches are kept.
+        locations: at most as many, evenly over the images, and at most 80 of each.
+        negatives: of each kind for every location.
     """
 
-    def __init__(self, sampler: PatchSampler, places: int = 80, negatives: int = 4) -> None:
+    def __init__(
+        self, source: Source, patch_size: int, device: torch.device, locations: int = MOST_LOCATIONS, negatives: int = 4
+    ) -> None:
+        self.name = source.name
+        sampler = PatchSampler([source], patch_size, device)
         generator = torch.Generator().manual_seed(0)
-        places = max(2, min(places, 4000 // len(sampler.places)))
-        chosen = [p[torch.randperm(len(p), generator=generator)[:places]] for p in sampler.places]
-        picture = torch.cat([torch.full((len(p),), k) for k, p in enumerate(chosen)])
-        batch = sampler.cut(picture, torch.cat(chosen))
+        each = max(2, min(80, locations // len(sampler.locations)))
+        chosen = [p[torch.randperm(len(p), generator=generator)[:each]] for p in sampler.locations]
+        image = torch.cat([torch.full((len(p),), k) for k, p in enumerate(chosen)])
+        batch = sampler.cut(image, torch.cat(chosen))
         self.patches_a, self.patches_b = to_grey(batch.colour_a), batch.patches_b
-        same = picture[:, None] == picture
+        same = image[:, None] == image
         far = torch.cdist(torch.cat(chosen), torch.cat(chosen)) >= NEAR
-        own = torch.arange(len(picture))
+        own = torch.arange(len(image))
         self.pairs = {
             "match": torch.stack([own, own], 1),
             "random": _draw_partners(~same, negatives, generator),
             "near": _draw_partners(same & far, negatives, generator),
         }
         if not len(self.pairs["random"]) + len(self.pairs["near"]):
-            raise DataError("the held-back pictures have too few places to make non-matching pairs of")
+            raise DataError(f"{source.name}: the held-back images have too few locations for non-matching pairs")
 
     def score(self, network: RRLNet, dtype: torch.dtype) -> ValidationScores:
         """Scores of all pairs, by the very function that users of these weights get in `dtype`."""

@@ -1,0 +1,144 @@
+"""Synthetic bands: sensors for which there is no data, made from the colours of any image.
+
+All patches of a group get the same sensor, because a negative that looks as if it came from another one would be told
+apart by that alone. Each sensor keeps where things are, and changes what they look like: their order of brightness,
+which edges are visible, how sharp and how noisy they are.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rrl_match.training.augment import blur, to_grey
+from rrl_match.training.device import to_device
+
+
+def synthetic_band(colour: Tensor, generator: torch.Generator) -> Tensor:
+    """What a random sensor would see.
+
+    Args:
+        colour: float (N, 3, S, S) in [0, 1]; grey images have three equal channels.
+        generator: a CPU generator.
+
+    Returns:
+        float (N, 1, S, S) in [0, 1].
+    """
+    sensor = _SENSORS[_integer(len(_SENSORS), generator)]
+    band = _scaled(sensor(colour, generator))
+    if _happens(0.3, generator):
+        band = _low_resolution(band, 2 + _integer(3, generator))
+    if _happens(0.25, generator):
+        band = _speckled(band, looks=1 + _integer(8, generator), generator=generator)
+    return band.clamp(0, 1)
+
+
+def _visible(colour: Tensor, generator: torch.Generator) -> Tensor:
+    """A visible image, as of another exposure or date: photometry changes it further."""
+    return to_grey(colour)
+
+
+def _tone_curve(colour: Tensor, generator: torch.Generator) -> Tensor:
+    """A random mixture of the colours under a random tone curve that rises and falls."""
+    return _curve(_mixture(colour, generator), generator)
+
+
+def _clusters(colour: Tensor, generator: torch.Generator) -> Tensor:
+    """A random grey value for each cluster of colours, flat as in a map, or with some of the texture left."""
+    n, _, size, _ = colour.shape
+    pixels = blur(colour.flatten(0, 1).unsqueeze(1), to_device(torch.full((3 * n,), 1.5), colour.device))
+    pixels = pixels.reshape(n, 3, -1).mT
+    count = 4 + _integer(9, generator)
+    rows = to_device(torch.randint(n * size * size, (count,), generator=generator), colour.device)
+    centres = pixels.reshape(-1, 3)[rows]
+    softness = 10 ** (-3 + 1.5 * _uniform(generator))
+    nearest = torch.softmax(-torch.cdist(pixels, centres).square() / softness, dim=2)
+    values = to_device(torch.rand(count, generator=generator), colour.device)
+    texture = 0.6 * _uniform(generator) if _happens(0.5, generator) else 0.0
+    return (nearest @ values).reshape(n, 1, size, size) + texture * _high_pass(to_grey(colour), 3.0)
+
+
+def _gradients(colour: Tensor, generator: torch.Generator) -> Tensor:
+    """Bright edges on dark ground, or the other way round."""
+    grey = to_grey(colour)
+    smooth = blur(grey, to_device(torch.full((len(grey),), 0.7 + 1.3 * _uniform(generator)), grey.device))
+    dx = F.pad(smooth[..., 2:] - smooth[..., :-2], [1, 1, 0, 0], mode="replicate")
+    dy = F.pad(smooth[..., 2:, :] - smooth[..., :-2, :], [0, 0, 1, 1], mode="replicate")
+    edges = torch.sqrt(dx * dx + dy * dy + 1e-8)
+    return -edges if _happens(0.3, generator) else edges
+
+
+def _turned_contrast(colour: Tensor, generator: torch.Generator) -> Tensor:
+    """One curve for what is large, another, of either sign, for how strongly detail shows on it."""
+    grey = _mixture(colour, generator)
+    detail = _high_pass(grey, 3.0)
+    ground = grey - detail
+    gain = 4 * _curve(ground, generator) - 2
+    return _curve(ground, generator) + gain * detail
+
+
+_SENSORS = (_visible, _tone_curve, _tone_curve, _clusters, _clusters, _gradients, _turned_contrast, _turned_contrast)
+
+
+def _mixture(colour: Tensor, generator: torch.Generator) -> Tensor:
+    """A random mixture of the channels, now and then with negative weights, scaled to [0, 1]: (N, 1, S, S).
+
+    Smoothed a little, because the curves that follow would amplify the noise of single pixels.
+    """
+    weights = torch.rand(3, generator=generator)
+    if _happens(0.4, generator):
+        weights = weights * (1 - 2 * torch.randint(2, (3,), generator=generator))
+    mixed = torch.einsum("nchw,c->nhw", colour, to_device(weights, colour.device)).unsqueeze(1)
+    return _scaled(blur(mixed, to_device(torch.full((len(mixed),), 0.9), mixed.device)))
+
+
+def _curve(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Values in [0, 1] under a piecewise linear curve through random points, which spans [0, 1]."""
+    knots = 3 + _integer(4, generator)
+    values = torch.rand(knots, generator=generator)
+    values = to_device((values - values.min()) / (values.max() - values.min()).clamp(min=1e-3), x.device)
+    at = x.clamp(0, 1) * (knots - 1)
+    left = at.floor().long().clamp(max=knots - 2)
+    return torch.lerp(values[left], values[left + 1], at - left)
+
+
+def _high_pass(x: Tensor, sigma: float) -> Tensor:
+    return x - blur(x, to_device(torch.full((len(x),), sigma), x.device))
+
+
+def _scaled(x: Tensor) -> Tensor:
+    """Values of all patches together mapped to [0, 1], but for the outermost hundredths."""
+    step = max(1, x.numel() // 65536)
+    values = x.flatten()[::step].sort().values
+    low, high = values[len(values) // 100], values[-1 - len(values) // 100]
+    return ((x - low) / (high - low).clamp(min=1e-3)).clamp(0, 1)
+
+
+def _low_resolution(x: Tensor, factor: int) -> Tensor:
+    small = F.interpolate(x, scale_factor=1 / factor, mode="area")
+    return F.interpolate(small, size=x.shape[2:], mode="bilinear", align_corners=False)
+
+
+def _speckled(x: Tensor, looks: int, generator: torch.Generator) -> Tensor:
+    """Multiplied by the speckle of a radar's amplitude image: the root of a mean of exponential values."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    on_device = torch.Generator(x.device).manual_seed(seed)
+    power = torch.stack(
+        [-torch.log(torch.rand(x.shape, device=x.device, generator=on_device).clamp(min=1e-6)) for _ in range(looks)]
+    ).mean(0)
+    return x * torch.sqrt(power) / math.sqrt(1.1)
+
+
+def _integer(count: int, generator: torch.Generator) -> int:
+    return int(torch.randint(count, (), generator=generator))
+
+
+def _uniform(generator: torch.Generator) -> float:
+    return float(torch.rand((), generator=generator))
+
+
+def _happens(probability: float, generator: torch.Generator) -> bool:
+    return _uniform(generator) < probability
