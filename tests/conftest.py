@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from networks import spread_network
+from networks import make_patches, make_small, spread_network
 
 from rrl_match import ModelConfig, RRLMatcher
 from rrl_match.modeling import RRLNetConfig
@@ -19,13 +19,6 @@ def shared():
     if not folder.is_dir():
         pytest.skip("the folder shared is not beside the checkout")
     return folder
-
-
-def make_patches(count, seed, size=64):
-    """Grainy pictures with a gradient, uint8 (count, size, size), every one different."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 200, (count, 8, 8)).repeat(size // 8, 1).repeat(size // 8, 2)
-    return (coarse + rng.integers(0, 56, (count, size, size))).astype(np.uint8)
 
 
 @pytest.fixture(scope="session")
@@ -93,14 +86,6 @@ def weights_folder(tmp_path_factory, network, config):
 @pytest.fixture(scope="session")
 def matcher(weights_folder):
     return RRLMatcher.from_pretrained(weights_folder, device="cpu", dtype="float32")
-
-
-def make_small():
-    """A matcher of 16 px patches, a hundred times as fast, whose scores tell patches apart as well."""
-    config = RRLNetConfig(16, encoder_channels=(4,) * 3, metric_channels=(4,) * 3, hidden=(8,), descriptor_dim=4)
-    a, b = (torch.from_numpy(make_patches(64, seed, 16)).unsqueeze(1) / 255 for seed in (5, 6))
-    network = spread_network(config, a, b)
-    return RRLMatcher(network, ModelConfig(("vis", "nir"), 0.5, config), device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import typer.testing
 from accelerate.state import AcceleratorState
-from picture_folder import write_folder
+from image_folder import write_folder
 from training_run import RECIPE, tiny_network
 
 from rrl_match import ModelConfig, RRLMatcher

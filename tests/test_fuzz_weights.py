@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and meas
 @pytest.fixture(scope="module")
 def result():
     """In a process of its own, whose crash or hang is a failure here, and whose memory is not another test's."""
-    script = Path(__file__).with_name("fuzz_weights.py")
+    script = Path(__file__).parent / "helpers" / "fuzz_weights.py"
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_patches, make_small
+from networks import make_patches, make_small
 
 from rrl_match import RRLMatcher, inference
 from rrl_match.inference import FusedConv, FusedMGLA, InferenceRRLNet, onednn_fuses, pool

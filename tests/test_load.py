@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_patches
+from networks import make_patches
 
 import rrl_match
 from rrl_match import RRLMatcher
@@ -155,7 +155,7 @@ def test_worker_process(matcher, a, b, method):
 def test_memory_is_bounded(record_property):
     """Ten thousand calls leave nothing behind; of a hundred thousand pairs, 100 MB as float32, a
     batch is there; of the longer side of a matrix, whose codes would be 107 MB, as well."""
-    script = Path(__file__).with_name("memory_use.py")
+    script = Path(__file__).parent / "helpers" / "memory_use.py"
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     growth = json.loads(done.stdout)

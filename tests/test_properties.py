@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import make_patches
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from networks import make_patches
 
 from rrl_match import extract_patches
 from rrl_match.patches import BT601

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from picture_folder import COLUMNS, textured, write_folder, write_manifest
+from image_folder import COLUMNS, textured, write_folder, write_manifest
 
 from rrl_match import DataError
 from rrl_match.training.datasets import PatchSampler, PicturePair, Warp, find_places, hold_back, read_pairs

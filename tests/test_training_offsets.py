@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 import typer.testing
-from picture_folder import textured, write_folder, write_manifest
+from image_folder import textured, write_folder, write_manifest
 
 from rrl_match import DataError
 from rrl_match.training.__main__ import app

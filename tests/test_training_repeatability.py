@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 import typer.testing
-from picture_folder import textured, write_folder, write_manifest
+from image_folder import textured, write_folder, write_manifest
 
 from rrl_match.training.__main__ import app
 from rrl_match.training.datasets import read_pairs

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import typer.testing
-from picture_folder import write_folder
+from image_folder import write_folder
 from training_run import RECIPE
 
 from rrl_match.training.__main__ import app

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from picture_folder import write_folder
+from image_folder import write_folder
 from training_run import NETWORK, RECIPE, make_trainer, replace, tiny_network
 
 from rrl_match import DataError, RRLMatcher, RRLMatchError
@@ -109,7 +109,7 @@ make_trainer(read_pairs(sys.argv[1]), Path(sys.argv[2])).train()
 
 @pytest.mark.slow
 def test_killed_process_leaves_a_run_that_goes_on(pictures, pairs, finished, tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent / "helpers")}
     command = [sys.executable, "-c", KILLED, str(pictures), str(tmp_path)]
     killed = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr

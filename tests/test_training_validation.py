@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from picture_folder import write_folder
+from image_folder import write_folder
 from training_run import RECIPE, make_trainer, replace, tiny_network
 
 from rrl_match.training.datasets import PatchSampler, read_pairs

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from conftest import make_patches, make_small
+from networks import make_patches, make_small
 
 CALLS, PAIRS, PATCHES = 10_000, 100_000, 20_000
 

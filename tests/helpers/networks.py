@@ -1,13 +1,22 @@
-"""Small networks for whatever does not depend on what is computed, and random ones whose scores spread."""
+"""Random patches, small networks for tests that do not depend on the values, and random ones whose scores spread."""
 
 from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import torch
 
 from rrl_match import ModelConfig, RRLMatcher
 from rrl_match.modeling import RRLNet, RRLNetConfig
+
+
+def make_patches(count, seed, size=64):
+    """Blocks of grey with noise, uint8 (count, size, size), all different."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 200, (count, 8, 8)).repeat(size // 8, 1).repeat(size // 8, 2)
+    return (coarse + rng.integers(0, 56, (count, size, size))).astype(np.uint8)
+
 
 TINY = RRLNetConfig(encoder_channels=(2,) * 5, metric_channels=(2,) * 5, hidden=(2,))
 
@@ -41,3 +50,11 @@ def spread_network(config: RRLNetConfig, patches_a: torch.Tensor, patches_b: tor
         last.bias.copy_((last.bias - logits.mean()) * scale)
         last.weight.mul_(scale)
         return network
+
+
+def make_small():
+    """A matcher of 16 px patches: a hundred times as fast, and its scores still spread."""
+    config = RRLNetConfig(16, encoder_channels=(4,) * 3, metric_channels=(4,) * 3, hidden=(8,), descriptor_dim=4)
+    a, b = (torch.from_numpy(make_patches(64, seed, 16)).unsqueeze(1) / 255 for seed in (5, 6))
+    network = spread_network(config, a, b)
+    return RRLMatcher(network, ModelConfig(("vis", "nir"), 0.5, config), device="cpu", dtype="float32")
