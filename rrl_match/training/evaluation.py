@@ -1,4 +1,4 @@
-"""Figures of a matcher on a patch benchmark."""
+"""Metrics of a matcher on a patch benchmark."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ METRICS = {
 
 @dataclass(frozen=True, eq=False)
 class Benchmark:
-    """Places, each a patch of both bands, and labelled pairs of them.
+    """Locations, each with a patch of both bands, and labelled pairs of them.
 
     Attributes:
         patches_a, patches_b: uint8 (N, 64, 64).
-        category: (N,) str; figures are averaged over these, unweighted.
+        category: (N,) str; metrics are averaged over these, unweighted.
         pairs: (P, 2), row of `patches_a` and row of `patches_b`.
-        kind: (P,) str, "match" or the kind of negative: "random" (another place), "near" (of the same picture).
+        kind: (P,) str, "match" or the kind of negative: "random" (another location), "near" (of the
+            same image).
     """
 
     patches_a: NDArray[np.uint8]
@@ -70,15 +71,15 @@ class Benchmark:
 def evaluate(
     matcher: RRLMatcher, benchmark: Benchmark, progress: bool = False
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Figures in percent: ``result[kind of negatives][category or "mean"][metric]``."""
-    codes_a = matcher.encode(benchmark.patches_a, "a")
-    codes_b = matcher.encode(benchmark.patches_b, "b")
-    scores = matcher.score_codes(codes_a, codes_b, benchmark.pairs, progress=progress)
-    return figures(benchmark, scores)
+    """Metrics in percent: ``result[kind of negatives][category or "mean"][metric]``."""
+    features_a = matcher.encode(benchmark.patches_a, "a")
+    features_b = matcher.encode(benchmark.patches_b, "b")
+    scores = matcher.score_codes(features_a, features_b, benchmark.pairs, progress=progress)
+    return metrics_of(benchmark, scores)
 
 
-def figures(benchmark: Benchmark, scores: NDArray[np.float32]) -> dict[str, dict[str, dict[str, float]]]:
-    """As :func:`evaluate`, of scores (P,) that are there already."""
+def metrics_of(benchmark: Benchmark, scores: NDArray[np.float32]) -> dict[str, dict[str, dict[str, float]]]:
+    """Metrics of given scores (P,), as :func:`evaluate` returns them."""
     category = benchmark.category[benchmark.pairs[:, 0]]
     label = (benchmark.kind == "match").astype(int)
     result: dict[str, dict[str, dict[str, float]]] = {}
@@ -87,7 +88,9 @@ def figures(benchmark: Benchmark, scores: NDArray[np.float32]) -> dict[str, dict
         for name in np.unique(category).tolist():
             rows = (category == name) & ((benchmark.kind == kind) | (label == 1))
             if len(set(label[rows].tolist())) < 2:
-                raise DataError(f"category {name!r} lacks matching pairs or {kind!r} negatives: no figure can be given")
+                raise DataError(
+                    f"category {name!r} lacks matching pairs or {kind!r} negatives, so metrics are undefined"
+                )
             by_category[name] = {metric: 100 * f(label[rows], scores[rows]) for metric, f in METRICS.items()}
         mean = {metric: float(np.mean([v[metric] for v in by_category.values()])) for metric in METRICS}
         result[kind] = {**by_category, "mean": mean}

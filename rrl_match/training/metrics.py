@@ -1,4 +1,4 @@
-"""Figures of merit of scores against labels. Pure functions on NumPy arrays; rates in [0, 1]."""
+"""Metrics of scores against labels. Pure functions on NumPy arrays; rates in [0, 1]."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 
 def fpr95(labels: ArrayLike, scores: ArrayLike) -> float:
-    """False-positive rate at 95 % recall, interpolated on the ROC curve. The definition of all figures here.
+    """False-positive rate at 95 % recall, interpolated on the ROC curve. All reported values use this definition.
 
     Args:
         labels: (N,), 1 for a match and 0 for none; both must occur.
-        scores: (N,), higher means more alike.
+        scores: (N,), higher means more similar.
     """
     false_positive_rate, true_positive_rate, _ = roc_curve(labels, scores)
     return float(np.interp(0.95, true_positive_rate, false_positive_rate))
@@ -31,7 +31,7 @@ def fpr95_sorted_index(labels: ArrayLike, scores: ArrayLike) -> float:
 
 
 def fdr95(labels: ArrayLike, scores: ArrayLike) -> float:
-    """False-discovery rate at 95 % recall: the share of non-matches among what is accepted.
+    """False-discovery rate at 95 % recall: the fraction of non-matches among the accepted pairs.
 
     Early HardNet code and the code of the authors of the VIS-NIR benchmark call this FPR95. It depends on how
     many non-matches there are for each match, so it is not comparable with :func:`fpr95`.

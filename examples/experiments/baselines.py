@@ -1,14 +1,17 @@
-"""Other networks for the same task, trained on the same patches, to compare RRL-Net with.
+"""Baselines for RRL-Net: other networks for the same task, trained on the same patches.
 
-Only for measuring: what they learn is not kept.
+``python baselines.py hardnet --data FOLDER --benchmark FILE`` trains one and prints its metrics; its weights are not
+saved.
 """
 
 from __future__ import annotations
 
 import abc
-import logging
+import argparse
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -17,30 +20,29 @@ from tqdm import tqdm
 
 from rrl_match.inference import choose_device
 from rrl_match.patches import PatchSource
-from rrl_match.training.augment import augment, mixed_grey
-from rrl_match.training.datasets import PatchSampler, PicturePair
-from rrl_match.training.evaluation import Benchmark, figures
+from rrl_match.training.batches import draw_batch
+from rrl_match.training.datasets import Source, read_source
+from rrl_match.training.evaluation import Benchmark, metrics_of, table
 from rrl_match.training.losses import matching_loss
-from rrl_match.training.mining import mine_pairs, surely_different
+from rrl_match.training.mining import mine_pairs
 from rrl_match.training.recipe import Phase, Recipe
+from rrl_match.training.sampling import PatchSampler
 
-logger = logging.getLogger(__name__)
 
-
-class Rival(nn.Module, abc.ABC):
-    """A network that learns from batches of places and scores pairs of patches."""
+class Baseline(nn.Module, abc.ABC):
+    """A network that learns from batches of locations and scores pairs of patches."""
 
     @abc.abstractmethod
     def loss(self, patches_a: Tensor, patches_b: Tensor, negative: Tensor, generator: torch.Generator) -> Tensor:
-        """Of N places: patches (N, 1, S, S), row n of A matches row n of B; negative (N, N) bool."""
+        """Of N locations: patches (N, 1, S, S), row n of A matches row n of B; negative (N, N) bool."""
 
     @abc.abstractmethod
     def score(self, patches_a: Tensor, patches_b: Tensor, pairs: Tensor) -> Tensor:
         """Of index pairs (P, 2): (P,), higher means more alike."""
 
 
-class TwoChannel(Rival):
-    """The 2-channel network of Zagoruyko and Komodakis (CVPR 2015): both patches are the channels of one picture.
+class TwoChannel(Baseline):
+    """The 2-channel network of Zagoruyko and Komodakis (CVPR 2015): the two patches are the channels of one image.
 
     Trained, as published, on as many random non-matching pairs as matching ones.
     """
@@ -75,7 +77,7 @@ class TwoChannel(Rival):
         return torch.cat([self(patches_a[rows[:, 0]], patches_b[rows[:, 1]]) for rows in pairs.split(512)])
 
 
-class HardNet(Rival):
+class HardNet(Baseline):
     """The descriptor of Mishchuk et al. (NeurIPS 2017): L2-Net's layers, triplets with the batch's hardest negative.
 
     One network for both bands, as published; patches are halved to its 32 x 32 pixels and standardised.
@@ -111,55 +113,85 @@ class HardNet(Rival):
         return (a[pairs[:, 0]] * b[pairs[:, 1]]).sum(1)
 
 
-RIVALS: dict[str, type[Rival]] = {"2-channel": TwoChannel, "hardnet": HardNet}
+BASELINES: dict[str, type[Baseline]] = {"2-channel": TwoChannel, "hardnet": HardNet}
 
 
-def train_rival(
-    name: str, pairs: Sequence[PicturePair], recipe: Recipe, phase: Phase, *, seed: int = 0, device: str = "auto"
-) -> Rival:
-    """Train a rival from scratch on the recipe's patches: its geometry, photometry and distance of negatives.
+def train_baseline(
+    name: str, sources: Sequence[Source], recipe: Recipe, phase: Phase, *, seed: int = 0, device: str = "auto"
+) -> Baseline:
+    """Train a baseline from scratch on the batches of a recipe.
 
     Args:
         name: "2-channel" or "hardnet".
-        pairs: registered training pictures, all of which are trained on.
-        phase: steps, places and pictures of a batch, learning rate of AdamW with warm-up and cosine.
+        sources: registered training images, all of which are trained on.
+        recipe: its geometry, photometry, synthetic bands and distance of negatives are used.
+        phase: steps, batch size and learning rate of AdamW with warm-up and cosine.
         device: as :class:`~rrl_match.RRLMatcher` takes it.
 
     Raises:
-        ValueError: no such rival.
+        ValueError: no such baseline.
     """
-    if name not in RIVALS:
-        raise ValueError(f"no rival {name!r}: choose one of {', '.join(RIVALS)}")
+    if name not in BASELINES:
+        raise ValueError(f"no baseline {name!r}: choose one of {', '.join(BASELINES)}")
     torch.manual_seed(seed)
-    place = choose_device(device)
-    rival = RIVALS[name]().to(place).train()
-    sampler = PatchSampler(pairs, 64, place)
-    optimizer = torch.optim.AdamW(rival.parameters(), lr=phase.learning_rate, weight_decay=recipe.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, phase.rate)
+    chosen = choose_device(device)
+    baseline = BASELINES[name]().to(chosen).train()
+    sampler = PatchSampler(sources, 64, chosen)
+    optimizer = torch.optim.AdamW(baseline.parameters(), lr=phase.learning_rate, weight_decay=recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, phase.lr_factor)
     with tqdm(range(phase.steps), name) as bar:
         for step in bar:
             generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-            batch = sampler.draw(phase.places, phase.pictures, recipe.geometry, generator)
-            patches_a = augment(mixed_grey(batch.colour_a, recipe.photometry, generator), recipe.photometry, generator)
-            patches_b = augment(batch.patches_b, recipe.photometry, generator)
-            negative = surely_different(batch.picture, batch.position, recipe.negative_distance)
-            loss = rival.loss(patches_a, patches_b, negative, generator)
+            loss = baseline.loss(*draw_batch(sampler, recipe, phase, generator), generator)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
             if step % 20 == 0:
                 bar.set_postfix(loss=round(loss.item(), 4))
-    return rival.eval()
+    return baseline.eval()
 
 
 @torch.no_grad()
-def evaluate_rival(rival: Rival, benchmark: Benchmark) -> dict[str, dict[str, dict[str, float]]]:
-    """Figures in percent, as :func:`rrl_match.training.evaluation.evaluate` gives them."""
-    device = next(rival.parameters()).device
+def evaluate_baseline(baseline: Baseline, benchmark: Benchmark) -> dict[str, dict[str, dict[str, float]]]:
+    """Metrics in percent, as :func:`rrl_match.training.evaluation.evaluate` gives them."""
+    device = next(baseline.parameters()).device
     patches_a, patches_b = (
         PatchSource(patches, "patches", 64).batch(0, len(patches), device)
         for patches in (benchmark.patches_a, benchmark.patches_b)
     )
-    scores = rival.score(patches_a, patches_b, torch.from_numpy(benchmark.pairs).long().to(device))
-    return figures(benchmark, scores.cpu().numpy())
+    scores = baseline.score(patches_a, patches_b, torch.from_numpy(benchmark.pairs).long().to(device))
+    return metrics_of(benchmark, scores.cpu().numpy())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train a baseline and print its metrics."""
+    parser = argparse.ArgumentParser(description="Train a baseline on a recipe's patches and measure it.")
+    parser.add_argument("name", choices=tuple(BASELINES))
+    parser.add_argument(
+        "--data", action="append", required=True, metavar="FOLDER[=WEIGHT]", help="as rrl-match train takes it"
+    )
+    parser.add_argument("--benchmark", type=Path, required=True, help=".npz as rrl-match evaluate reads it")
+    parser.add_argument("--recipe", default="vis-nir", help="a recipe of the package, or a JSON file")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch-size", type=int, default=256, help="locations per step")
+    parser.add_argument("--images-per-batch", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="write the metrics as JSON as well")
+    args = parser.parse_args(arguments)
+    benchmark = Benchmark.load(args.benchmark)  # first, so that a wrong path is not found after training
+    phase = Phase(args.steps, args.batch_size, args.images_per_batch, args.learning_rate)
+    sources = [read_source(folder) for folder in args.data]
+    baseline = train_baseline(args.name, sources, Recipe.load(args.recipe), phase, seed=args.seed, device=args.device)
+    result = evaluate_baseline(baseline, benchmark)
+    print(f"{args.name} on {args.benchmark.name}; all metrics in percent")
+    for line in table(result):
+        print(line)
+    if args.save:
+        args.save.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

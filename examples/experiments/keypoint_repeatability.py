@@ -1,25 +1,30 @@
-"""How often a keypoint of one band has one of the other at its place: what bounds registration by keypoints."""
+"""How often a keypoint of one band is found in the other as well: what bounds registration by keypoints.
+
+``python keypoint_repeatability.py --data FOLDER`` prints, for several detectors, the percentage of keypoints of image A
+that have a keypoint of image B at their true location, and the percentage expected by chance.
+"""
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rrl_match.matching import Vicinity
-from rrl_match.training.datasets import PicturePair
+from rrl_match.training.datasets import ImagePair, read_pairs
 
 Grey = NDArray[np.uint8]
 Floats = NDArray[np.float32]
-Figures = dict[str, dict[int, dict[str, float]]]
+Metrics = dict[str, dict[int, dict[str, float]]]
 
 
 def repeatability(
-    pairs: Sequence[PicturePair],
+    pairs: Sequence[ImagePair],
     counts: Sequence[int] = (500, 2000),
     *,
     tolerance: float = 3.0,
@@ -27,23 +32,23 @@ def repeatability(
     smooth: float = 0.0,
     margin: int = 32,
     seed: int = 0,
-) -> Figures:
-    """Measure all of :data:`DETECTORS`, and a grid whose places are shifted at random, on registered pictures.
+) -> Metrics:
+    """Measure all of :data:`DETECTORS`, and a grid with random offsets, on registered images.
 
-    Each picture's strongest keypoints are taken where the other shows the place as well.
+    Of each image, the strongest keypoints in the area that both images show are compared.
 
     Args:
         pairs: as :func:`~rrl_match.training.datasets.read_pairs` gives them.
-        counts: of keypoints, in each picture.
-        tolerance: pixels of B that a keypoint of B may lie from the true place.
-        spacing: pixels between keypoints of a picture, at the least.
-        smooth: sigma in pixels of a Gaussian that the pictures are smoothed with first.
-        margin: pixels to the border, at the least; half a patch by default.
-        seed: of the places that chance is measured at, and of the grids.
+        counts: of keypoints in each image.
+        tolerance: largest distance, in pixels of B, between a keypoint of B and the true location.
+        spacing: smallest distance between keypoints of an image, in pixels.
+        smooth: sigma in pixels of a Gaussian filter applied to the images first.
+        margin: smallest distance to the border in pixels; half a patch by default.
+        seed: of the random locations that measure chance, and of the grids.
 
     Returns:
-        ``result[detector][count]``, means over the pictures: "found", how many keypoints of A there were, "repeated",
-        the share in percent with a keypoint of B at their place, and "chance", the share of random places that have.
+        ``result[detector][count]``, means over the images: "found", the number of keypoints of A; "repeated", the
+        percentage with a keypoint of B at the true location; "chance", the percentage of random locations with one.
     """
     rng = np.random.default_rng(seed)
     rows: dict[str, dict[int, list[tuple[float, float, float]]]] = {
@@ -62,7 +67,7 @@ def repeatability(
                 found = {count: [points[:count] for points in best] for count in counts}
             for count, (a, b) in found.items():
                 true = a @ pair.a_to_b[:, :2].T + pair.a_to_b[:, 2]
-                repeated, chance = (_share_near(places, b, tolerance) for places in (true, anywhere))
+                repeated, chance = (_percent_near(locations, b, tolerance) for locations in (true, anywhere))
                 by_count[count].append((len(a), repeated, chance))
     return {
         name: {
@@ -73,17 +78,17 @@ def repeatability(
     }
 
 
-def table(result: Figures) -> Iterator[str]:
+def table(result: Metrics) -> Iterator[str]:
     """Lines of a table of :func:`repeatability`'s result."""
     yield "detector".ljust(20) + "".join(f"{h:>12s}" for h in ("keypoints", "found", "repeated", "chance"))
     for name, by_count in result.items():
         for count, row in by_count.items():
-            figures = f"{count:12d}{row['found']:12.0f}{row['repeated']:12.1f}{row['chance']:12.1f}"
-            yield f"  {name}".ljust(20) + figures
+            values = f"{count:12d}{row['found']:12.0f}{row['repeated']:12.1f}{row['chance']:12.1f}"
+            yield f"  {name}".ljust(20) + values
 
 
-def _overlap(pair: PicturePair, margin: int) -> tuple[list[Grey], list[Grey]]:
-    """Both pictures in grey, each with a mask of what both show, `margin` inside."""
+def _overlap(pair: ImagePair, margin: int) -> tuple[list[Grey], list[Grey]]:
+    """Both images in grey, each with a mask of the area that both show, eroded by `margin`."""
     grey = np.asarray(cv2.cvtColor(pair.image_a, cv2.COLOR_RGB2GRAY), np.uint8)
     h, w = pair.image_b.shape
     shown = cv2.warpAffine(np.ones_like(grey), pair.a_to_b, (w, h), flags=cv2.INTER_NEAREST)
@@ -98,16 +103,16 @@ def _smoothed(image: Grey, sigma: float) -> Grey:
     return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma), np.uint8)
 
 
-def _share_near(places: Floats, keypoints: Floats, tolerance: float) -> float:
-    """Percent of `places` (N, 2) that have one of `keypoints` (M, 2) within `tolerance`."""
-    if not len(places) or not len(keypoints):
+def _percent_near(locations: Floats, keypoints: Floats, tolerance: float) -> float:
+    """Percentage of `locations` (N, 2) that have one of `keypoints` (M, 2) within `tolerance`."""
+    if not len(locations) or not len(keypoints):
         return 0.0
-    vicinity = Vicinity(torch.from_numpy(places).double(), torch.from_numpy(keypoints).double(), tolerance)
-    return 100 * float(vicinity.near(slice(None)).any(1).double().mean())
+    distance = torch.cdist(torch.from_numpy(locations).double(), torch.from_numpy(keypoints).double())
+    return 100 * float((distance.amin(1) <= tolerance).double().mean())
 
 
 def _strongest(found: Floats, mask: Grey, count: int, spacing: int) -> Floats:
-    """Of (N, 3) xy and strength, the (n, 2) strongest inside the mask that are `spacing` apart, in this order."""
+    """Of (N, 3) xy and strength, the (n, 2) strongest inside the mask at least `spacing` apart, strongest first."""
     pixel = found[:, :2].round().astype(int).clip(0, np.array(mask.shape[::-1]) - 1)
     order = np.argsort(-found[:, 2], kind="stable")
     order = order[mask[pixel[order, 1], pixel[order, 0]] > 0]
@@ -124,18 +129,18 @@ def _strongest(found: Floats, mask: Grey, count: int, spacing: int) -> Floats:
 
 
 def _grid(mask: Grey, count: int, rng: np.random.Generator) -> Floats:
-    """About `count` places of the mask, one anywhere in each cell: plain grids agree all or not at all."""
+    """About `count` locations of the mask, at random in each cell: plain grids agree all or not at all."""
     if not mask.any():
         return np.empty((0, 2), np.float32)
     step = math.sqrt(int(mask.sum()) / count)
     corners = np.stack(np.meshgrid(*(np.arange(0, n, step) for n in mask.shape[::-1])), -1).reshape(-1, 2)
-    places = corners + rng.uniform(0, step, corners.shape)
-    x, y = places.astype(int).clip(0, np.array(mask.shape[::-1]) - 1).T
-    return np.asarray(places[mask[y, x] > 0], np.float32)
+    locations = corners + rng.uniform(0, step, corners.shape)
+    x, y = locations.astype(int).clip(0, np.array(mask.shape[::-1]) - 1).T
+    return np.asarray(locations[mask[y, x] > 0], np.float32)
 
 
 def _maxima(response: Floats) -> Floats:
-    """(N, 3) xy and strength of the local maxima of a picture (H, W)."""
+    """(N, 3) xy and strength of the local maxima of an image (H, W)."""
     y, x = np.nonzero((response == cv2.dilate(response, np.ones((3, 3), np.uint8))) & (response > 0))
     return np.asarray(np.stack([x, y, response[y, x]], 1), np.float32)
 
@@ -175,15 +180,15 @@ def _phase_congruency(image: Grey, scales: int = 4, orientations: int = 6) -> Fl
     radial = [torch.exp(-((radius / f).log() ** 2) / (2 * math.log(0.55) ** 2)) for f in centres]
     xx, yy, xy = torch.zeros(3, *image.shape)
     for k in range(orientations):
-        turn = k * math.pi / orientations
-        away = torch.atan2(torch.sin(angle - turn), torch.cos(angle - turn))
+        orientation = k * math.pi / orientations
+        away = torch.atan2(torch.sin(angle - orientation), torch.cos(angle - orientation))
         angular = torch.exp(-(away**2) / (2 * (math.pi / orientations / 1.2) ** 2)) * (radius < 0.45)
         responses = [torch.fft.ifft2(spectrum * r * angular) for r in radial]
         noise = responses[0].abs().median() / math.sqrt(math.log(4)) * sum(2.1**-s for s in range(scales))
         bound = noise * (math.sqrt(math.pi / 2) + 2 * math.sqrt((4 - math.pi) / 2))
         amplitude = torch.stack([r.abs() for r in responses]).sum(0)
         congruency = (torch.stack(responses).sum(0).abs() - bound).clamp(min=0) / (amplitude + 1e-3)
-        dx, dy = congruency * math.cos(turn), congruency * math.sin(turn)
+        dx, dy = congruency * math.cos(orientation), congruency * math.sin(orientation)
         xx, yy, xy = xx + dx * dx, yy + dy * dy, xy + dx * dy
     least = (xx + yy - torch.sqrt((xx - yy) ** 2 + 4 * xy**2)) / 2
     return _maxima(np.asarray(least.numpy(), np.float32))
@@ -197,3 +202,25 @@ DETECTORS: dict[str, Callable[[Grey], Floats]] = {
     "gradient": _gradient,
     "phase congruency": _phase_congruency,
 }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a table of all detectors."""
+    parser = argparse.ArgumentParser(description="Print how often detectors find the same keypoint in both bands.")
+    parser.add_argument("--data", type=Path, required=True, help="folder with a manifest.csv and the images it names")
+    parser.add_argument("--split", default="train", help="split of the manifest to measure")
+    parser.add_argument("--images", type=int, help="number of image pairs, evenly spaced (default: all)")
+    parser.add_argument("--keypoints", type=int, nargs="+", default=[500, 2000], help="numbers of keypoints per image")
+    parser.add_argument("--tolerance", type=float, default=3.0, help="pixels between a keypoint and its true location")
+    parser.add_argument("--smooth", type=float, default=0.0, help="sigma in pixels of a Gaussian filter applied first")
+    args = parser.parse_args(arguments)
+    pairs = read_pairs(args.data, args.split)
+    pairs = pairs[:: -(-len(pairs) // (args.images or len(pairs)))]
+    name = args.data.resolve().name
+    print(f"{name}, {len(pairs)} image pairs of split {args.split}; within {args.tolerance:g} px, in percent")
+    for line in table(repeatability(pairs, args.keypoints, tolerance=args.tolerance, smooth=args.smooth)):
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
