@@ -36,7 +36,8 @@ def train(
     """Train an RRL-Net; the best weights end up in OUT/weights."""
     import dataclasses
 
-    from rrl_match.pretrained import find_folder, load_folder
+    from rrl_match.hub import find_folder
+    from rrl_match.pretrained import load_folder
     from rrl_match.training.datasets import read_pairs
     from rrl_match.training.recipe import Recipe
     from rrl_match.training.trainer import Trainer
@@ -73,7 +74,6 @@ def evaluate(
     benchmark: Annotated[Path, typer.Option(help=".npz with patches_a, patches_b, category, pairs and kind.")],
     device: str = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    optimize: Annotated[str, typer.Option(help="auto, eager or compile, as RRLMatcher takes it.")] = "auto",
     save: Annotated[Path | None, typer.Option(help="Write the figures as JSON as well.")] = None,
 ) -> None:
     """Print FPR95 by category, in percent, and other figures of weights on a patch benchmark."""
@@ -81,10 +81,9 @@ def evaluate(
     from rrl_match.training.evaluation import Benchmark
     from rrl_match.training.evaluation import evaluate as figures_of
 
-    matcher = RRLMatcher.from_pretrained(weights, device=device, dtype=dtype, optimize=optimize)
+    matcher = RRLMatcher.from_pretrained(weights, device=device, dtype=dtype)
     result = figures_of(matcher, Benchmark.load(benchmark), progress=True)
-    how = f"{matcher.dtype} on {matcher.device}, optimize={matcher.optimize}"
-    _show(f"{weights} on {benchmark.name}, {how}", result, save)
+    _show(f"{weights} on {benchmark.name}, {matcher.dtype} on {matcher.device}", result, save)
 
 
 @app.command()

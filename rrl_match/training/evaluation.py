@@ -73,7 +73,7 @@ def evaluate(
     """Figures in percent: ``result[kind of negatives][category or "mean"][metric]``."""
     codes_a = matcher.encode(benchmark.patches_a, "a")
     codes_b = matcher.encode(benchmark.patches_b, "b")
-    scores = matcher.score_codes(codes_a, codes_b, benchmark.pairs, progress=progress)
+    scores = matcher.score_features(codes_a, codes_b, benchmark.pairs, progress=progress)
     return figures(benchmark, scores)
 
 

@@ -74,7 +74,7 @@ class TrainingRRLNet(nn.Module):
         net = self.network
         maps_a, maps_b = net.encoder_a(patches_a), net.encoder_b(patches_b)
         reconstructions = self.decoder_a(maps_a[-1]), self.decoder_b(maps_b[-1])
-        descriptors = net.describe(maps_a, maps_b) if net.config.descriptor_dim else None
+        descriptors = (net.describe(maps_a, "a"), net.describe(maps_b, "b")) if net.config.descriptor_dim else None
         if pair_up is not None:
             rows_a, rows_b = pair_up(descriptors).unbind(1)
             maps_a = [take_rows(m, rows_a) for m in maps_a]

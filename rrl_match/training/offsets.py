@@ -95,7 +95,7 @@ def score_over_offset(
             shift[:, axis] = float(offset)
             moved = sampler.cut(picture, centre, Warp(nothing, upright, upright, shift, nothing))
             codes_a = matcher.encode(to_grey(moved.colour_a), "a")
-            scores[axis, k] = matcher.score_codes(codes_a, codes_b, index_pairs)
+            scores[axis, k] = matcher.score_features(codes_a, codes_b, index_pairs)
     return OffsetCurve(offsets, scores)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rrl_match.matching import Vicinity
+from rrl_match.matching import Near
 from rrl_match.training.datasets import PicturePair
 
 Grey = NDArray[np.uint8]
@@ -102,8 +102,8 @@ def _share_near(places: Floats, keypoints: Floats, tolerance: float) -> float:
     """Percent of `places` (N, 2) that have one of `keypoints` (M, 2) within `tolerance`."""
     if not len(places) or not len(keypoints):
         return 0.0
-    vicinity = Vicinity(torch.from_numpy(places).double(), torch.from_numpy(keypoints).double(), tolerance)
-    return 100 * float(vicinity.near(slice(None)).any(1).double().mean())
+    near = Near(tolerance, places, keypoints)
+    return 100 * float(near.mask(slice(None)).any(1).double().mean())
 
 
 def _strongest(found: Floats, mask: Grey, count: int, spacing: int) -> Floats:

@@ -319,9 +319,13 @@ class Trainer:
             patches_a, patches_b = self._patches(batch, generator)
             with self._autocast():
                 maps_a, maps_b = network.encoder_a(patches_a), network.encoder_b(patches_b)
-                descriptors = network.describe(maps_a, maps_b) if network.config.descriptor_dim else None
+                descriptors = (
+                    (network.describe(maps_a, "a"), network.describe(maps_b, "b"))
+                    if network.config.descriptor_dim
+                    else None
+                )
                 rows_a, rows_b = self._mined(descriptors, negative, generator).unbind(1)
-                network.relate([take_rows(m, rows_a) for m in maps_a], [take_rows(m, rows_b) for m in maps_b])
+                network.logits([take_rows(m, rows_a) for m in maps_a], [take_rows(m, rows_b) for m in maps_b])
         network.eval()
 
     def _log(self, writer: SummaryWriter | None, phase: str, values: dict[str, float]) -> None:

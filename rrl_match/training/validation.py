@@ -77,7 +77,7 @@ class ValidationSet:
         matcher = RRLMatcher(network, config, device=self.patches_a.device, dtype=dtype)
         codes = matcher.encode(self.patches_a, "a"), matcher.encode(self.patches_b, "b")
         return ValidationScores(
-            **{kind: matcher.score_codes(*codes, pairs.numpy()) for kind, pairs in self.pairs.items()}
+            **{kind: matcher.score_features(*codes, pairs.numpy()) for kind, pairs in self.pairs.items()}
         )
 
 
