@@ -48,7 +48,6 @@ def main() -> None:
     parser.add_argument("--weights", default="vis-nir")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--optimize", nargs="+", default=["eager", "compile"], metavar="HOW")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each figure")
     parser.add_argument("--matrix", type=int, default=500, help="patches of each band for score_matrix; 0 to leave out")
     parser.add_argument("--places", type=int, default=2000, help="patches of each band for match; 0 to leave out")
@@ -79,9 +78,8 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield {"seconds": first_score(args.weights, device)}
     rows: list[dict[str, Any]] = []
     for dtype in args.dtypes:
-        for optimize in args.optimize:
-            matcher = RRLMatcher.from_pretrained(args.weights, device=device, dtype=dtype, optimize=optimize)
-            rows += speed(matcher, patches_a, patches_b, args.seconds)
+        matcher = RRLMatcher.from_pretrained(args.weights, device=device, dtype=dtype)
+        rows += speed(matcher, patches_a, patches_b, args.seconds)
     yield {"speed": rows}
     if args.matrix:
         some = patches_a[: args.matrix], patches_b[: args.matrix]
@@ -103,7 +101,6 @@ def speed(matcher: RRLMatcher, patches_a: Any, patches_b: Any, seconds: float) -
         gflops, ceiling = pairs * batch * GFLOP_PER_PAIR, products * 2 * size**3 / 1e9
         yield {
             "dtype": str(matcher.dtype).removeprefix("torch."),
-            "optimize": matcher.optimize,
             "batch": batch,
             "pairs_per_second": round(pairs * batch, 1),
             "milliseconds_per_call": round(1e3 / pairs, 2),
@@ -174,11 +171,11 @@ def markdown(figures: dict[str, Any]) -> Iterator[str]:
     """The README's table, and the other figures below."""
     yield f"{figures['machine']}; PyTorch {figures['versions']['torch']}"
     yield ""
-    yield "| dtype | optimize | batch | pairs/s | GFLOP/s | of matrix product |"
-    yield "| --- | --- | ---: | ---: | ---: | ---: |"
+    yield "| dtype | batch | pairs/s | GFLOP/s | of matrix product |"
+    yield "| --- | ---: | ---: | ---: | ---: |"
     for row in figures["speed"]:
         yield (
-            f"| {row['dtype']} | {row['optimize']} | {row['batch']} | {row['pairs_per_second']:.0f} "
+            f"| {row['dtype']} | {row['batch']} | {row['pairs_per_second']:.0f} "
             f"| {row['gflops']:.0f} | {100 * row['share']:.0f} % |"
         )
     yield ""

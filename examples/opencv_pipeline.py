@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from register_pair import read
 from rendered_scene import render_pair
 
-from rrl_match import RRLMatcher, extract_patches
+from rrl_match import Near, RRLMatcher, extract_patches
 
 if len(sys.argv) > 2:
     image_a, image_b, truth = read(Path(sys.argv[1])), read(Path(sys.argv[2])), None
@@ -56,8 +56,8 @@ matrix = fit([m.queryIdx for m in matches], [m.trainIdx for m in matches])
 
 # %% Once more, but only among keypoints near where that transform predicts them
 
-near = {"search_radius": 8, "positions_a": cv2.transform(places_a[None], matrix)[0], "positions_b": places_b}
-matches = matcher.match(patches[0], patches[1], **near).to_cv2()
+near = Near(8, cv2.transform(places_a[None], matrix)[0], places_b)
+matches = matcher.match(patches[0], patches[1], near=near).to_cv2()
 matrix = fit([m.queryIdx for m in matches], [m.trainIdx for m in matches])
 print(np.array2string(matrix, precision=5, suppress_small=True))
 if truth is not None:

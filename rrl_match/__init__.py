@@ -1,4 +1,4 @@
-"""Scores of cross-spectral image patches with RRL-Net: do these two show the same place?
+"""Match patches of images from different sensors with RRL-Net: do two patches show the same location?
 
 >>> import numpy as np
 >>> from rrl_match import RRLMatcher
@@ -9,18 +9,18 @@
 """
 
 from rrl_match._version import __version__
-from rrl_match.errors import DataError, RRLMatchError, WeightsError, WeightsNotFoundError
-from rrl_match.matcher import Codes, RRLMatcher
-from rrl_match.matching import Matches
+from rrl_match.errors import DataError, ExportError, RRLMatchError, WeightsError, WeightsNotFoundError
+from rrl_match.matcher import Features, RRLMatcher
+from rrl_match.matching import Matches, Near
 from rrl_match.patches import extract_patches, percentile_range
-from rrl_match.pretrained import ModelConfig
 from rrl_match.registration import Registration, register
 
 __all__ = [
-    "Codes",
     "DataError",
+    "ExportError",
+    "Features",
     "Matches",
-    "ModelConfig",
+    "Near",
     "RRLMatchError",
     "RRLMatcher",
     "Registration",

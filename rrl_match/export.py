@@ -1,17 +1,18 @@
-"""A matcher's network for other runtimes: ONNX and ``torch.export`` files, kept only if they compute what PyTorch does.
+"""Export of a matcher's network as ONNX and ``torch.export`` files, each checked against PyTorch.
 
-The parts, all float32 with any number N of patches or pairs from one on, S being the patch size:
+The parts, all float32, for any number N >= 1 of patches or pairs, where S is the patch size:
 
 - ``scorer``: patches_a, patches_b (N, 1, S, S) in [0, 1] to scores (N,);
 - ``encoder_a``, ``encoder_b``: patches (N, 1, S, S) in [0, 1] to the maps map0 ... map4, (N, C, H, W) each, and
-  descriptors (N, D) of unit length where the weights have them;
+  descriptors (N, D) of unit length if the weights have them;
 - ``pair_scorer``: map0_a ... map4_a, map0_b ... map4_b of N pairs to scores (N,).
 
-What turns a user's patches into float32 in [0, 1] is :mod:`rrl_match.patches`, and is not part of the files.
+The conversion of patches to float32 in [0, 1] is not part of the files, see :mod:`rrl_match.patches`.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import inspect
 import io
@@ -33,30 +34,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rrl_match._command_line import Subparsers, write_line
 from rrl_match._version import __version__
 from rrl_match.errors import ExportError
 from rrl_match.inference import fold_norms
 from rrl_match.matcher import RRLMatcher
-from rrl_match.modeling import RRLNet
+from rrl_match.modeling import Band, RRLNet
 
 PARTS = ("scorer", "encoder_a", "encoder_b", "pair_scorer")
-BATCHES = (1, 2, 7, 64)  # that a file is tried with
-BOUND = 1e-5  # on its difference from PyTorch, as a share of the output's largest value where that is above 1
+BATCHES = (1, 2, 7, 64)  # batch sizes that each file is checked with
+BOUND = 1e-5  # largest difference from PyTorch, relative to the largest output value if that is above 1
 
 Run: TypeAlias = Callable[..., "Tensor | Sequence[Tensor]"]
 
-_OPSET = 18  # ONNX Runtime 1.18 and later read what comes of it
+_OPSET = 18  # read by ONNX Runtime 1.18 and later
 _BY_TORCHSCRIPT = "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters  # PyTorch before 2.5
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written.
+    """An exported file.
 
     Attributes:
         path: the file.
-        deviation: its greatest difference from PyTorch over all outputs and :data:`BATCHES`, measured as
-            :data:`BOUND` is.
+        deviation: largest difference from PyTorch over all outputs and :data:`BATCHES`, defined as for :data:`BOUND`.
     """
 
     path: Path
@@ -64,24 +65,24 @@ class Exported:
 
 
 def export_onnx(matcher: RRLMatcher, folder: str | os.PathLike[str], parts: Sequence[str] = PARTS) -> list[Exported]:
-    """Write ``PART.onnx`` for each part, once ONNX Runtime computes with it what PyTorch does.
+    """Write ``PART.onnx`` for each part, if ONNX Runtime computes the same with it as PyTorch.
 
-    Its ``metadata_props`` say the modalities (a JSON list), the threshold, the patch size, and the versions that
-    wrote it.
+    The ``metadata_props`` of a file hold the modalities (a JSON list), the threshold, the patch size, and the versions
+    that wrote it.
 
     Args:
-        matcher: on any device and in any dtype; what is written is float32.
-        folder: made if it is not there; files of the same names are replaced.
+        matcher: on any device, of any dtype; the files are float32.
+        folder: created if it does not exist; files of the same names are replaced.
         parts: some of :data:`PARTS`.
 
     Raises:
         ImportError: the extra ``onnx`` is not installed.
-        ValueError: no such part.
-        ExportError: a file differs from PyTorch by more than :data:`BOUND`, and was not kept.
+        ValueError: unknown part.
+        ExportError: a file differs from PyTorch by more than :data:`BOUND`; it is deleted.
     """
     onnx, onnxruntime = _extra("onnx"), _extra("onnxruntime")
     if not _BY_TORCHSCRIPT:
-        _extra("onnxscript")  # which PyTorch's exporter stands on
+        _extra("onnxscript")  # required by PyTorch's exporter
 
     def write(part: _Part, example: tuple[Tensor, ...], path: Path) -> None:
         model = _onnx_model(onnx, part, example)
@@ -104,7 +105,7 @@ def export_onnx(matcher: RRLMatcher, folder: str | os.PathLike[str], parts: Sequ
 def export_torch(matcher: RRLMatcher, folder: str | os.PathLike[str], parts: Sequence[str] = PARTS) -> list[Exported]:
     """Write ``PART.pt2`` for each part, for ``torch.export.load``; otherwise as :func:`export_onnx`.
 
-    Inputs are positional; the metadata are the extra file ``metadata.json``.
+    Inputs are positional. The metadata are in the extra file ``metadata.json``.
     """
 
     def write(part: _Part, example: tuple[Tensor, ...], path: Path) -> None:
@@ -126,7 +127,7 @@ def _export(
     write: Callable[[_Part, tuple[Tensor, ...], Path], None],
     read: Callable[[_Part, Path], Run],
 ) -> list[Exported]:
-    """Write each part beside its place, compare it with the network as trained, and move it in."""
+    """Write each part to a temporary file, compare it with the trained network, and move it to its path."""
     if isinstance(parts, str) or not set(parts) <= set(PARTS):
         raise ValueError(f"parts must be some of {', '.join(PARTS)}, got {parts!r}")
     trained = copy.deepcopy(matcher._network).to("cpu", torch.float32).eval().requires_grad_(False)
@@ -135,21 +136,21 @@ def _export(
     exported = []
     for name in parts:
         part, reference, path = _part(folded, name), _part(trained, name), folder / (name + suffix)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as beside, torch.no_grad(), _quiet():
-            unchecked = Path(beside) / path.name
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary, torch.no_grad(), _quiet():
+            unchecked = Path(temporary) / path.name
             write(part, _example(trained, name, batch=2), unchecked)
             run = read(part, unchecked)
             each = [_deviation(run, reference, _example(trained, name, batch)) for batch in BATCHES]
-            deviation = float(np.max(each))  # NaN if one is, which Python's max may lose
+            deviation = float(np.max(each))  # NaN if any is, unlike Python's max
             if not deviation <= BOUND:
-                raise ExportError(f"{path} was not kept: it is {deviation:.2g} off PyTorch, the bound is {BOUND:g}")
+                raise ExportError(f"{path} was not kept: it differs from PyTorch by {deviation:.2g}, bound {BOUND:g}")
             os.replace(unchecked, path)
         exported.append(Exported(path, deviation))
     return exported
 
 
 class _Part(nn.Module):
-    """What goes into one file: its name, the names of its inputs and outputs, and a forward of one after the other."""
+    """The module in one file, with its name and the names of its inputs and outputs."""
 
     def __init__(self, name: str, inputs: list[str], outputs: list[str]) -> None:
         super().__init__()
@@ -167,19 +168,17 @@ class _Scorer(_Part):
 
 
 class _Encoder(_Part):
-    def __init__(self, network: RRLNet, band: str) -> None:
-        outputs = _map_names(network)
-        super().__init__(f"encoder_{band}", ["patches"], outputs)
-        self.prepare = network.prepare
-        self.encoder = getattr(network, f"encoder_{band}")
-        self.describe = None
-        if network.config.descriptor_dim:
-            self.describe = getattr(network, f"descriptor_{band}")
-            outputs.append("descriptors")
+    def __init__(self, network: RRLNet, band: Band) -> None:
+        described = network.config.descriptor_dim > 0
+        super().__init__(f"encoder_{band}", ["patches"], _map_names(network) + ["descriptors"] * described)
+        self.band, self.described = band, described
+        other = "b" if band == "a" else "a"
+        self.network = _without(network, f"encoder_{other}", f"descriptor_{other}", "interactions", "metric")
 
-    def forward(self, *patches: Tensor) -> tuple[Tensor, ...]:
-        maps = self.encoder(self.prepare(*patches))
-        return (*maps, self.describe(maps[-1])) if self.describe else tuple(maps)
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        (patches,) = inputs
+        maps = self.network.encode(patches, self.band)
+        return (*maps, self.network.describe(maps, self.band)) if self.described else tuple(maps)
 
 
 class _PairScorer(_Part):
@@ -189,22 +188,23 @@ class _PairScorer(_Part):
 
     def forward(self, *maps: Tensor) -> Tensor:
         half = len(maps) // 2
-        deepest = self.network.relate(maps[:half], maps[half:])
-        return torch.sigmoid(self.network.metric.head(deepest))
+        return torch.sigmoid(self.network.logits(maps[:half], maps[half:]))
 
 
 def _without(network: RRLNet, *prefixes: str) -> RRLNet:
-    """A network less what a part has no use for, which torch.export would write all the same."""
-    less = copy.deepcopy(network)
+    """A copy without the submodules that a part does not use, which torch.export would write nevertheless."""
+    remaining = copy.deepcopy(network)
     for name, _ in network.named_children():
         if name.startswith(prefixes):
-            delattr(less, name)
-    return less
+            delattr(remaining, name)
+    return remaining
 
 
 def _part(network: RRLNet, name: str) -> _Part:
-    if name.startswith("encoder"):
-        return _Encoder(network, name[-1]).eval()
+    if name == "encoder_a":
+        return _Encoder(network, "a").eval()
+    if name == "encoder_b":
+        return _Encoder(network, "b").eval()
     return (_Scorer if name == "scorer" else _PairScorer)(network).eval()
 
 
@@ -213,22 +213,21 @@ def _map_names(network: RRLNet) -> list[str]:
 
 
 def _example(network: RRLNet, name: str, batch: int) -> tuple[Tensor, ...]:
-    """Inputs of a part: patches, blocks of grey with some grain, or what the encoders make of them."""
+    """Inputs of a part: patches, blocks of grey with some noise, or their maps."""
     generator = torch.Generator().manual_seed(batch)
     size = network.config.patch_size
     blocks = F.interpolate(torch.rand(2 * batch, 1, 4, 4, generator=generator), size=size)
-    grain = torch.rand(2 * batch, 1, size, size, generator=generator)
-    patches_a, patches_b = (0.8 * blocks + 0.2 * grain).split(batch)
+    noise = torch.rand(2 * batch, 1, size, size, generator=generator)
+    patches_a, patches_b = (0.8 * blocks + 0.2 * noise).split(batch)
     if name == "scorer":
         return patches_a, patches_b
     if name == "pair_scorer":
-        maps_a, maps_b = network.encoder_a(network.prepare(patches_a)), network.encoder_b(network.prepare(patches_b))
-        return (*maps_a, *maps_b)
+        return (*network.encode(patches_a, "a"), *network.encode(patches_b, "b"))
     return (patches_a if name == "encoder_a" else patches_b,)
 
 
 def _deviation(run: Run, reference: _Part, inputs: tuple[Tensor, ...]) -> float:
-    """Greatest difference of an output from the reference's, in units of its largest value where that is above 1."""
+    """Largest difference from the outputs of the reference, as defined for :data:`BOUND`."""
 
     def outputs(of: Run) -> Sequence[Tensor]:
         result = of(*inputs)
@@ -243,14 +242,14 @@ def _deviation(run: Run, reference: _Part, inputs: tuple[Tensor, ...]) -> float:
 
 
 def _dynamic_shapes(part: _Part) -> tuple[Any, ...]:
-    """The first axis of each input may vary, and is the same in all of them."""
+    """The first axis of all inputs has the same variable length."""
     batch = torch.export.Dim("batch")
-    return (({0: batch},) * len(part.inputs),)  # of forward's only argument, which takes them all
+    return (({0: batch},) * len(part.inputs),)  # for the only argument of forward, a tuple
 
 
 def _onnx_model(onnx: ModuleType, part: _Part, example: tuple[Tensor, ...]) -> Any:
-    """ModelProto of a part, by the exporter that this PyTorch recommends."""
-    export: Any = torch.onnx.export  # its signature changed too often for the type checker
+    """ModelProto of a part, from the exporter that this version of PyTorch recommends."""
+    export: Any = torch.onnx.export  # its signature differs between versions
     names = {"input_names": part.inputs, "output_names": part.outputs, "opset_version": _OPSET}
     if _BY_TORCHSCRIPT:
         buffer = io.BytesIO()
@@ -262,8 +261,8 @@ def _onnx_model(onnx: ModuleType, part: _Part, example: tuple[Tensor, ...]) -> A
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what PyTorch's exporters have to say about themselves."""
-    registration = logging.getLogger("torch.onnx._internal.exporter._registration")  # misses torchvision, each time
+    """Suppress the messages of PyTorch's exporters about their own code."""
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")  # warns that torchvision is missing
     level = registration.level
     registration.setLevel(logging.ERROR)
     try:
@@ -291,3 +290,26 @@ def _extra(name: str) -> ModuleType:
         return import_module(name)
     except ImportError as error:
         raise ImportError(f"ONNX export needs {name}: pip install 'rrl-match[onnx]'") from error
+
+
+def add_command(subparsers: Subparsers) -> None:
+    """Add ``rrl-match export``."""
+    parser = subparsers.add_parser("export", help="export a network for ONNX Runtime or torch.export.load")
+    parser.add_argument("weights", help="a bundled name, a folder or a Hub repo id")
+    parser.add_argument("folder", type=Path, help="output folder")
+    parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="default: onnx")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=f"{', '.join(PARTS)} (default: all)"
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    export = {"onnx": export_onnx, "torch": export_torch}[args.format]
+    matcher = RRLMatcher.from_pretrained(args.weights, device="cpu", dtype="float32")
+    batches = ", ".join(map(str, BATCHES))
+    for file in export(matcher, args.folder, args.parts):
+        write_line(
+            f"{file.path}: differs from PyTorch by {file.deviation:.1e}, bound {BOUND:.0e}, in batches of {batches}"
+        )
+    return 0

@@ -1,10 +1,10 @@
-"""What a user has -> patches (N, 1, S, S) in [0, 1]; and patches cut out of pictures."""
+"""Patches of any accepted kind -> tensors (N, 1, S, S) in [0, 1]; and patches cut out of images."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar, overload
 
 import cv2
 import numpy as np
@@ -12,29 +12,37 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Patches: TypeAlias = "NDArray[Any] | Tensor | Sequence[NDArray[Any] | Tensor]"
+ArrayPatches: TypeAlias = "NDArray[np.generic] | Sequence[NDArray[np.generic]]"
+TensorPatches: TypeAlias = "Tensor | Sequence[Tensor]"
+Patches: TypeAlias = "ArrayPatches | TensorPatches"
+Keypoints: TypeAlias = "NDArray[np.generic] | Tensor | Sequence[cv2.KeyPoint] | Sequence[Sequence[float]]"
 ValueRange: TypeAlias = "tuple[float, float]"
+ValueRanges: TypeAlias = "ValueRange | tuple[ValueRange | None, ValueRange | None]"  # for both bands, or for each
+
+FloatImage: TypeAlias = "NDArray[np.float16] | NDArray[np.float32] | NDArray[np.float64]"
+ScalarT = TypeVar("ScalarT", bound=np.generic)
 
 BT601 = (0.299, 0.587, 0.114)
 _FULL_RANGE = {torch.uint8: 255.0, torch.uint16: 65535.0}
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-_ROUNDING = 1e-5  # how far floats may overshoot [0, 1], as resampling makes them
+_ROUNDING = 1e-5  # tolerated overshoot of floats beyond [0, 1], as resampling produces it
+_REMAP_LIMIT = 32766  # rows or columns that cv2.remap can address
 
 
 class PatchSource:
-    """Checked patches of any accepted kind, turned into tensors batch by batch, so that memory stays bounded.
+    """Checked patches of any accepted kind, converted batch by batch to bound the memory.
 
     Args:
-        patches: NumPy array, tensor, or a list or tuple of them, each one patch; (S, S), (N, S, S),
-            (N, 1, S, S), (N, S, S, 1) or RGB (N, S, S, 3); uint8, uint16 or floating point.
+        patches: NumPy array, tensor, or a list or tuple of single patches; (S, S), (N, S, S), (N, 1, S, S),
+            (N, S, S, 1) or RGB as (N, S, S, 3) or (N, 3, S, S); uint8, uint16 or floating point.
         name: of the argument, for error messages.
         size: S, in pixels.
-        value_range: grey values that become 0 and 1, what lies beyond is clipped; unless given, 0 and 255 for
-            uint8, 0 and 65535 for uint16, and floats must lie in [0, 1].
+        value_range: grey values that become 0 and 1; values beyond are clipped. Default: the full range of uint8 and
+            uint16; floats must lie in [0, 1].
 
     Raises:
-        TypeError: not such a thing, or of another dtype.
-        ValueError: another shape, size or value range.
+        TypeError: the type or dtype is not supported.
+        ValueError: wrong shape, size or value range.
     """
 
     def __init__(self, patches: Patches, name: str, size: int, value_range: ValueRange | None = None) -> None:
@@ -47,20 +55,20 @@ class PatchSource:
         if isinstance(first, Tensor):
             self.is_tensor, self.device = True, first.device
         if items is None:
-            self._check_kind(patches, name)
+            _check_kind(patches, name)
             shape = tuple(patches.shape)  # type: ignore[union-attr]
             self.single = _is_single(shape, size)
-            self._check_shape(shape, name, batched=not self.single)
-            whole = patches if self.is_tensor else np.asarray(patches)  # of a subclass, as np.matrix, no more than this
+            _check_shape(shape, size, name, batched=not self.single)
+            whole = patches if self.is_tensor else np.asarray(patches)  # subclasses, such as np.matrix, as plain arrays
             self._items: Any = whole[None] if self.single else whole  # type: ignore[call-overload]
         else:
             for k, item in enumerate(items):
-                self._check_kind(item, f"{name}[{k}]")
+                _check_kind(item, f"{name}[{k}]")
                 if isinstance(item, Tensor) != self.is_tensor:
                     raise TypeError(
                         f"{name} mixes arrays and tensors: {name}[{k}] is {_kind(item)}, {name}[0] {_kind(first)}"
                     )
-                self._check_shape(tuple(item.shape), f"{name}[{k}]", batched=False)
+                _check_shape(tuple(item.shape), size, f"{name}[{k}]", batched=False)
             self._items = items
 
     def __len__(self) -> int:
@@ -73,64 +81,35 @@ class PatchSource:
             if not rows:
                 return torch.empty(0, 1, self.size, self.size, dtype=torch.float32, device=device)
             return torch.cat(
-                [self._grey(_to_tensor(row)[None], device, f"{self.name}[{start + k}]") for k, row in enumerate(rows)]
+                [self._convert(_to_tensor(row)[None], device, f"{self.name}[{k}]") for k, row in enumerate(rows, start)]
             )
-        return self._grey(_to_tensor(rows), device, self.name)
+        return self._convert(_to_tensor(rows), device, self.name)
 
     def like_input(self, result: Tensor) -> Any:
-        """A result in the kind that the patches came in: array (or scalar) for arrays, tensor on their device."""
+        """A result as an array (or scalar) if the patches were arrays, else as a tensor on their device."""
         return result.to(self.device) if self.is_tensor else result.cpu().numpy()[()]
 
-    def _check_kind(self, value: Any, name: str) -> None:
-        if isinstance(value, np.ma.MaskedArray):
-            raise TypeError(
-                f"{name} is a masked array, whose masked values RRL-Net cannot leave out: fill them with .filled(value)"
-            )
-        if not isinstance(value, (np.ndarray, Tensor)):
-            raise TypeError(
-                f"{name} must be a NumPy array, a torch tensor or a list of them, got {_kind(value)}: "
-                "convert it with numpy.asarray"
-            )
-        if isinstance(value, Tensor):
-            _check_dense(value, name)
-        if not _is_accepted(value):
-            raise TypeError(
-                f"{name} must be uint8, uint16 or floating point, got {value.dtype}: convert it to float32 and pass "
-                "value_range=(low, high), the values that become black and white"
-            )
+    def _convert(self, x: Tensor, device: torch.device, name: str) -> Tensor:
+        """Patches of any accepted shape and dtype to float32 (n, 1, S, S) in [0, 1]."""
+        x = self._normalise(_copy_to(x.detach(), device), name)
+        if x.shape[1:] == (self.size, self.size, 3):
+            x = _grey(*x.unbind(-1))
+        elif x.shape[1:] == (3, self.size, self.size):
+            x = _grey(*x.unbind(1))
+        return x.reshape(len(x), 1, self.size, self.size)
 
-    def _check_shape(self, shape: tuple[int, ...], name: str, batched: bool) -> None:
-        s = self.size
-        accepted = [(s, s), (s, s, 1), (s, s, 3), (1, s, s)]
-        if (shape[1:] if batched else shape) in accepted:
-            return
-        expected = f"({s}, {s}), (N, {s}, {s}), (N, 1, {s}, {s}), (N, {s}, {s}, 1) or (N, {s}, {s}, 3)"
-        if len(shape) == 4 and shape[1] == 3:
-            way_out = f"put the colours last, as (N, {s}, {s}, 3) in RGB order"
-        elif len(shape) >= 3 and shape[-1] == 4:
-            way_out = "drop alpha, patches[..., :3]"
-        elif len(shape) < 2 or len(shape) > 4:
-            way_out = "stack patches along the first axis"
-        else:
-            way_out = (
-                f"nothing is resized silently, cut {s} x {s} pixels around keypoints with rrl_match.extract_patches"
-            )
-        raise ValueError(f"{name} must have shape {expected}, got {shape}: {way_out}")
+    def _normalise(self, x: Tensor, name: str) -> Tensor:
+        """Values to float32 in [0, 1].
 
-    def _grey(self, x: Tensor, device: torch.device, name: str) -> Tensor:
-        x = x.detach()
-        if device.type == "cuda" and x.device.type == "cpu":
-            # By way of pinned memory, neither side waits for the other; of our own, as the caller may write to his,
-            # pinned or not, as soon as we return.
-            staged = torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=True).copy_(x)
-            x = staged.to(device, non_blocking=True)
-        else:
-            x = x.to(device)
-        integer = x.dtype in _FULL_RANGE
+        Raises:
+            ValueError: NaN, infinite values, or floats out of range.
+        """
         full_range = _FULL_RANGE.get(x.dtype)
         x = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-        # infinite or NaN where one value is; fetched at once, as each look waits for the device
-        lowest, highest = (0.0, 0.0) if integer or not x.numel() else torch.stack(torch.aminmax(x)).tolist()
+        lowest, highest = 0.0, 0.0
+        if full_range is None and x.numel():
+            # NaN or infinite if any value is. Both are fetched at once, because each fetch waits for the device.
+            lowest, highest = torch.stack(torch.aminmax(x)).tolist()
         if not (math.isfinite(lowest) and math.isfinite(highest)):
             raise ValueError(
                 f"{name} holds NaN or infinite values: replace them, e.g. with numpy.nan_to_num, "
@@ -138,21 +117,64 @@ class PatchSource:
             )
         if self.value_range is not None:
             low, high = self.value_range
-            x = ((x.double() - low) / (high - low)).clamp(0, 1)  # a range of any size and place keeps its resolution
-        elif full_range is not None:
-            x = x / full_range
-        else:
-            if lowest < -_ROUNDING or highest > 1 + _ROUNDING:
-                raise ValueError(
-                    f"{name} holds floats from {lowest:g} to {highest:g}, expected [0, 1]: divide by the full range, "
-                    "or pass value_range=(low, high), the values that become black and white"
-                )
-            x = x.clamp(0, 1)
-        x = x.float()
-        if x.ndim == 4 and x.shape[-1] == 3 and x.shape[1] != 1:
-            red, green, blue = x.unbind(-1)
-            x = BT601[0] * red + BT601[1] * green + BT601[2] * blue  # a matrix product would heed the caller's autocast
-        return x.reshape(len(x), 1, self.size, self.size)
+            # In float64, so that any range, such as a narrow one far from 0, keeps its resolution.
+            return ((x.double() - low) / (high - low)).clamp(0, 1).float()
+        if full_range is not None:
+            return x / full_range
+        if lowest < -_ROUNDING or highest > 1 + _ROUNDING:
+            raise ValueError(
+                f"{name} holds floats from {lowest:g} to {highest:g}, expected [0, 1]: divide by the full range, "
+                "or pass value_range=(low, high), the values that become black and white"
+            )
+        return x.clamp(0, 1).float()
+
+
+def _copy_to(x: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda" and x.device.type == "cpu":
+        # Through pinned memory, neither side waits for the other. The copy is our own, because the caller may write to
+        # theirs, pinned or not, as soon as we return.
+        staged = torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=True).copy_(x)
+        return staged.to(device, non_blocking=True)
+    return x.to(device)
+
+
+def _grey(red: Tensor, green: Tensor, blue: Tensor) -> Tensor:
+    # Not a matrix product, which would depend on the autocast of the caller.
+    return BT601[0] * red + BT601[1] * green + BT601[2] * blue
+
+
+def _check_kind(value: Any, name: str) -> None:
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, which is not supported: fill masked values with .filled(value)")
+    if not isinstance(value, (np.ndarray, Tensor)):
+        raise TypeError(
+            f"{name} must be a NumPy array, a torch tensor or a list of them, got {_kind(value)}: "
+            "convert it with numpy.asarray"
+        )
+    if isinstance(value, Tensor):
+        _check_dense(value, name)
+    if not _is_accepted(value):
+        raise TypeError(
+            f"{name} must be uint8, uint16 or floating point, got {value.dtype}: convert it to float32 and pass "
+            "value_range=(low, high), the values that become black and white"
+        )
+
+
+def _check_shape(shape: tuple[int, ...], size: int, name: str, batched: bool) -> None:
+    s = size
+    accepted = [(s, s), (s, s, 1), (s, s, 3), (1, s, s), *([(3, s, s)] if batched else [])]
+    if (shape[1:] if batched else shape) in accepted:
+        return
+    expected = f"({s}, {s}), (N, {s}, {s}), (N, 1, {s}, {s}), (N, {s}, {s}, 1), (N, {s}, {s}, 3) or (N, 3, {s}, {s})"
+    if len(shape) >= 3 and shape[-1] == 4:
+        way_out = "drop alpha, patches[..., :3]"
+    elif len(shape) == 4 and shape[1] == 4:
+        way_out = "drop alpha, patches[:, :3]"
+    elif len(shape) < 2 or len(shape) > 4 or (shape == (3, s, s) and not batched):
+        way_out = "stack patches along the first axis"
+    else:
+        way_out = f"patches are never resized, cut {s} x {s} pixels around keypoints with rrl_match.extract_patches"
+    raise ValueError(f"{name} must have shape {expected}, got {shape}: {way_out}")
 
 
 def _check_dense(value: Tensor, name: str) -> None:
@@ -163,7 +185,7 @@ def _check_dense(value: Tensor, name: str) -> None:
 
 
 def _to_array(value: Tensor, name: str) -> NDArray[Any]:
-    """A dense tensor's values; bfloat16, which NumPy does not have, as float32."""
+    """The values of a dense tensor; bfloat16, unknown to NumPy, as float32."""
     _check_dense(value, name)
     value = value.detach().cpu()
     return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
@@ -180,7 +202,7 @@ def _is_single(shape: tuple[int, ...], size: int) -> bool:
 
 
 def _to_tensor(values: NDArray[Any] | Tensor) -> Tensor:
-    """A tensor of the same values; strides, byte order, long doubles and read-only memory are no matter."""
+    """A tensor of the same values, for arrays of any strides and byte order, long doubles and read-only memory."""
     if isinstance(values, Tensor):
         return values
     dtype = values.dtype.newbyteorder("=")
@@ -191,10 +213,10 @@ def _to_tensor(values: NDArray[Any] | Tensor) -> Tensor:
 
 
 def checked_range(value_range: Any, name: str) -> ValueRange | None:
-    """(low, high) as floats, or None.
+    """(low, high) as floats, or None; `name` is the argument that it applies to.
 
     Raises:
-        TypeError, ValueError: naming the argument that it is for.
+        TypeError, ValueError: not two finite numbers with low < high.
     """
     if value_range is None:
         return None
@@ -208,7 +230,7 @@ def checked_range(value_range: Any, name: str) -> ValueRange | None:
 
 
 def range_per_band(value_range: Any) -> tuple[Any, Any]:
-    """(low, high) for both bands, or a pair of such pairs or None, to one for each band."""
+    """Split a value range for both bands, or a pair of ranges (or None), into one for each band."""
     if value_range is None:
         return None, None
     try:
@@ -222,46 +244,53 @@ def range_per_band(value_range: Any) -> tuple[Any, Any]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether an argument is a real number, of Python's or of NumPy's."""
+    """Whether a value is a real number of Python or NumPy."""
     return isinstance(value, (int, float, np.integer, np.floating))
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a positive integer of Python or NumPy."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 1)
 
 
 def _kind(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
 
 
-def percentile_range(image: NDArray[Any] | Tensor, low: float = 0.5, high: float = 99.5) -> ValueRange:
-    """Grey values that most of a picture lies between, to be passed on as `value_range`.
+def percentile_range(image: NDArray[np.generic] | Tensor, low: float = 0.5, high: float = 99.5) -> ValueRange:
+    """The grey values between which most of an image lies, to pass as `value_range`.
 
-    For sensors that use a sliver of their range: a 16-bit thermal frame, radar in dB. Take it from the whole picture,
-    or better from a few frames of the sequence, never from a patch: the same temperature should be the same grey.
+    For sensors that use a small part of their range, such as 16-bit thermal frames or radar in dB. Compute it on the
+    whole image, or better on a few frames of the sequence, never on a patch: equal temperatures should get equal greys.
 
-    A hot spot (an engine, the sun in a window) smaller than what `high` leaves out is clipped to white, its details
-    with it; a larger one stretches the range, and everything else is left with little contrast. Where a frame has
-    such spots, lower `high` to below their share of the picture. The same goes for cold sky and `low`.
+    A hot spot (an engine, the sun in a window) smaller than the fraction above `high` is clipped to white and loses its
+    details. A larger one stretches the range and leaves the rest with little contrast: lower `high` until the fraction
+    above it exceeds the spot. The same holds for cold sky and `low`.
 
     Args:
-        image: (H, W), (H, W, 1) or (H, W, 3), or any other shape, as of the part of a picture that has data; uint8,
-            uint16 or floating point; NaN and infinite values (no data) are left out.
+        image: an array or tensor of any shape, such as (H, W) or the pixels with data; uint8, uint16 or floating point.
+            NaN and infinite values (no data) are left out.
         low, high: percentiles, 0 <= low < high <= 100.
 
     Returns:
-        (low, high) grey values, low < high also for a picture of one value.
+        (low, high) grey values, with low < high even if all pixels are equal.
 
     Raises:
-        TypeError, ValueError: naming the argument; no value is finite.
+        TypeError, ValueError: an argument is wrong, or no value is finite.
     """
     if isinstance(image, Tensor):
         image = _to_array(image, "image")
     if isinstance(image, np.ma.MaskedArray):
-        raise TypeError("image is a masked array, whose mask would be ignored: pass image.compressed()")
+        raise TypeError("image is a masked array, which is not supported: pass image.compressed()")
     if not isinstance(image, np.ndarray) or not _is_accepted(image):
         what = image.dtype if isinstance(image, np.ndarray) else _kind(image)
         raise TypeError(f"image must be an array or a tensor, uint8, uint16 or floating point, got {what}")
     if not (is_number(low) and is_number(high) and 0 <= low < high <= 100):
         raise ValueError(f"low and high must be percentiles, 0 <= low < high <= 100, got {low!r} and {high!r}")
-    step = max(1, image.size // 1_000_000)  # a million tell as much as all
-    values = image.reshape(-1)[:: step + (step % 3 == 0)]  # of all three colours
+    step = max(1, image.size // 1_000_000)  # a million values are enough
+    if step % 3 == 0:
+        step += 1  # so that all three colours are sampled
+    values = image.reshape(-1)[::step]
     values = values[np.isfinite(values)].astype(np.float64)
     if not values.size:
         raise ValueError("image has no finite value")
@@ -269,39 +298,56 @@ def percentile_range(image: NDArray[Any] | Tensor, low: float = 0.5, high: float
     return black, white if white > black else float(np.nextafter(np.float32(black), np.float32(np.inf)))
 
 
+@overload
 def extract_patches(
-    image: NDArray[Any] | Tensor, keypoints: Any, patch_size: int = 64, *, upright: bool = True
-) -> tuple[Any, Any]:
-    """Patches around keypoints, upright unless told.
+    image: FloatImage, keypoints: Keypoints, patch_size: int = 64, *, upright: bool = True
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]: ...
 
-    An upright patch at (x, y) covers [x - S/2, x + S/2) x [y - S/2, y + S/2), S being `patch_size`: pixel (x, y) of the
-    picture, pixel centres at integers, is pixel (S/2, S/2) of the patch. Centres between pixels are
-    interpolated bilinearly (to 1/32 pixel, OpenCV's resolution).
+
+@overload
+def extract_patches(
+    image: NDArray[ScalarT], keypoints: Keypoints, patch_size: int = 64, *, upright: bool = True
+) -> tuple[NDArray[ScalarT], NDArray[np.bool_]]: ...
+
+
+@overload
+def extract_patches(
+    image: Tensor, keypoints: Keypoints, patch_size: int = 64, *, upright: bool = True
+) -> tuple[Tensor, Tensor]: ...
+
+
+def extract_patches(
+    image: NDArray[Any] | Tensor, keypoints: Keypoints, patch_size: int = 64, *, upright: bool = True
+) -> tuple[NDArray[Any] | Tensor, NDArray[np.bool_] | Tensor]:
+    """Cut patches around keypoints.
+
+    An upright patch at (x, y) covers [x - S/2, x + S/2) x [y - S/2, y + S/2), where S is `patch_size`: pixel (x, y) of
+    the image, with pixel centres at integers, is pixel (S/2, S/2) of the patch. At fractional centres, patches are
+    interpolated bilinearly (to 1/32 pixel, the resolution of OpenCV).
 
     Args:
-        image: (H, W), (H, W, 1) or RGB (H, W, 3), which is turned to grey by BT.601; uint8, uint16 or floating point.
+        image: (H, W), (H, W, 1) or RGB (H, W, 3), converted to grey by BT.601; uint8, uint16 or floating point.
         keypoints: (N, 2) xy in pixels, a list of ``cv2.KeyPoint``, or kornia's LAFs (N, 2, 3) or (1, N, 2, 3).
         patch_size: S, even, at most 4096.
-        upright: take the keypoints' centres alone. If false, patches are turned and scaled as the keypoints say: that
-            of a LAF covers what its matrix makes of [-1, 1) x [-1, 1), that of a ``cv2.KeyPoint`` is turned by its
-            angle and has six times its size for a side, as SIFT's descriptor has. Patches that are shrunk to less
-            than half are cut from a smaller version of the picture.
+        upright: use the centres of the keypoints only. If false, apply their rotation and scale too: the patch of a LAF
+            covers the image of [-1, 1) x [-1, 1) under its matrix; that of a ``cv2.KeyPoint`` is rotated by its angle
+            and is six times its size wide, as for a SIFT descriptor. Patches that shrink by more than half are cut from
+            a smaller version of the image.
 
     Returns:
-        patches (N, S, S) of the image's dtype (float32 for any float), and valid (N,) bool, whether a patch lies
-        inside the picture; what lies outside is filled by reflection. Arrays, or for a tensor image tensors on its
-        device.
+        patches (N, S, S) of the image's dtype (float32 for any float), and valid (N,) bool: whether a patch lies inside
+        the image. Pixels outside it are filled by reflection. Arrays for an array; tensors on its device for a tensor.
 
     Raises:
         TypeError, ValueError: naming the argument.
 
-    >>> picture = np.arange(100 * 100, dtype=np.uint16).reshape(100, 100)
-    >>> patches, valid = extract_patches(picture, [(50, 40), (99, 40)])
+    >>> image = np.arange(100 * 100, dtype=np.uint16).reshape(100, 100)
+    >>> patches, valid = extract_patches(image, [(50, 40), (99, 40)])
     >>> patches.shape
     (2, 64, 64)
     >>> valid
     array([ True, False])
-    >>> bool(patches[0, 32, 32] == picture[40, 50])
+    >>> bool(patches[0, 32, 32] == image[40, 50])
     True
     """
     if not isinstance(patch_size, (int, np.integer)) or not 2 <= patch_size <= 4096 or patch_size % 2:
@@ -310,7 +356,7 @@ def extract_patches(
     if upright:
         patches, valid = _upright(grey, as_points(keypoints, "keypoints"), patch_size)
     else:
-        patches, valid = _framed(grey, as_frames(keypoints, "keypoints", patch_size), patch_size)
+        patches, valid = _warped(grey, as_frames(keypoints, "keypoints", patch_size), patch_size)
     if isinstance(image, Tensor):
         return torch.from_numpy(patches).to(image.device), torch.from_numpy(valid).to(image.device)
     return patches, valid
@@ -320,11 +366,11 @@ def _upright(
     grey: NDArray[Any], centres: NDArray[np.float64], patch_size: int
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     h, w = grey.shape
-    corner = centres - patch_size // 2  # of the patch's first pixel
+    corner = centres - patch_size // 2  # position of the patch's first pixel
     valid: NDArray[np.bool_] = np.all((corner >= 0) & (corner + patch_size <= (w, h)), axis=1)
     patches = np.empty((len(centres), patch_size, patch_size), grey.dtype)
     whole = valid & np.all(centres == np.floor(centres), axis=1)
-    if whole.any():  # plain copies, at the speed of memory
+    if whole.any():  # copied without interpolation
         windows = np.lib.stride_tricks.sliding_window_view(grey, (patch_size, patch_size))
         x, y = corner[whole].astype(np.int64).T
         patches[whole] = windows[y, x]
@@ -335,8 +381,8 @@ def _upright(
     return patches, valid
 
 
-def _framed(grey: NDArray[Any], frames: NDArray[np.float64], size: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Patches of frames (N, 2, 3), which take offsets from a patch's pixel (S/2, S/2) to places in the picture."""
+def _warped(grey: NDArray[Any], frames: NDArray[np.float64], size: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Patches of frames (N, 2, 3), which map offsets from pixel (S/2, S/2) of a patch to positions in the image."""
     h, w = grey.shape
     side = np.arange(size) - size / 2
     offsets = np.stack([*np.meshgrid(side, side), np.ones((size, size))])  # (3, S, S)
@@ -345,20 +391,20 @@ def _framed(grey: NDArray[Any], frames: NDArray[np.float64], size: int) -> tuple
     patches = np.empty((len(frames), size, size), grey.dtype)
     shrunk = np.sqrt(np.abs(np.linalg.det(frames[:, :, :2])))
     levels = np.floor(np.log2(np.clip(shrunk, 1, 2**10))).astype(int)
-    from_corner = np.array([[1, 0, -size / 2], [0, 1, -size / 2], [0, 0, 1]])  # pixels of a patch to offsets
+    to_offsets = np.array([[1, 0, -size / 2], [0, 1, -size / 2], [0, 0, 1]])  # from pixels of a patch
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     reduced = grey
     for level in range(levels.max(initial=0) + 1):
-        here = levels == level
-        rows = np.flatnonzero(here & valid)
-        first = np.floor(corners[rows].min(2) / 2**level).astype(int)  # of the part that a patch needs: its upper left
+        rows = np.flatnonzero((levels == level) & valid)
+        # The part of the image that a patch needs, from its first pixel to beyond its last one.
+        first = np.floor(corners[rows].min(2) / 2**level).astype(int)
         last = np.floor(corners[rows].max(2) / 2**level).astype(int) + 2
-        matrices = frames[rows] @ from_corner / 2**level
+        matrices = frames[rows] @ to_offsets / 2**level
         matrices[:, :, 2] -= first
         for row, matrix, (x0, y0), (x1, y1) in zip(rows, matrices, first.tolist(), last.tolist(), strict=True):
             part = reduced[y0:y1, x0:x1]
             patches[row] = cv2.warpAffine(part, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-        for row in np.flatnonzero(here & ~valid):  # may lie anywhere, and reflections are to be found
+        for row in np.flatnonzero((levels == level) & ~valid):  # may lie anywhere, and needs reflection
             x, y = frames[row].reshape(2, 3) @ offsets.reshape(3, -1) / 2**level
             patches[row] = _remapped(reduced, x.reshape(size, size), y.reshape(size, size))
         if level < levels.max(initial=0):
@@ -367,9 +413,9 @@ def _framed(grey: NDArray[Any], frames: NDArray[np.float64], size: int) -> tuple
 
 
 def _remapped(grey: NDArray[Any], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[Any]:
-    """Values at (x, y), reflected beyond the border, of the part of a picture that they need."""
+    """Values at (x, y), reflected at the border of the image; only the part of it that they need is read."""
     h, w = grey.shape
-    x, y = np.clip(x, -w + 1, 2 * w - 2), np.clip(y, -h + 1, 2 * h - 2)  # where the first reflection ends
+    x, y = np.clip(x, -w + 1, 2 * w - 2), np.clip(y, -h + 1, 2 * h - 2)  # the end of the first reflection
     x, y = np.minimum(np.abs(x), 2 * (w - 1) - np.abs(x)), np.minimum(np.abs(y), 2 * (h - 1) - np.abs(y))
     x0, y0 = int(x.min()), int(y.min())
     part = grey[y0 : int(y.max()) + 2, x0 : int(x.max()) + 2]
@@ -379,16 +425,16 @@ def _remapped(grey: NDArray[Any], x: NDArray[np.float64], y: NDArray[np.float64]
 
 
 def as_frames(keypoints: Any, name: str, patch_size: int) -> NDArray[np.float64]:
-    """LAFs or ``cv2.KeyPoint`` as (N, 2, 3): pixel offsets from a patch's centre to places in the picture.
+    """LAFs or ``cv2.KeyPoint`` as (N, 2, 3), which map pixel offsets from a patch's centre to positions in the image.
 
     Raises:
-        TypeError, ValueError: naming the argument; places alone have no frame.
+        TypeError, ValueError: naming the argument; positions alone have no frame.
     """
     centres = as_points(keypoints, name)
     if not len(centres):
         return np.empty((0, 2, 3))
     if isinstance(keypoints, (list, tuple)) and isinstance(keypoints[0], cv2.KeyPoint):
-        angle = np.deg2rad([max(k.angle, 0.0) for k in keypoints])  # -1 stands for none
+        angle = np.deg2rad([max(k.angle, 0.0) for k in keypoints])  # -1 means no angle
         scale = np.array([6 * k.size / patch_size for k in keypoints])
         c, s = scale * np.cos(angle), scale * np.sin(angle)
         frames = np.stack([np.stack([c, -s, centres[:, 0]], 1), np.stack([s, c, centres[:, 1]], 1)], 1)
@@ -399,19 +445,16 @@ def as_frames(keypoints: Any, name: str, patch_size: int) -> NDArray[np.float64]
         frames = values.reshape(-1, 2, 3).astype(np.float64)
         frames[:, :, :2] *= 2 / patch_size
     if not np.isfinite(frames).all():
-        raise ValueError(f"{name} holds NaN or infinite sizes or angles: leave these out")
+        raise ValueError(f"{name} holds NaN or infinite sizes or angles: remove these keypoints")
     return frames
 
 
-_REMAP_LIMIT = 32766  # rows or columns that cv2.remap can address
-
-
 def _interpolated(grey: NDArray[Any], corner: NDArray[np.float64], size: int) -> NDArray[Any]:
-    """Patches (n, size, size) whose first pixels lie at `corner` (n, 2) xy; one at a time in very large pictures."""
+    """Patches (n, size, size) whose first pixels lie at `corner` (n, 2) xy; one at a time in very large images."""
     h, w = grey.shape
-    # Far away corners would overflow remap's integers; reflections there are as good as those nearer by.
+    # Corners far away would overflow remap's integers; nearer ones give reflections just as well.
     corner = np.clip(corner, -2.0 * size, np.array([w, h]) + 2.0 * size)
-    if max(h, w) > _REMAP_LIMIT:  # only the patch's surroundings, wide enough for what is reflected
+    if max(h, w) > _REMAP_LIMIT:  # only the neighbourhood, with room for reflections
         x0, y0 = np.maximum(corner[0] - 6 * size, 0).astype(int)
         grey = grey[y0 : y0 + 13 * size, x0 : x0 + 13 * size]
         corner = corner - (x0, y0)
@@ -423,7 +466,7 @@ def _interpolated(grey: NDArray[Any], corner: NDArray[np.float64], size: int) ->
 
 
 def as_grey(image: NDArray[Any] | Tensor, name: str) -> NDArray[Any]:
-    """A picture as (H, W) uint8, uint16 or float32 in native byte order.
+    """An image as (H, W) uint8, uint16 or float32 in native byte order.
 
     Raises:
         TypeError, ValueError: naming the argument.
@@ -437,10 +480,13 @@ def as_grey(image: NDArray[Any] | Tensor, name: str) -> NDArray[Any]:
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[..., 0]
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
-        way_out = {(3,): ": put the colours last", (4,): ": put the colours last and drop alpha"}.get(
-            image.shape[:1], ""
-        )
-        way_out = ": drop alpha, image[..., :3]" if image.ndim == 3 and image.shape[2] == 4 else way_out
+        way_out = ""
+        if image.ndim == 3 and image.shape[2] == 4:
+            way_out = ": drop alpha, image[..., :3]"
+        elif image.shape[:1] == (3,):
+            way_out = ": put the colours last"
+        elif image.shape[:1] == (4,):
+            way_out = ": put the colours last and drop alpha"
         raise ValueError(f"{name} must have shape (H, W), (H, W, 1) or RGB (H, W, 3), got {image.shape}{way_out}")
     if not image.size:
         raise ValueError(f"{name} is empty: shape {image.shape}")
@@ -477,5 +523,5 @@ def as_points(keypoints: Any, name: str) -> NDArray[np.float64]:
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError(f"{name} must have shape (N, 2), xy in pixels, or be LAFs (1, N, 2, 3), got {points.shape}")
     if not np.isfinite(points).all():
-        raise ValueError(f"{name} holds NaN or infinite coordinates: leave these out")
+        raise ValueError(f"{name} holds NaN or infinite coordinates: remove these keypoints")
     return points

@@ -14,8 +14,9 @@ from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rrl_match.matcher import Codes, RRLMatcher
+from rrl_match.matcher import Features, RRLMatcher
 from rrl_match.matching import Matches, similarities
+from rrl_match.modeling import Band
 from rrl_match.patches import as_grey, checked_range, extract_patches, percentile_range, range_per_band
 from rrl_match.refinement import edge_offsets, warped_patches
 
@@ -167,7 +168,7 @@ class _Grid(NamedTuple):
 
     places: Points
     spacing: float
-    codes: Codes
+    codes: Features
 
 
 class _Run:
@@ -203,7 +204,7 @@ class _Run:
         (image_a, mask_a), (image_b, mask_b) = self.a.shrunk(factor), self.b.shrunk(factor)
         return _Level(factor, image_a, image_b, mask_a, mask_b, self._keypoints(image_a, mask_a, KEYPOINTS))
 
-    def _encode(self, patches: NDArray[Any], band: str) -> Codes:
+    def _encode(self, patches: NDArray[Any], band: Band) -> Features:
         """What every step spends its time on."""
         if self.bar is not None:
             self.bar.update()
@@ -242,7 +243,7 @@ class _Run:
         nearest = similarity.topk(min(3, len(grid.places)), dim=1).indices.cpu().numpy()
         rows = np.arange(len(points))
         pairs = np.stack([rows.repeat(nearest.shape[1]), nearest.ravel()], 1)
-        scores = self.matcher.score_codes(codes_a, grid.codes, pairs).reshape(nearest.shape)
+        scores = self.matcher.score_features(codes_a, grid.codes, pairs).reshape(nearest.shape)
         best = scores.argmax(1)
         kept = scores[rows, best] > self.matcher.threshold
         matched = grid.places[nearest[rows, best]]
@@ -304,7 +305,7 @@ class _Run:
         matched = predicted + np.einsum("nij,nj->ni", linear, shifts)
         final = self._encode(self._warped(level.image_b, matched, linear), "b")
         rows = np.repeat(np.arange(len(points))[:, None], 2, axis=1)
-        scores = self.matcher.score_codes(own, final, rows)
+        scores = self.matcher.score_features(own, final, rows)
         kept = scores > self.matcher.threshold
         fitted, inliers = _fit(points[kept], matched[kept], model, max(2.0, radius))
         support = float(kept.mean())

@@ -1,7 +1,8 @@
-"""Whether an installation computes what it should: bundled weights in every dtype on every device; and its versions."""
+"""Check of an installation: scores of the bundled weights on every device in every dtype, and versions."""
 
 from __future__ import annotations
 
+import argparse
 import platform
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,29 +14,29 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rrl_match._command_line import Subparsers, write_line
 from rrl_match._version import __version__
+from rrl_match.hub import bundled_names, stored_scores
 from rrl_match.inference import cpu_has_bf16
 from rrl_match.matcher import RRLMatcher
-from rrl_match.pretrained import bundled_names, stored_scores
 
-# How far scores may lie from those of the release, which are float32's on a CPU. Twice to three times what reduced
-# precision costs real patches; cuDNN's float32 is TF32 unless the caller says otherwise.
+# Largest accepted difference from the scores stored at release, which were computed in float32 on a CPU: two to three
+# times the effect of reduced precision on real patches. By default, float32 on CUDA computes in TF32.
 BOUNDS = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 _TF32_BOUND = 2e-2
 
 
 @dataclass(frozen=True)
 class Check:
-    """Outcome of scoring the stored pairs once.
+    """Result of scoring the stored pairs once.
 
     Attributes:
-        weights: their bundled name.
-        device, dtype: that computed.
-        deviation: greatest difference of a score from what it should be; NaN where there are no scores.
-        bound: the most that passes.
-        released: whether it should be what the release stored, or, where it stored nothing, what this CPU computes
-            in float32.
-        problem: why there are no scores, or "".
+        weights: bundled name.
+        device, dtype: used for the computation.
+        deviation: largest difference from the expected scores; NaN if scoring failed.
+        bound: largest deviation that passes.
+        released: whether the expected scores were stored at release; otherwise they are those of this CPU in float32.
+        problem: why scoring failed, or "".
     """
 
     weights: str
@@ -48,35 +49,36 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether there are scores and they lie within the bound."""
-        return self.deviation <= self.bound  # not so for NaN
+        """Whether scoring succeeded and the deviation is within the bound."""
+        return self.deviation <= self.bound  # false for NaN
 
 
 def stored_pairs(size: int = 64) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Patches of band A and B, (8, size, size) uint8, made of whole numbers, so of the same bits on every machine.
+    """Synthetic patches of band A and B, (8, size, size) uint8; integer arithmetic, so identical on every machine.
 
-    Band B sees the place of pair k displaced by ever more pixels: the scores go from one end to the other, and
-    whatever the weights, some lie between, where they tell most.
+    Band B shows the pattern of pair k shifted by more and more pixels. The scores therefore cover the whole range, and
+    for any weights some of them are intermediate, where deviations show most.
     """
     rows, columns = np.mgrid[:size, :size]
 
-    def wave(along: Any, period: int) -> Any:
-        return np.abs(along % (2 * period) - period) * 255 // period
+    def wave(phase: Any, period: int) -> Any:
+        return np.abs(phase % (2 * period) - period) * 255 // period
 
-    def place(k: int, displaced: int) -> Any:
-        x, y = columns + displaced, rows + displaced
+    def pattern(k: int, shift: int) -> Any:
+        x, y = columns + shift, rows + shift
         hills = wave((3 + k) * x + (7 - 2 * k) * y, 61 + 8 * k)
         rings = wave(((x - 13 * k) ** 2 + (y - 40) ** 2) // 8, 29 + 4 * k)
         fields = (x // (9 + k) * 5 + y // (11 - k) * 3) % 7 * 36
         return (2 * hills + 3 * rings + 3 * fields) // 8
 
-    patches_a = np.stack([place(k % 4, 0) for k in range(8)])
-    patches_b = np.stack([(255 - place(k % 4, by)) ** 2 // 255 for k, by in enumerate((0, 11, 12, 13, 14, 15, 16, 24))])
+    patches_a = np.stack([pattern(k % 4, 0) for k in range(8)])
+    shifts = (0, 11, 12, 13, 14, 15, 16, 24)
+    patches_b = np.stack([(255 - pattern(k % 4, shift)) ** 2 // 255 for k, shift in enumerate(shifts)])
     return patches_a.astype(np.uint8), patches_b.astype(np.uint8)
 
 
 def reference_scores(matcher: RRLMatcher) -> list[float]:
-    """What the manifest of released weights keeps of a matcher: its scores of :func:`stored_pairs`.
+    """The scores of :func:`stored_pairs` that the manifest of released weights stores.
 
     Raises:
         ValueError: the matcher does not compute in float32 on a CPU.
@@ -88,32 +90,36 @@ def reference_scores(matcher: RRLMatcher) -> list[float]:
 
 
 def run_checks(names: Sequence[str] | None = None) -> Iterator[Check]:
-    """Score the stored pairs with each of the bundled weights, in every dtype on every device that is here.
+    """Score the stored pairs with bundled weights, on every available device in every dtype.
 
     Args:
-        names: of bundled weights; all of them unless given.
+        names: of bundled weights (default: all).
     """
     devices = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
     for name in bundled_names() if names is None else names:
         expected = stored_scores(name)
         released = expected is not None
         for device in devices:
-            for dtype, bound in BOUNDS.items():
-                if device != "cpu" and dtype == torch.float32:
-                    bound = _TF32_BOUND
-                deviation, problem = float("nan"), ""
-                try:
-                    matcher = RRLMatcher.from_pretrained(name, device=device, dtype=dtype)
-                    scores = matcher.score(*stored_pairs(matcher.patch_size))
-                    expected = scores if expected is None else expected  # the first are the CPU's in float32
-                    deviation = float(np.abs(scores - np.asarray(expected)).max())
-                except (ValueError, RuntimeError) as error:  # weights that changed, overflow; PyTorch's own
-                    problem = f"{type(error).__name__}: {error}"
+            for dtype in BOUNDS:
+                scores, problem = _try_scoring(name, device, dtype)
+                if expected is None and scores is not None:
+                    expected = scores.tolist()  # the first are those of the CPU in float32
+                deviation = float("nan") if scores is None else float(np.abs(scores - np.asarray(expected)).max())
+                bound = _TF32_BOUND if device != "cpu" and dtype == torch.float32 else BOUNDS[dtype]
                 yield Check(name, device, dtype, deviation, bound, released, problem)
 
 
+def _try_scoring(name: str, device: str, dtype: torch.dtype) -> tuple[NDArray[np.float32] | None, str]:
+    """Scores of the stored pairs, or None and the reason."""
+    try:
+        matcher = RRLMatcher.from_pretrained(name, device=device, dtype=dtype)
+        return matcher.score(*stored_pairs(matcher.patch_size)), ""
+    except (ValueError, RuntimeError) as error:  # changed weights, overflow, or errors of PyTorch
+        return None, f"{type(error).__name__}: {error}"
+
+
 def versions() -> dict[str, str]:
-    """What a bug report should say: versions of rrl-match and what it stands on, and what it runs on."""
+    """For bug reports: versions of rrl-match and its dependencies, and the system."""
     found = {"rrl_match": __version__}
     for name in ("torch", "numpy", "cv2", "huggingface_hub", "safetensors"):
         found[name] = str(import_module(name).__version__)
@@ -127,3 +133,27 @@ def versions() -> dict[str, str]:
         major, minor = torch.cuda.get_device_capability(k)
         found[f"cuda:{k}"] = f"{torch.cuda.get_device_name(k)}, capability {major}.{minor}, CUDA {torch.version.cuda}"
     return found
+
+
+def add_command(subparsers: Subparsers) -> None:
+    """Add ``rrl-match selftest``."""
+    parser = subparsers.add_parser("selftest", help="check the bundled weights on this machine; output for bug reports")
+    parser.set_defaults(run=_run)
+
+
+def _run(_: argparse.Namespace) -> int:
+    """Print the versions and one line per check; 1 if a check failed or there was nothing to check."""
+    for name, version in versions().items():
+        write_line(f"{name:16s}{version}")
+    failed = 0
+    for check in run_checks():
+        where = f"{check.weights:16s}{check.device:10s}{str(check.dtype).removeprefix('torch.'):10s}"
+        result = check.problem or f"deviation {check.deviation:.1e}, bound {check.bound:.0e}"
+        reference = "" if check.released else " (no scores stored at release: compared with float32 on this CPU)"
+        write_line(f"{where}{'ok' if check.passed else 'FAILED':8s}{result}{reference}")
+        failed += not check.passed
+    if not bundled_names():
+        write_line("no bundled weights: rrl-match is not installed")
+        return 1
+    write_line(f"{failed} checks failed" if failed else "all checks passed")
+    return int(failed > 0)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from networks import make_patches, make_small, spread_network
 
-from rrl_match import ModelConfig, RRLMatcher
+from rrl_match import RRLMatcher
 from rrl_match.modeling import RRLNetConfig
-from rrl_match.pretrained import save_folder
+from rrl_match.pretrained import ModelConfig, save_folder
 
 
 @pytest.fixture(scope="session")

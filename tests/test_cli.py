@@ -11,9 +11,9 @@ from accelerate.state import AcceleratorState
 from image_folder import write_folder
 from training_run import RECIPE, tiny_network
 
-from rrl_match import ModelConfig, RRLMatcher
+from rrl_match import RRLMatcher
 from rrl_match.modeling import RRLNet
-from rrl_match.pretrained import save_folder
+from rrl_match.pretrained import ModelConfig, save_folder
 from rrl_match.training.__main__ import app, main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,11 +60,11 @@ def test_training_ends_with_weights_that_evaluate_measures(tmp_path, recipe_file
     config = RRLMatcher.from_pretrained(out / "weights").config
     assert config.training["data"] == "pictures: 2 picture pairs to train on, 2 held back"
     saved = tmp_path / "figures.json"
-    how = ["--device", "cpu", "--dtype", "float32", "--optimize", "eager"]
+    how = ["--device", "cpu", "--dtype", "float32"]
     arguments = ["--benchmark", benchmark_file, *how, "--save", saved]
     result = run("evaluate", "--weights", out / "weights", *arguments)
     assert result.exit_code == 0, result.output
-    assert "places.npz, torch.float32 on cpu, optimize=eager" in result.output
+    assert "places.npz, torch.float32 on cpu" in result.output
     figures = json.loads(saved.read_text())
     assert list(figures) == ["random", "near"]
     for by_category in figures.values():
@@ -119,11 +119,6 @@ def test_benchmark_whose_patches_have_another_size(tmp_path, start, benchmark_fi
         np.savez(tmp_path / "small.npz", **{**arrays, "patches_a": arrays["patches_a"][:, :32, :32]})
     result = run("evaluate", "--weights", start, "--benchmark", tmp_path / "small.npz", "--device", "cpu")
     assert "(12, 32, 32)" in failure(result)
-
-
-def test_unknown_optimisation_is_named(start, benchmark_file):
-    result = run("evaluate", "--weights", start, "--benchmark", benchmark_file, "--device", "cpu", "--optimize", "most")
-    assert "'most'" in failure(result)
 
 
 def test_weights_that_are_not_there_are_named(benchmark_file):

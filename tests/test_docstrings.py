@@ -26,14 +26,14 @@ def test_examples(name):
     examples = [test for test in doctest.DocTestFinder().find(module) if test.examples]
     if not examples:
         return
-    matcher = RRLMatcher.from_pretrained(device="cpu", dtype="float32")  # that the methods' examples begin with
+    matcher = RRLMatcher.from_pretrained(device="cpu", dtype="float32")  # used by the examples of its methods
     for test in examples:
         test.globs["matcher"] = matcher
         assert doctest.DocTestRunner().run(test).failed == 0, test.name
 
 
 @pytest.mark.parametrize(
-    "what", [rrl_match, RRLMatcher.score, RRLMatcher.score_codes, RRLMatcher.match, Matches, extract_patches]
+    "what", [rrl_match, RRLMatcher.score, RRLMatcher.score_features, RRLMatcher.match, Matches, extract_patches]
 )
 def test_what_users_call_has_an_example(what):
     assert ">>> " in what.__doc__

@@ -35,7 +35,7 @@ class Likeness:
     def encode(self, patches, band):
         return patches
 
-    def score_codes(self, codes_a, codes_b, index_pairs):
+    def score_features(self, codes_a, codes_b, index_pairs):
         difference = codes_a[index_pairs[:, 0]] - codes_b[index_pairs[:, 1]]
         return torch.exp(-difference.square().mean((1, 2, 3))).numpy()
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 import typer.testing
 
-from rrl_match import Codes
+from rrl_match import Features
 from rrl_match.training.__main__ import app
 from rrl_match.training.evaluation import Benchmark
 from rrl_match.training.shortlist import shortlist_recall, table
@@ -18,7 +18,7 @@ class Directions:
 
     def encode(self, patches, band):
         angle = torch.from_numpy(patches[:, 0, 0]).double().deg2rad()
-        return Codes(band, (), torch.stack([angle.cos(), angle.sin()], 1).float(), 0)
+        return Features(band, (), torch.stack([angle.cos(), angle.sin()], 1).float(), 0)
 
 
 def benchmark(angles_a, angles_b, category):

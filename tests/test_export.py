@@ -10,18 +10,19 @@ import pytest
 import torch
 
 import rrl_match.export
-from rrl_match import ModelConfig, RRLMatcher, __version__
+from rrl_match import RRLMatcher, __version__
 from rrl_match.__main__ import main
 from rrl_match.errors import ExportError
 from rrl_match.export import BATCHES, BOUND, PARTS, export_onnx, export_torch
 from rrl_match.modeling import RRLNet, RRLNetConfig
+from rrl_match.pretrained import ModelConfig
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 MAPS = [f"map{k}" for k in range(5)]
 
 
 def tiny_matcher(**config):
-    """Of a network whose scores are spread, so that they can differ."""
+    """A matcher with a tiny network whose scores are spread out."""
     config = RRLNetConfig(encoder_channels=(2,) * 5, metric_channels=(3,) * 5, hidden=(6,), **config)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
@@ -29,9 +30,9 @@ def tiny_matcher(**config):
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = None
-        patches = network.prepare(torch.rand(2, 16, 1, 64, 64).mul(torch.rand(2, 16, 1, 1, 1)).flatten(0, 1))
+        patches = torch.rand(2, 16, 1, 64, 64).mul(torch.rand(2, 16, 1, 1, 1)).flatten(0, 1)
         patches_a, patches_b = patches.split(16)
-        logits = network.metric.head(network.relate(network.encoder_a(patches_a), network.encoder_b(patches_b)))
+        logits = network.logits(network.encode(patches_a, "a"), network.encode(patches_b, "b"))
         last = network.metric.head[-2]
         last.weight.mul_(3 / logits.std())
     return RRLMatcher(network.eval(), ModelConfig(("vis", "nir"), 0.25, config), device="cpu", dtype="float32")
@@ -78,7 +79,7 @@ def in_torch(path):
 
 @pytest.fixture(scope="module", params=["onnx", "torch"])
 def exported(request, standardising, tmp_path_factory):
-    """All parts of a network that standardises its patches and describes them, each read back."""
+    """All parts of a network that standardises its patches and has descriptors, read back."""
     folder = tmp_path_factory.mktemp(request.param)
     export, read = {"onnx": (export_onnx, in_onnx_runtime), "torch": (export_torch, in_torch)}[request.param]
     if request.param == "onnx":
@@ -93,7 +94,7 @@ def exported(request, standardising, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 3, 12, 100])
-def test_exported_parts_compute_what_the_matcher_does(exported, standardising, patches_a, patches_b, count):
+def test_exported_parts_agree_with_the_matcher(exported, standardising, patches_a, patches_b, count):
     rows = np.arange(count) % len(patches_a)
     patches_a, patches_b = patches_a[rows], patches_b[rows[::-1]]
     expected = standardising.score(patches_a, patches_b)
@@ -101,13 +102,13 @@ def test_exported_parts_compute_what_the_matcher_does(exported, standardising, p
     floats = [patches[:, None] / np.float32(255) for patches in (patches_a, patches_b)]
     (scores,) = exported["scorer"][-1](*floats)
     np.testing.assert_allclose(scores, expected, rtol=0, atol=BOUND)
-    codes = [exported[f"encoder_{band}"][-1](patches) for band, patches in zip("ab", floats, strict=True)]
-    for (*maps, descriptors), band, patches in zip(codes, "ab", (patches_a, patches_b), strict=True):
+    features = [exported[f"encoder_{band}"][-1](patches) for band, patches in zip("ab", floats, strict=True)]
+    for (*maps, descriptors), band, patches in zip(features, "ab", (patches_a, patches_b), strict=True):
         of_matcher = standardising.encode(patches, band)
         assert len(maps) == 5
         for value, wanted in zip((*maps, descriptors), (*of_matcher.maps, of_matcher.descriptors), strict=True):
             np.testing.assert_allclose(value, wanted.numpy(), rtol=0, atol=BOUND * max(1, wanted.abs().max().item()))
-    (scores,) = exported["pair_scorer"][-1](*codes[0][:5], *codes[1][:5])
+    (scores,) = exported["pair_scorer"][-1](*features[0][:5], *features[1][:5])
     np.testing.assert_allclose(scores, expected, rtol=0, atol=BOUND)
 
 
@@ -152,7 +153,7 @@ def test_a_file_that_deviates_is_not_kept(plain, tmp_path, monkeypatch, deviatio
     monkeypatch.setattr(
         rrl_match.export, "_deviation", lambda *arguments: deviation if len(arguments[2][0]) == batch else 0.0
     )
-    with pytest.raises(ExportError, match=rf"scorer.pt2 was not kept: it is {deviation:.2g} off PyTorch"):
+    with pytest.raises(ExportError, match=rf"scorer.pt2 was not kept: it differs from PyTorch by {deviation:.2g}"):
         export_torch(plain, tmp_path, ["scorer"])
     assert [path.name for path in tmp_path.iterdir()] == ["scorer.pt2"]
     assert (tmp_path / "scorer.pt2").read_bytes() == b"an older one"
@@ -191,7 +192,9 @@ def test_unknown_part(plain, tmp_path):
 
 def test_command(folder, tmp_path, capsys):
     assert main(["export", str(folder), str(tmp_path / "new" / "out"), "--format", "torch", "--parts", "scorer"]) == 0
-    assert re.fullmatch(r"\S+scorer.pt2: within \S+ of PyTorch at batches of .*\n", capsys.readouterr().out)
+    assert re.fullmatch(
+        r"\S+scorer.pt2: differs from PyTorch by \S+, bound 1e-05, in batches of .*\n", capsys.readouterr().out
+    )
     assert [path.name for path in (tmp_path / "new" / "out").iterdir()] == ["scorer.pt2"]
 
 

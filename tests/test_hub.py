@@ -16,9 +16,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from networks import TINY
 
-from rrl_match import ModelConfig
+from rrl_match.hub import find_folder
 from rrl_match.modeling import RRLNet
-from rrl_match.pretrained import find_folder, save_folder
+from rrl_match.pretrained import ModelConfig, save_folder
 
 COMMIT, OTHER_COMMIT = "a" * 40, "b" * 40
 TOKEN = "hf_secret"
@@ -39,13 +39,13 @@ def watch(event, args):
         contacted.add(f"{args[0]}:{args[1]}")
 sys.addaudithook(watch)
 
-from rrl_match import RRLMatcher, RRLMatchError, pretrained
+from rrl_match import RRLMatcher, RRLMatchError, hub
 
 calls, manifest = json.loads(sys.argv[1])
-released = pretrained._manifest()
+released = hub._manifest()
 for call in calls:
     known = {**released, **(manifest if call.pop("released", False) else {})}
-    pretrained._manifest = lambda: known
+    hub._manifest = lambda: known
     repo_id, push = call.pop("repo_id"), call.pop("push", None)
     try:
         matcher = RRLMatcher.from_pretrained(repo_id, device="cpu", dtype="float32", **call)
@@ -455,7 +455,7 @@ def test_what_came_is_not_what_should_have(session, call):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ("push, forbidden", "'owner/forbidden'.*403.*that the token may write"),
+        ("push, forbidden", "'owner/forbidden'.*403.*the write permission of the token"),
         ("push, bad name", "'a/b/c'.*Check the name"),
         ("server gone, push", "'owner/pushed'.*(?i:connect).*and the connection"),
     ],

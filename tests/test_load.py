@@ -93,11 +93,11 @@ def test_threads_give_the_numbers_of_one(weights_folder, a, b, dtype):
 
 def test_threads_on_every_method(small, pair):
     a, b = pair
-    codes = small.encode(a, "a"), small.encode(b, "b")
+    features = small.encode(a, "a"), small.encode(b, "b")
     methods = [
         lambda: small.score(a, b, batch_size=3),
         lambda: small.score(torch.from_numpy(a), torch.from_numpy(b)).numpy(),
-        lambda: small.score_codes(*codes, [[0, 1], [3, 2]]),
+        lambda: small.score_features(*features, [[0, 1], [3, 2]]),
         lambda: small.score_matrix(a, b),
         lambda: small.match(a, b, threshold=0).scores,
         lambda: small.encode(a, "a").maps[-1].numpy(),
@@ -154,7 +154,7 @@ def test_worker_process(matcher, a, b, method):
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux tells it")
 def test_memory_is_bounded(record_property):
     """Ten thousand calls leave nothing behind; of a hundred thousand pairs, 100 MB as float32, a
-    batch is there; of the longer side of a matrix, whose codes would be 107 MB, as well."""
+    batch is there; of the longer side of a matrix, whose features would be 107 MB, as well."""
     script = Path(__file__).parent / "helpers" / "memory_use.py"
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
@@ -193,15 +193,15 @@ def interrupted_at(step, call):
     return False
 
 
-@pytest.mark.parametrize("method", ["score", "match", "score_codes"])
+@pytest.mark.parametrize("method", ["score", "match", "score_features"])
 def test_interrupted_at_every_line(small, pair, method, record_property):
     """Wherever it is stopped: nothing half done is left in the matcher, and no setting of PyTorch's is changed."""
     a, b = pair
-    codes = small.encode(a, "a"), small.encode(b, "b")
+    features = small.encode(a, "a"), small.encode(b, "b")
     calls = {
         "score": lambda: small.score(a, b, batch_size=3),
         "match": lambda: small.match(a, b, candidates=2, threshold=0, batch_size=3).scores,
-        "score_codes": lambda: small.score_codes(*codes, [[0, 1], [2, 3], [3, 3]], batch_size=2),
+        "score_features": lambda: small.score_features(*features, [[0, 1], [2, 3], [3, 3]], batch_size=2),
     }
     call = calls[method]
     expected = call()

@@ -7,10 +7,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from networks import tiny_matcher
+from networks import make_patches, tiny_matcher
 
-from rrl_match import Codes, ModelConfig, RRLMatcher, inference
+from rrl_match import Features, Near, RRLMatcher, inference
 from rrl_match.modeling import RRLNet
+from rrl_match.pretrained import ModelConfig
 
 GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))
 KINDS = {"array": np.asarray, "tensor": torch.as_tensor}
@@ -56,6 +57,16 @@ def test_scores_of_lists(tiny, a, b, kind):
     assert isinstance(result, np.ndarray if kind == "array" else torch.Tensor)
 
 
+def test_rgb_with_the_colours_first(small):
+    a, b = make_patches(5, 9, 16), make_patches(5, 10, 16)
+    colours = np.stack([a, a[::-1], 255 - a], -1)
+    expected = small.score(colours, b)
+    np.testing.assert_array_equal(small.score(colours.transpose(0, 3, 1, 2), b), expected)
+    tensors = torch.from_numpy(colours).permute(0, 3, 1, 2), torch.from_numpy(b)
+    np.testing.assert_array_equal(small.score(*tensors), expected)
+    assert not np.array_equal(small.score(a, b), expected)
+
+
 def test_a_single_pair_gives_a_scalar(tiny, a, b):
     expected = tiny.score(a[:1], b[:1])
     score = tiny.score(a[0], b[0])
@@ -89,9 +100,9 @@ def test_reduced_precision_is_near_float32(weights_folder, scores, a, b, dtype):
 @pytest.mark.parametrize("device", ["cpu", GPU])
 def test_results_lie_on_the_device_of_the_patches(weights_folder, scores, a, b, device):
     matcher = RRLMatcher.from_pretrained(weights_folder, device=device, dtype="float32")
-    for place in {"cpu", device}:
-        result = matcher.score(torch.as_tensor(a, device=place), torch.as_tensor(b, device=place))
-        assert result.device.type == place
+    for other in {"cpu", device}:
+        result = matcher.score(torch.as_tensor(a, device=other), torch.as_tensor(b, device=other))
+        assert result.device.type == other
         np.testing.assert_allclose(result.cpu(), scores, atol=1e-2)
     np.testing.assert_allclose(matcher.score(a, b), scores, atol=1e-2)
 
@@ -149,9 +160,11 @@ def test_bad_patches_are_named(tiny, a, b, band, change):
 
 
 def test_lengths_that_differ(tiny, a, b):
-    with pytest.raises(ValueError, match=r"patches_a and patches_b must be equally many, got 5 and 4.*score_matrix"):
+    with pytest.raises(
+        ValueError, match=r"patches_a and patches_b must have the same length, got 5 and 4.*score_matrix"
+    ):
         tiny.score(a, b[:4])
-    with pytest.raises(ValueError, match="equally many, got 5 and 1"):
+    with pytest.raises(ValueError, match="same length, got 5 and 1"):
         tiny.score(a, b[0])
 
 
@@ -190,7 +203,11 @@ def test_autocast_of_the_caller_changes_nothing(tiny, a, b):
     colour = np.repeat(a[..., None], 3, -1) / 255 * np.array([0.9, 1.0, 0.8])
 
     def results():
-        return tiny.score(colour, b), tiny.score_matrix(colour, b), tiny.match(colour, b, 2, threshold=0).indices
+        return (
+            tiny.score(colour, b),
+            tiny.score_matrix(colour, b),
+            tiny.match(colour, b, candidates=2, threshold=0).indices,
+        )
 
     expected = results()
     with torch.autocast("cpu", torch.bfloat16):
@@ -213,46 +230,46 @@ def test_another_default_dtype_changes_nothing(tiny, a, b):
 
 def test_another_default_device_changes_nothing(tiny, a, b):
     colour = np.repeat(a[..., None], 3, -1)
-    expected = tiny.score(colour, b), tiny.score_matrix(a, b), tiny.match(a, b, 2, threshold=0).indices
+    expected = tiny.score(colour, b), tiny.score_matrix(a, b), tiny.match(a, b, candidates=2, threshold=0).indices
     with torch.device("meta"):
-        results = tiny.score(colour, b), tiny.score_matrix(a, b), tiny.match(a, b, 2, threshold=0).indices
+        results = tiny.score(colour, b), tiny.score_matrix(a, b), tiny.match(a, b, candidates=2, threshold=0).indices
     for got, want in zip(results, expected, strict=True):
         np.testing.assert_array_equal(got, want)
 
 
-# codes and matrix
+# features and matrix
 
 
-def test_codes(matcher, a):
-    codes = matcher.encode(a, "a", batch_size=2)
-    assert len(codes) == 5
-    assert codes.band == "a"
-    assert [tuple(m.shape) for m in codes.maps] == [(5, 16 << k, 64 >> k, 64 >> k) for k in range(5)]
-    assert codes.descriptors.dtype == torch.float32
-    torch.testing.assert_close(codes.descriptors.norm(dim=1), torch.ones(5))
+def test_features(matcher, a):
+    features = matcher.encode(a, "a", batch_size=2)
+    assert len(features) == 5
+    assert features.band == "a"
+    assert [tuple(m.shape) for m in features.maps] == [(5, 16 << k, 64 >> k, 64 >> k) for k in range(5)]
+    assert features.descriptors.dtype == torch.float32
+    torch.testing.assert_close(features.descriptors.norm(dim=1), torch.ones(5))
 
 
 def test_no_descriptors_without_a_head(a):
     assert tiny_matcher().encode(a, "a").descriptors.shape == (5, 0)
 
 
-def test_score_codes_and_matrix_agree_with_score(matcher, scores, matrix, a, b, patches_b):
-    codes = matcher.encode(a, "a"), matcher.encode(patches_b[:7], "b")
-    same = matcher.score_codes(*codes, [(n, n) for n in range(5)])
+def test_score_features_and_matrix_agree_with_score(matcher, scores, matrix, a, b, patches_b):
+    features = matcher.encode(a, "a"), matcher.encode(patches_b[:7], "b")
+    same = matcher.score_features(*features, [(n, n) for n in range(5)])
     np.testing.assert_allclose(same, scores, atol=1e-5)
     np.testing.assert_allclose(np.diag(matrix), scores, atol=1e-5)
     pairs = np.array([[4, 6], [0, 3], [0, 3], [2, 0]])
-    np.testing.assert_allclose(matcher.score_codes(*codes, pairs), matrix[pairs[:, 0], pairs[:, 1]], atol=1e-5)
+    np.testing.assert_allclose(matcher.score_features(*features, pairs), matrix[pairs[:, 0], pairs[:, 1]], atol=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_batches_of_codes_and_matrix(tiny, a, patches_b, batch_size):
+def test_batches_of_features_and_matrix(tiny, a, patches_b, batch_size):
     patches_b = patches_b[:4]
     expected = np.stack([tiny.score(a, np.repeat(p[None], 5, 0)) for p in patches_b], 1)
     np.testing.assert_allclose(tiny.score_matrix(a, patches_b, batch_size=batch_size), expected, atol=1e-5)
-    codes = tiny.encode(a, "a", batch_size=batch_size), tiny.encode(patches_b, "b", batch_size=batch_size)
+    features = tiny.encode(a, "a", batch_size=batch_size), tiny.encode(patches_b, "b", batch_size=batch_size)
     pairs = np.argwhere(expected >= 0)
-    got = tiny.score_codes(*codes, pairs, batch_size=batch_size)
+    got = tiny.score_features(*features, pairs, batch_size=batch_size)
     np.testing.assert_allclose(got, expected.ravel(), atol=1e-5)
 
 
@@ -270,15 +287,15 @@ PAIRS = {
 
 @pytest.mark.parametrize("kind", PAIRS)
 def test_kinds_of_index_pairs(tiny, a, b, kind):
-    codes = tiny.encode(a, "a"), tiny.encode(b, "b")
-    result = tiny.score_codes(*codes, PAIRS[kind])
+    features = tiny.encode(a, "a"), tiny.encode(b, "b")
+    result = tiny.score_features(*features, PAIRS[kind])
     assert isinstance(result, torch.Tensor if "tensor" in kind else np.ndarray)
     np.testing.assert_allclose(result, tiny.score(a[[0, 2]], b[[1, 3]]), atol=1e-6)
 
 
 @pytest.mark.parametrize("empty", [[], np.empty((0, 2), int), torch.empty(0, 2, dtype=torch.int64)])
 def test_no_index_pairs(tiny, a, b, empty):
-    assert tiny.score_codes(tiny.encode(a, "a"), tiny.encode(b, "b"), empty).shape == (0,)
+    assert tiny.score_features(tiny.encode(a, "a"), tiny.encode(b, "b"), empty).shape == (0,)
     assert len(tiny.match(a, b, index_pairs=empty)) == 0
 
 
@@ -304,29 +321,29 @@ def test_no_index_pairs(tiny, a, b, empty):
     ],
 )
 def test_bad_index_pairs(tiny, a, b, pairs, error):
-    codes = tiny.encode(a, "a"), tiny.encode(b, "b")
+    features = tiny.encode(a, "a"), tiny.encode(b, "b")
     with pytest.raises(error, match="index_pairs must"):
-        tiny.score_codes(*codes, pairs)
+        tiny.score_features(*features, pairs)
     with pytest.raises(error, match="index_pairs must"):
         tiny.match(a, b, index_pairs=pairs)
 
 
-def test_codes_of_the_wrong_band(tiny, a, b):
-    codes_a, codes_b = tiny.encode(a, "a"), tiny.encode(b, "b")
-    with pytest.raises(TypeError, match=r"codes_a must come from encode\(patches, 'a'\), got codes of band 'b'"):
-        tiny.score_codes(codes_b, codes_a, [[0, 0]])
-    with pytest.raises(TypeError, match=r"codes_b must come from encode\(patches, 'b'\), got codes of band 'a'"):
-        tiny.score_codes(codes_a, codes_a, [[0, 0]])
-    with pytest.raises(TypeError, match=r"codes_b must come from .*, got ndarray"):
-        tiny.score_codes(codes_a, b, [[0, 0]])
+def test_features_of_the_wrong_band(tiny, a, b):
+    features_a, features_b = tiny.encode(a, "a"), tiny.encode(b, "b")
+    with pytest.raises(TypeError, match=r"features_a must come from encode\(patches, 'a'\), got features of band 'b'"):
+        tiny.score_features(features_b, features_a, [[0, 0]])
+    with pytest.raises(TypeError, match=r"features_b must come from encode\(patches, 'b'\), got features of band 'a'"):
+        tiny.score_features(features_a, features_a, [[0, 0]])
+    with pytest.raises(TypeError, match=r"features_b must come from .*, got ndarray"):
+        tiny.score_features(features_a, b, [[0, 0]])
 
 
-def test_codes_of_another_matcher(tiny, matcher, a, b):
+def test_features_of_another_matcher(tiny, matcher, a, b):
     """Of another network or dtype: said clearly, not by PyTorch."""
     reduced = RRLMatcher(tiny._network, tiny.config, device="cpu", dtype="bfloat16")
     for other in (matcher, reduced):
-        with pytest.raises((TypeError, ValueError), match="codes_b"):
-            tiny.score_codes(tiny.encode(a[:1], "a"), other.encode(b[:1], "b"), [[0, 0]])
+        with pytest.raises((TypeError, ValueError), match="features_b"):
+            tiny.score_features(tiny.encode(a[:1], "a"), other.encode(b[:1], "b"), [[0, 0]])
 
 
 @pytest.mark.parametrize("band", ["c", "A", "vis", "", None, 0, ["a"], ("a",)])
@@ -387,76 +404,144 @@ def test_match_scores_only_given_pairs(matcher, matrix, a, patches_b):
     given = np.zeros_like(matrix)
     given[tuple(np.transpose(pairs))] = matrix[tuple(np.transpose(pairs))]
     for candidates in (16, 1, None):
-        matches = matcher.match(a, patches_b[:7], candidates, threshold=0, index_pairs=pairs)
+        matches = matcher.match(a, patches_b[:7], candidates=candidates, threshold=0, index_pairs=pairs)
         assert as_list(matches) == brute_force(given, True, 0)
 
 
 def test_match_without_descriptors(a, b):
     plain = tiny_matcher()
-    with pytest.raises(ValueError, match=r"no descriptors.*pass index_pairs or search_radius, or candidates=None"):
+    with pytest.raises(ValueError, match=r"no descriptors.*pass index_pairs or near, or candidates=None"):
         plain.match(a, b, candidates=4)
     assert as_list(plain.match(a, b, candidates=5)) == as_list(plain.match(a, b, candidates=None))
     assert len(plain.match(a, b, candidates=1, index_pairs=[[0, 0]], threshold=0)) == 1
 
 
 PREDICTED = np.array([(10, 10), (14, 10), (12, 12), (160, 10), (400, 400)])
-PLACES = np.array([(12, 10), (11, 14), (160, 10), (161, 12), (13, 10), (9, 10), (200, 200)])
-NEAR = {"search_radius": 5, "positions_a": PREDICTED, "positions_b": PLACES}
+POSITIONS = np.array([(12, 10), (11, 14), (160, 10), (161, 12), (13, 10), (9, 10), (200, 200)])
+NEAR = Near(5, PREDICTED, POSITIONS)
 
 
 @pytest.mark.parametrize("mutual", [True, False])
 @pytest.mark.parametrize("candidates", [None, 7, 1])
-def test_match_around_predicted_places(matcher, matrix, a, patches_b, candidates, mutual):
-    near = np.linalg.norm(PREDICTED[:, None] - PLACES, axis=2) <= 5
+def test_match_around_predicted_positions(matcher, matrix, a, patches_b, candidates, mutual):
+    near = np.linalg.norm(PREDICTED[:, None] - POSITIONS, axis=2) <= 5
     assert near.sum(1).tolist() == [4, 4, 4, 2, 0]
     if candidates == 1:  # the descriptors choose among them, in both directions
         similarity = matcher.encode(a, "a").descriptors @ matcher.encode(patches_b[:7], "b").descriptors.T
         similarity = np.where(near, similarity, -2)
         near &= (similarity == similarity.max(1, keepdims=True)) | (similarity == similarity.max(0))
         assert 4 <= near.sum() < 10
-    matches = matcher.match(a, patches_b[:7], candidates, mutual=mutual, threshold=0, **NEAR)
+    matches = matcher.match(a, patches_b[:7], candidates=candidates, mutual=mutual, threshold=0, near=NEAR)
     assert as_list(matches) == brute_force(np.where(near, matrix, 0), mutual, 0)
 
 
-def test_predicted_places_do_without_descriptors(a, patches_b):
+def test_predicted_positions_do_without_descriptors(a, patches_b):
     plain = tiny_matcher()
-    wanted, got = (plain.match(a, patches_b[:7], k, mutual=False, threshold=0, **NEAR) for k in (None, 1))
+    wanted, got = (plain.match(a, patches_b[:7], candidates=k, mutual=False, threshold=0, near=NEAR) for k in (None, 1))
     assert as_list(got) == as_list(wanted)
     assert len(got) == 4
 
 
-def test_kinds_of_predicted_places(tiny, a, patches_b):
-    expected = as_list(tiny.match(a, patches_b[:7], threshold=0, **NEAR))
-    keypoints = [cv2.KeyPoint(float(x), float(y), 31) for x, y in PLACES]
-    for places in (keypoints, torch.tensor(PLACES), PLACES.tolist()):
-        assert as_list(tiny.match(a, patches_b[:7], threshold=0, **{**NEAR, "positions_b": places})) == expected
-    none = {"search_radius": 5, "positions_a": np.empty((0, 2)), "positions_b": PLACES}
-    assert len(tiny.match(a[:0], patches_b[:7], **none)) == 0
+def test_kinds_of_predicted_positions(tiny, a, patches_b):
+    expected = as_list(tiny.match(a, patches_b[:7], threshold=0, near=NEAR))
+    keypoints = [cv2.KeyPoint(float(x), float(y), 31) for x, y in POSITIONS]
+    for positions in (keypoints, torch.tensor(POSITIONS), POSITIONS.tolist()):
+        matches = tiny.match(a, patches_b[:7], threshold=0, near=Near(5, PREDICTED, positions))
+        assert as_list(matches) == expected
+    assert len(tiny.match(a[:0], patches_b[:7], near=Near(5, np.empty((0, 2)), POSITIONS))) == 0
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"search_radius": 0}, ValueError, "search_radius must be a positive number of pixels, got 0"),
-        ({"search_radius": float("nan")}, ValueError, "search_radius must"),
-        ({"search_radius": "5"}, ValueError, "search_radius must"),
-        ({"search_radius": None}, ValueError, "go together, search_radius not given"),
-        ({"positions_a": None, "positions_b": None}, ValueError, "positions_a and positions_b not given"),
-        (
-            {"positions_a": PREDICTED[:3]},
-            ValueError,
-            "positions_a must have a place for each of the 5 patches_a, got 3",
-        ),
-        ({"positions_b": PREDICTED}, ValueError, "positions_b must have a place for each of the 7 patches_b, got 5"),
-        ({"positions_b": PLACES[:, :1]}, ValueError, r"positions_b must have shape \(N, 2\)"),
-        ({"positions_a": PREDICTED * np.nan}, ValueError, "positions_a holds NaN"),
-        ({"positions_a": "here"}, TypeError, "positions_a must be"),
-        ({"index_pairs": [[0, 0]]}, ValueError, "index_pairs and search_radius both"),
+        ({"radius": 0}, ValueError, "^radius must be a positive number of pixels, got 0"),
+        ({"radius": float("nan")}, ValueError, "^radius must"),
+        ({"radius": "5"}, ValueError, "^radius must"),
+        ({"radius": None}, ValueError, "^radius must"),
+        ({"positions_b": POSITIONS[:, :1]}, ValueError, r"^positions_b must have shape \(N, 2\)"),
+        ({"positions_a": PREDICTED * np.nan}, ValueError, "^positions_a holds NaN"),
+        ({"positions_a": "here"}, TypeError, "^positions_a must be"),
+        ({"positions_b": None}, TypeError, "^positions_b must be"),
     ],
 )
-def test_bad_predicted_places(tiny, a, patches_b, change, error, message):
+def test_bad_near(change, error, message):
     with pytest.raises(error, match=message):
-        tiny.match(a, patches_b[:7], **{**NEAR, **change})
+        Near(**{"radius": 5, "positions_a": PREDICTED, "positions_b": POSITIONS} | change)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"near": Near(5, PREDICTED[:3], POSITIONS)},
+            ValueError,
+            r"near\.positions_a must have one position for each of the 5 patches of A, got 3",
+        ),
+        (
+            {"near": Near(5, PREDICTED, PREDICTED)},
+            ValueError,
+            r"near\.positions_b must have one position for each of the 7 patches of B, got 5",
+        ),
+        ({"near": (5, PREDICTED, POSITIONS)}, TypeError, r"near must be rrl_match\.Near.*got tuple"),
+        ({"near": NEAR, "index_pairs": [[0, 0]]}, ValueError, "index_pairs and near both"),
+    ],
+)
+def test_near_that_does_not_fit_the_patches(tiny, a, patches_b, options, error, message):
+    for call in (
+        tiny.match,
+        lambda a, b, **near: tiny.match_features(tiny.encode(a, "a"), tiny.encode(b, "b"), **near),
+    ):
+        with pytest.raises(error, match=message):
+            call(a, patches_b[:7], **options)
+
+
+# match on features
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"candidates": 2},
+        {"candidates": None, "mutual": False, "threshold": 0},
+        {"index_pairs": [[0, 0], [2, 3], [4, 1]], "threshold": 0.1},
+        {"near": NEAR, "threshold": 0},
+        {"near": NEAR, "candidates": 1, "threshold": 0},
+    ],
+)
+def test_match_features_is_match_on_encoded_patches(matcher, a, patches_b, options):
+    features_a, features_b = matcher.encode(a, "a"), matcher.encode(patches_b[:7], "b")
+    matches = matcher.match_features(features_a, features_b, **options)
+    assert as_list(matches) == as_list(matcher.match(a, patches_b[:7], **options))
+    assert isinstance(matches.indices, np.ndarray)
+    assert matches.indices.dtype == np.int64
+    assert matches.scores.dtype == np.float32
+
+
+def test_match_features_of_no_patches(tiny, a, b):
+    none, some = tiny.encode(a[:0], "a"), tiny.encode(b, "b")
+    for candidates in (None, 1, 16):
+        assert tiny.match_features(none, some, candidates=candidates).indices.shape == (0, 2)
+
+
+def test_match_features_checks_the_features(tiny, a, b):
+    features_a, features_b = tiny.encode(a, "a"), tiny.encode(b, "b")
+    with pytest.raises(TypeError, match="features_a must come from encode"):
+        tiny.match_features(features_b, features_a)
+    with pytest.raises(ValueError, match="threshold must"):
+        tiny.match_features(features_a, features_b, threshold=2)
+
+
+def test_match_features_with_a_progress_bar(tiny, a, b, capfd):
+    features = tiny.encode(a, "a"), tiny.encode(b, "b")
+    tiny.match_features(*features, candidates=None)
+    assert capfd.readouterr() == ("", "")
+    for candidates in (None, 1):
+        tiny.match_features(*features, candidates=candidates, progress=True)
+        assert "scoring" in capfd.readouterr().err
+
+
+# wrong arguments
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, 50, float("nan"), "0.5", [0.5], np.array([0.1, 0.9])])
@@ -497,13 +582,12 @@ def test_integers_of_numpy_will_do(tiny, a, b):
 @pytest.mark.parametrize(("batch_size", "largest"), [(7, 7), (None, 16)])
 def test_memory_depends_on_the_batch_not_on_the_number(tiny, monkeypatch, batch_size, largest):
     many = np.broadcast_to(np.zeros((64, 64), np.uint8), (70, 64, 64))
-    encode, relate, relate_all = tiny._inference.encode, tiny._inference.relate, tiny._inference.relate_all
+    net = tiny._inference.network
+    encode, score, score_all = net.encode, net.score, net.score_all
     sizes = []
-    monkeypatch.setattr(tiny._inference, "encode", lambda x, band: sizes.append(len(x)) or encode(x, band))
-    monkeypatch.setattr(tiny._inference, "relate", lambda x, y: sizes.append(len(x[0])) or relate(x, y))
-    monkeypatch.setattr(
-        tiny._inference, "relate_all", lambda x, y: sizes.append(len(x[0]) * len(y[0])) or relate_all(x, y)
-    )
+    monkeypatch.setattr(net, "encode", lambda x, band: sizes.append(len(x)) or encode(x, band))
+    monkeypatch.setattr(net, "score", lambda x, y: sizes.append(len(x[0])) or score(x, y))
+    monkeypatch.setattr(net, "score_all", lambda x, y: sizes.append(len(x[0]) * len(y[0])) or score_all(x, y))
     assert tiny.score(many, many, batch_size=batch_size).shape == (70,)
     assert max(sizes) == largest
     assert sum(sizes) == 3 * 70
@@ -517,20 +601,21 @@ def test_memory_depends_on_the_batch_not_on_the_number(tiny, monkeypatch, batch_
 @pytest.mark.parametrize("shape", [(64, 2), (2, 64)])
 def test_tiles_of_a_narrow_matrix_are_full(tiny, monkeypatch, shape):
     a, b = (np.zeros((count, 64, 64), np.uint8) for count in shape)
-    relate_all, tiles = tiny._inference.relate_all, []
-    monkeypatch.setattr(
-        tiny._inference, "relate_all", lambda x, y: tiles.append(len(x[0]) * len(y[0])) or relate_all(x, y)
-    )
+    net, tiles = tiny._inference.network, []
+    score_all = net.score_all
+    monkeypatch.setattr(net, "score_all", lambda x, y: tiles.append(len(x[0]) * len(y[0])) or score_all(x, y))
     tiny.score_matrix(a, b)
     assert tiles == [16] * 8
 
 
 @pytest.mark.parametrize("shape", [(50, 2), (2, 50)])
 @pytest.mark.parametrize("method", ["score_matrix", "match"])
-def test_all_pairs_keep_the_codes_of_the_smaller_side(tiny, monkeypatch, method, shape):
+def test_all_pairs_keep_the_features_of_the_smaller_side(tiny, monkeypatch, method, shape):
     a, b = (np.zeros((count, 64, 64), np.uint8) for count in shape)
-    encode, kept = tiny._encode, []
-    monkeypatch.setattr(tiny, "_encode", lambda source, *args: kept.append(len(source)) or encode(source, *args))
+    encode, kept = tiny._inference.encode, []
+    monkeypatch.setattr(
+        tiny._inference, "encode", lambda source, *args: kept.append(len(source)) or encode(source, *args)
+    )
     getattr(tiny, method)(a, b, **({} if method == "score_matrix" else {"candidates": None}))
     assert kept == [2]
 
@@ -549,7 +634,7 @@ def short_of_memory(function, most):
     return call
 
 
-@pytest.mark.parametrize("name", ["encode", "relate", "relate_all"])
+@pytest.mark.parametrize("name", ["encode", "score", "score_all"])
 @pytest.mark.parametrize("most", [1, 3])
 def test_out_of_memory_halves_the_batch(tiny, monkeypatch, caplog, patches_a, patches_b, name, most):
     calls = [
@@ -558,33 +643,36 @@ def test_out_of_memory_halves_the_batch(tiny, monkeypatch, caplog, patches_a, pa
         lambda: tiny.score_matrix(patches_a, patches_b, batch_size=None if name == "encode" else most),
     ]
     expected = [call() for call in calls]
-    monkeypatch.setattr(tiny._inference, name, short_of_memory(getattr(tiny._inference, name), most))
+    net = tiny._inference.network
+    monkeypatch.setattr(net, name, short_of_memory(getattr(net, name), most))
     for call, scores in zip(calls, expected, strict=True):
         np.testing.assert_allclose(call(), scores, atol=1e-6)
-    assert name == "relate_all" or "out of memory with 12 at once: going on with 6" in caplog.text
+    assert name == "score_all" or "out of memory with a batch of 12: continuing with 6" in caplog.text
 
 
 def test_out_of_memory_with_a_single_pair(tiny, monkeypatch, a, b):
-    monkeypatch.setattr(tiny._inference, "relate", short_of_memory(tiny._inference.relate, 0))
+    monkeypatch.setattr(tiny._inference.network, "score", short_of_memory(tiny._inference.network.score, 0))
     with pytest.raises(torch.cuda.OutOfMemoryError):
         tiny.score(a, b)
 
 
 def test_overflow_of_float16_is_said(tiny, monkeypatch, a, b):
     reduced = RRLMatcher(tiny._network, tiny.config, device="cpu", dtype="float16")
-    deepest = reduced._inference._pairs
-    monkeypatch.setattr(reduced._inference, "_pairs", lambda *maps: deepest(*maps) + torch.inf)
-    for call in (reduced.score, lambda a, b: reduced.match(a, b, 2)):
+    net = reduced._inference.network
+    deepest = net._relation
+    monkeypatch.setattr(net, "_relation", lambda *maps: deepest(*maps) + torch.inf)
+    for call in (reduced.score, lambda a, b: reduced.match(a, b, candidates=2)):
         with pytest.raises(ValueError, match=r"float16 overflows .* use dtype=torch\.float32"):
             call(a, b)
 
 
 def test_overflow_that_spoils_the_descriptors_is_said(tiny, monkeypatch, a, b):
     reduced = RRLMatcher(tiny._network, tiny.config, device="cpu", dtype="float16")
-    encode = reduced._inference.encode
-    monkeypatch.setattr(reduced._inference, "encode", lambda *args: [m + torch.inf for m in encode(*args)])
+    net = reduced._inference.network
+    encode = net.encode
+    monkeypatch.setattr(net, "encode", lambda *args: [m + torch.inf for m in encode(*args)])
     with pytest.raises(ValueError, match="float16 overflows"):
-        reduced.match(a, b, 2)
+        reduced.match(a, b, candidates=2)
 
 
 def test_lists_are_converted_batch_by_batch(tiny, monkeypatch):
@@ -621,7 +709,7 @@ def test_bad_device(tiny, device):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", torch.device("cuda")])
 def test_no_cuda_device(tiny, device):
-    with pytest.raises(ValueError, match="0 CUDA devices are: use device='auto'"):
+    with pytest.raises(ValueError, match=r"is not available \(0 CUDA devices found\): use device='auto'"):
         RRLMatcher(tiny._network, tiny.config, device=device)
 
 
@@ -641,19 +729,9 @@ def test_bad_dtype(tiny, dtype):
 def test_dtype(tiny, a, dtype):
     matcher = RRLMatcher(tiny._network, tiny.config, device="cpu", dtype=dtype)
     assert matcher.dtype == getattr(torch, str(dtype).removeprefix("torch."))
-    codes = matcher.encode(a[:1], "a")
-    assert {m.dtype for m in codes.maps} == {matcher.dtype}
-    assert codes.descriptors.dtype == torch.float32
-
-
-@pytest.mark.parametrize("optimize", ["fast", "", None, True, ["eager"], 1])
-def test_bad_optimize(tiny, weights_folder, optimize):
-    for call in (
-        lambda: RRLMatcher(tiny._network, tiny.config, device="cpu", optimize=optimize),
-        lambda: RRLMatcher.from_pretrained(weights_folder, device="cpu", optimize=optimize),
-    ):
-        with pytest.raises(ValueError, match="optimize must be one of 'auto', 'eager', 'compile', got"):
-            call()
+    features = matcher.encode(a[:1], "a")
+    assert {m.dtype for m in features.maps} == {matcher.dtype}
+    assert features.descriptors.dtype == torch.float32
 
 
 @pytest.mark.parametrize(("has_bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
@@ -716,23 +794,27 @@ def test_pickle_and_copy(matcher, a, b):
         assert repr(twin) == repr(matcher)
 
 
-def test_codes_and_matches_pickle(tiny, a, b):
-    codes = pickle.loads(pickle.dumps(tiny.encode(a, "a")))
-    assert isinstance(codes, Codes)
-    np.testing.assert_array_equal(tiny.score_codes(codes, tiny.encode(b, "b"), [[0, 0]]), tiny.score(a[:1], b[:1]))
+def test_features_and_matches_pickle(tiny, a, b):
+    features = pickle.loads(pickle.dumps(tiny.encode(a, "a")))
+    assert isinstance(features, Features)
+    np.testing.assert_array_equal(
+        tiny.score_features(features, tiny.encode(b, "b"), [[0, 0]]), tiny.score(a[:1], b[:1])
+    )
     matches = tiny.match(a, b, threshold=0)
     assert as_list(pickle.loads(pickle.dumps(matches))) == as_list(matches)
 
 
-def test_codes_outlive_pickling(tiny, a):
-    codes = tiny.encode(a, "a")
+def test_features_outlive_pickling(tiny, a):
+    features = tiny.encode(a, "a")
     copy = pickle.loads(pickle.dumps(tiny))
-    np.testing.assert_array_equal(copy.score_codes(codes, copy.encode(a, "b"), [[0, 1]]), tiny.score(a[:1], a[1:2]))
+    np.testing.assert_array_equal(
+        copy.score_features(features, copy.encode(a, "b"), [[0, 1]]), tiny.score(a[:1], a[1:2])
+    )
 
 
-def test_codes_of_other_weights_are_refused(tiny, config, a):
+def test_features_of_other_weights_are_refused(tiny, config, a):
     with torch.random.fork_rng():
         torch.manual_seed(5)
         other = RRLMatcher(RRLNet(tiny.config.network), tiny.config, device="cpu", dtype=tiny.dtype)
-    with pytest.raises(ValueError, match=r"codes_b were made by a matcher of other weights.*encode"):
-        tiny.score_codes(tiny.encode(a, "a"), other.encode(a, "b"), [[0, 0]])
+    with pytest.raises(ValueError, match=r"features_b come from a matcher with other weights.*encode"):
+        tiny.score_features(tiny.encode(a, "a"), other.encode(a, "b"), [[0, 0]])

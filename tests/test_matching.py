@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from rrl_match import Matches
-from rrl_match.matching import Vicinity, nearest_candidates, select_matches
+from rrl_match import Matches, Near
+from rrl_match.matching import nearest_candidates, select_matches
 
 
 def select(matrix, **options):
@@ -112,55 +112,54 @@ def test_nearest_candidates_of_more_rows_than_a_block():
     assert sorted(map(tuple, pairs.tolist())) == sorted(expected)
 
 
-def vicinity(predicted, places, radius):
-    return Vicinity(torch.tensor(predicted, dtype=torch.float64), torch.tensor(places, dtype=torch.float64), radius)
+def test_pairs_near_each_other():
+    predicted, positions = [(0, 0), (10, 0), (50, 50)], [(3, 4), (10, 5), (0, 0), (10, -5.001)]
+    near = Near(5, predicted, positions)
+    assert near.pairs().tolist() == [[0, 0], [0, 2], [1, 1]]  # one at 5 px, one just beyond
+    assert near.swapped().pairs().tolist() == [[0, 0], [1, 1], [2, 0]]
+    assert Near(0.1, predicted, positions).pairs().tolist() == [[0, 2]]
+    assert Near(5, predicted, [(90, 90)]).pairs().shape == (0, 2)
+    for none in (Near(5, np.empty((0, 2)), np.ones((4, 2))), Near(5, np.ones((4, 2)), np.empty((0, 2)))):
+        assert none.pairs().shape == (0, 2)
+        assert none.pairs().dtype == torch.int64
 
 
-def test_pairs_of_a_vicinity():
-    predicted, places = [(0, 0), (10, 0), (50, 50)], [(3, 4), (10, 5), (0, 0), (10, -5.001)]
-    assert vicinity(predicted, places, 5).pairs().tolist() == [[0, 0], [0, 2], [1, 1]]  # one at 5 px, one beyond
-    assert vicinity(predicted, places, 5).turned().pairs().tolist() == [[0, 0], [1, 1], [2, 0]]
-    assert vicinity(predicted, places, 0.1).pairs().tolist() == [[0, 2]]
-    assert vicinity(predicted, [(90, 90)], 5).pairs().shape == (0, 2)
-    for some in (Vicinity(torch.empty(0, 2), torch.ones(4, 2), 5), Vicinity(torch.ones(4, 2), torch.empty(0, 2), 5)):
-        assert some.pairs().shape == (0, 2)
-        assert some.pairs().dtype == torch.int64
+def test_near_says_what_it_holds():
+    assert repr(Near(5, [(0, 0), (10, 0)], [(3, 4)])) == "Near(5, 2 positions of A, 1 of B)"
 
 
-def test_places_far_from_the_origin_are_told_apart():
-    """As in a mosaic of a gigapixel: in float32, or by way of a matrix product, they would not be."""
-    assert vicinity([(1e7, 1e7)], [(1e7 + 3.001, 1e7), (1e7 + 2.999, 1e7)], 3).pairs().tolist() == [[0, 1]]
+def test_positions_far_from_the_origin_are_told_apart():
+    """As in a gigapixel mosaic: float32, or a matrix product, would not resolve them."""
+    assert Near(3, [(1e7, 1e7)], [(1e7 + 3.001, 1e7), (1e7 + 2.999, 1e7)]).pairs().tolist() == [[0, 1]]
 
 
-def test_nearest_candidates_in_a_vicinity():
-    places = [(0, 0), (100, 0)]
-    # 0 of A would have 0 of B, and 2 of A none, were they not kept apart
-    assert nearest_candidates(A, B, 1, vicinity([(100, 3), (2, 0), (0, 1)], places, 5)).tolist() == [
-        [0, 1],
-        [1, 0],
-        [2, 0],
-    ]
-    assert nearest_candidates(A, B, 1, vicinity([(50, 0)] * 3, places, 5)).shape == (0, 2)
-    everywhere = vicinity([(50, 0)] * 3, places, 60)
+def test_nearest_candidates_near_a_position():
+    positions = [(0, 0), (100, 0)]
+    # Without `near`, row 0 of A would be paired with row 0 of B.
+    near = Near(5, [(100, 3), (2, 0), (0, 1)], positions)
+    assert nearest_candidates(A, B, 1, near).tolist() == [[0, 1], [1, 0], [2, 0]]
+    assert nearest_candidates(A, B, 1, Near(5, [(50, 0)] * 3, positions)).shape == (0, 2)
+    everywhere = Near(60, [(50, 0)] * 3, positions)
     for k in (1, 2, 9):
         assert nearest_candidates(A, B, k, everywhere).tolist() == nearest_candidates(A, B, k).tolist()
 
 
-def test_vicinity_of_more_rows_than_a_block(monkeypatch):
+def test_near_of_more_rows_than_a_block(monkeypatch):
     monkeypatch.setattr(
         "rrl_match.matching._blocks", lambda count, width: (slice(k, k + 3) for k in range(0, count, 3))
     )
     generator = torch.Generator().manual_seed(0)
-    predicted, places = (100 * torch.rand(n, 2, generator=generator, dtype=torch.float64) for n in (10, 8))
+    predicted, positions = (100 * torch.rand(n, 2, generator=generator, dtype=torch.float64) for n in (10, 8))
     a, b = (torch.nn.functional.normalize(torch.randn(n, 3, generator=generator)) for n in (10, 8))
-    near = (predicted[:, None] - places).norm(dim=2) <= 40
-    assert Vicinity(predicted, places, 40).pairs().tolist() == near.nonzero().tolist()
-    similarity = (a @ b.T).masked_fill(~near, -2)
-    expected = torch.zeros_like(near)
+    mask = (predicted[:, None] - positions).norm(dim=2) <= 40
+    near = Near(40, predicted, positions)
+    assert near.pairs().tolist() == mask.nonzero().tolist()
+    similarity = (a @ b.T).masked_fill(~mask, -2)
+    expected = torch.zeros_like(mask)
     expected.scatter_(1, similarity.topk(2, dim=1).indices, True)
     expected.T.scatter_(1, similarity.T.topk(2, dim=1).indices, True)
-    pairs = nearest_candidates(a, b, 2, Vicinity(predicted, places, 40))
-    assert pairs.tolist() == (expected & near).nonzero().tolist()
+    pairs = nearest_candidates(a, b, 2, near)
+    assert pairs.tolist() == (expected & mask).nonzero().tolist()
 
 
 INDICES, SCORES = [[0, 3], [2, 1]], [0.75, 1.0]

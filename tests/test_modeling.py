@@ -60,7 +60,7 @@ def test_published_cost(published):
 
 def test_shapes_of_all_maps(published):
     patches = torch.empty(2, 1, 64, 64, device="meta")
-    maps_a, maps_b = published.encoder_a(patches), published.encoder_b(patches)
+    maps_a, maps_b = published.encode(patches, "a"), published.encode(patches, "b")
     expected = [(2, 16, 64, 64), (2, 32, 32, 32), (2, 64, 16, 16), (2, 128, 8, 8), (2, 256, 4, 4)]
     assert [tuple(m.shape) for m in maps_a] == expected
     assert [tuple(m.shape) for m in maps_b] == expected
@@ -187,12 +187,12 @@ def test_metric_takes_the_pooled_map_before_the_private_features():
     torch.testing.assert_close(net.metric(private)[-1], x)
 
 
-def test_forward_is_the_sigmoid_of_the_head():
+def test_forward_is_the_sigmoid_of_the_logits():
     net = randomised(RRLNet(TINY))
     a, b = torch.rand(3, 1, 16, 16), torch.rand(3, 1, 16, 16)
     scores = net(a, b)
     assert scores.shape == (3,)
-    torch.testing.assert_close(scores, torch.sigmoid(net.metric.head(net.relate(net.encoder_a(a), net.encoder_b(b)))))
+    torch.testing.assert_close(scores, torch.sigmoid(net.logits(net.encode(a, "a"), net.encode(b, "b"))))
 
 
 def test_standardised_patches_have_one_mean_and_contrast():
@@ -224,7 +224,7 @@ def test_network_prepares_patches_if_its_config_says_so(network, patches_a, patc
     torch.testing.assert_close(net(0.1 + 0.2 * a, 0.5 * b), net(a, b), rtol=0, atol=0.01)
     assert (network(a, b) - net(a, b)).abs().max() > 0.05
     inference = InferenceRRLNet(net, torch.device("cpu"), torch.float32)
-    scores = inference.relate(inference.encode(a, "a"), inference.encode(b, "b"))
+    scores = inference.score(inference.encode(a, "a"), inference.encode(b, "b"))
     torch.testing.assert_close(scores, net(a, b), rtol=0, atol=1e-5)
 
 
@@ -235,8 +235,8 @@ def test_order_of_the_bands_matters(network, patches_a, patches_b):
 
 def test_descriptors_have_unit_length_and_a_head_per_band():
     net = randomised(RRLNet(TINY))
-    maps = net.encoder_a(torch.rand(3, 1, 16, 16))
-    a, b = net.describe(maps, maps)
+    maps = net.encode(torch.rand(3, 1, 16, 16), "a")
+    a, b = net.describe(maps, "a"), net.describe(maps, "b")
     assert a.shape == (3, 8)
     torch.testing.assert_close(a.norm(dim=1), torch.ones(3))
     assert not torch.allclose(a, b)

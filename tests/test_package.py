@@ -14,10 +14,11 @@ import rrl_match
 PACKAGE = Path(rrl_match.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [
-    "Codes",
     "DataError",
+    "ExportError",
+    "Features",
     "Matches",
-    "ModelConfig",
+    "Near",
     "RRLMatchError",
     "RRLMatcher",
     "Registration",
@@ -31,12 +32,13 @@ NAMES = [
 
 # A module imports from layers above it in this list only.
 LAYERS = [
-    ["_version", "errors", "modeling.blocks", "weights"],
+    ["_command_line", "_process", "_version", "errors", "modeling.blocks", "weights"],
     ["modeling.attention", "modeling.descriptor", "modeling.interaction", "modeling.metric"],
     ["modeling.encoder"],
     ["modeling.network"],
     ["modeling"],
-    ["inference", "matching", "patches", "pretrained"],
+    ["inference", "hub", "patches"],
+    ["batching", "matching", "pretrained"],
     ["matcher", "refinement"],
     ["export", "registration", "selftest"],
     ["", "__main__"],
@@ -208,7 +210,7 @@ def test_the_hub_is_used_in_one_place():
         for module, name in imports(path)
         if module.split(".")[0] in ("huggingface_hub", "httpx", "requests", "urllib", "socket")
     }
-    assert {user for user, what in users if what != "huggingface_hub.utils.tqdm"} == {"rrl_match.pretrained"}
+    assert {user for user, what in users if what != "huggingface_hub.utils.tqdm"} == {"rrl_match.hub"}
 
 
 def test_runtime_needs_only_what_it_declares():

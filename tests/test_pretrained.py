@@ -12,9 +12,10 @@ import torch
 from networks import TINY
 from safetensors.torch import load_file, save_file
 
-from rrl_match import ModelConfig, RRLMatcher, RRLMatchError, WeightsError, WeightsNotFoundError, pretrained
+from rrl_match import RRLMatcher, RRLMatchError, WeightsError, WeightsNotFoundError, hub, pretrained
+from rrl_match.hub import bundled_names, find_folder
 from rrl_match.modeling import RRLNet
-from rrl_match.pretrained import find_folder, load_folder, save_folder
+from rrl_match.pretrained import ModelConfig, load_folder, save_folder
 
 NAME = "metric.head.2.weight"  # (2, 2)
 
@@ -102,7 +103,7 @@ def test_cut_off_file(folder, length):
     path = folder / "model.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[: int(length * len(content)) if isinstance(length, float) else length])
-    with pytest.raises(WeightsError, match=r"model\.safetensors cannot be read as safetensors.*cut off.*fetch"):
+    with pytest.raises(WeightsError, match=r"model\.safetensors cannot be read as safetensors.*cut off.*download"):
         load_folder(folder)
 
 
@@ -135,7 +136,7 @@ def set_item(key, value):
 )
 def test_wrong_tensors(folder, change, message):
     change_tensors(folder, change)
-    with pytest.raises(WeightsError, match=rf"model\.safetensors.*{message}.*: fetch the file anew"):
+    with pytest.raises(WeightsError, match=rf"model\.safetensors.*{message}.*: download the file again"):
         load_folder(folder)
 
 
@@ -265,13 +266,13 @@ def released(folder, tmp_path, monkeypatch):
     }
     manifest = {"tiny": {"repo_id": "owner/tiny", "files": sums}}
     (package / "manifest.json").write_text(json.dumps(manifest))
-    monkeypatch.setattr(pretrained, "_weights_package", lambda: package)
+    monkeypatch.setattr(hub, "_weights_package", lambda: package)
     return package
 
 
 def test_released_weights_load_by_name(released):
     assert find_folder("tiny") == released / "tiny"
-    assert pretrained.bundled_names() == ["tiny"]
+    assert bundled_names() == ["tiny"]
     RRLMatcher.from_pretrained("tiny", device="cpu")
 
 
@@ -289,13 +290,13 @@ def test_changed_released_file(released, name):
     content = bytearray(path.read_bytes())
     content[-2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(WeightsError, match=rf"{name} is not the released file.*sha256.*install rrl-match anew"):
+    with pytest.raises(WeightsError, match=rf"{name} is not the released file.*sha256.*reinstall rrl-match"):
         RRLMatcher.from_pretrained("tiny")
 
 
 def test_missing_released_file(released):
     (released / "tiny" / "model.safetensors").unlink()
-    with pytest.raises(WeightsNotFoundError, match=r"model\.safetensors is missing: install rrl-match anew"):
+    with pytest.raises(WeightsNotFoundError, match=r"model\.safetensors is missing: reinstall rrl-match"):
         RRLMatcher.from_pretrained("tiny")
 
 
@@ -307,7 +308,7 @@ def test_changed_file_is_found_before_it_is_read(released, monkeypatch):
 
 
 def test_weights_of_the_wheel_are_the_released_ones():
-    names = pretrained.bundled_names()
+    names = bundled_names()
     assert "vis-nir" in names
     for name in names:
         network, config = load_folder(find_folder(name))

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from networks import make_patches
 
-from rrl_match import extract_patches
+from rrl_match import Near, extract_patches
 from rrl_match.patches import BT601
 
 SIZE = 16
@@ -155,7 +155,7 @@ WRONG_SHAPES = [
     (0,),
     (SIZE, SIZE + 1),
     (2, SIZE, SIZE - 1),
-    (2, 3, SIZE, SIZE),
+    (3, SIZE, SIZE + 1, 3),
     (2, SIZE, SIZE, 2),
     (2, SIZE, SIZE, 4),
     (1, 1, 1, SIZE, SIZE),
@@ -212,7 +212,8 @@ def wrong_kinds(good):
         "float8": lambda: tensor.to(torch.float8_e4m3fn),
         "int tensor": lambda: tensor.long(),
         "bool tensor": lambda: tensor > 0.5,
-        "channels first": lambda: np.stack([good] * 3, 1),
+        "four channels first": lambda: np.stack([good] * 4, 1),
+        "list of RGB, channels first": lambda: [np.stack([patch] * 3) for patch in good],
     }
 
 
@@ -338,17 +339,18 @@ ANYTHING = st.one_of(
 def test_anything_for_any_other_argument(small, record_property):
     """Nothing but the argument that is passed is named, and no exception of another kind comes out."""
     a, b = make_patches(4, 7, SIZE), make_patches(4, 8, SIZE)
-    codes = small.encode(a, "a"), small.encode(b, "b")
+    features = small.encode(a, "a"), small.encode(b, "b")
     xy = np.array([(30, 20), (60, 20), (65, 20), (90, 20)])
     calls = {
         "batch_size": lambda value: small.score(a, b, batch_size=value),
         "value_range": lambda value: small.score(a, b, value_range=value),
         "candidates": lambda value: small.match(a, b, candidates=value).scores,
         "threshold": lambda value: small.match(a, b, threshold=value).scores,
-        "search_radius": lambda value: small.match(a, b, search_radius=value, positions_a=xy, positions_b=xy).scores,
-        "positions_b": lambda value: small.match(a, b, search_radius=9, positions_a=xy, positions_b=value).scores,
-        "index_pairs": lambda value: small.score_codes(*codes, value),
-        "codes_a": lambda value: small.score_codes(value, codes[1], [[0, 0]]),
+        "near": lambda value: small.match(a, b, near=value).scores,
+        "radius": lambda value: small.match(a, b, near=Near(value, xy, xy)).scores,
+        "positions_b": lambda value: small.match(a, b, near=Near(9, xy, value)).scores,
+        "index_pairs": lambda value: small.score_features(*features, value),
+        "features_a": lambda value: small.score_features(value, features[1], [[0, 0]]),
         "band": lambda value: small.encode(a, value).descriptors,
     }
     outcomes = Counter()
@@ -371,7 +373,7 @@ def test_anything_for_any_other_argument(small, record_property):
     assert set(outcomes) == {"refused", "taken"}
     assert outcomes.total() >= JUNK
     assert outcomes["taken"] > JUNK / 50
-    np.testing.assert_allclose(small.score_codes(*codes, [[0, 0]]), small.score(a[:1], b[:1]), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(small.score_features(*features, [[0, 0]]), small.score(a[:1], b[:1]), atol=1e-5, rtol=0)
 
 
 @st.composite

@@ -126,7 +126,8 @@ def test_contrastive_pretraining_trains_the_networks_own_encoders():
     assert count(model) == sum(count(module) for module in encoders)
     a, b = patches(2), patches(2, seed=1)
     model.eval()
-    expected = network.eval().describe(network.encoder_a(a), network.encoder_b(b))
+    network.eval()
+    expected = network.describe(network.encode(a, "a"), "a"), network.describe(network.encode(b, "b"), "b")
     for seen, wanted in zip(model(a, b), expected, strict=True):
         assert seen.shape == (2, 8)
         assert torch.equal(seen, wanted)

@@ -11,8 +11,8 @@ import torch
 from image_folder import write_folder
 from training_run import RECIPE, tiny_network
 
-from rrl_match import ModelConfig, RRLMatcher
-from rrl_match.pretrained import save_folder
+from rrl_match import RRLMatcher
+from rrl_match.pretrained import ModelConfig, save_folder
 
 # What one process does: train, and leave behind what its weights are and which places it saw.
 WORKER = """

@@ -100,7 +100,7 @@ def score_over_offset(
             shift[:, axis] = float(offset)
             moved = sampler.cut(image, centre, Warp(zero, upright, upright, shift, zero))
             features_a = matcher.encode(to_grey(moved.colour_a), "a")
-            scores[axis, k] = matcher.score_codes(features_a, features_b, index_pairs)
+            scores[axis, k] = matcher.score_features(features_a, features_b, index_pairs)
     return OffsetCurve(offsets, scores)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rrl_match.matcher import RRLMatcher
+from rrl_match.modeling import Band
 from rrl_match.training.evaluation import Benchmark
 
 Recall = dict[str, dict[str, float]]
@@ -39,8 +40,8 @@ def shortlist_recall(matcher: RRLMatcher, benchmark: Benchmark, candidates: Sequ
     if not matcher.config.network.descriptor_dim:
         raise ValueError("these weights have no descriptors to propose candidates by")
     descriptors = [
-        _descriptors(matcher, patches, band)
-        for patches, band in ((benchmark.patches_a, "a"), (benchmark.patches_b, "b"))
+        _descriptors(matcher, benchmark.patches_a, "a"),
+        _descriptors(matcher, benchmark.patches_b, "b"),
     ]
     result: Recall = {}
     for name in np.unique(benchmark.category).tolist():
@@ -65,7 +66,7 @@ def table(result: Recall) -> Iterator[str]:
         yield f"  {name}".ljust(20) + "".join(values)
 
 
-def _descriptors(matcher: RRLMatcher, patches: NDArray[np.uint8], band: str, at_once: int = 256) -> Tensor:
+def _descriptors(matcher: RRLMatcher, patches: NDArray[np.uint8], band: Band, at_once: int = 256) -> Tensor:
     """(N, dim) on the CPU; the feature maps, a thousand times as large, are dropped batch by batch."""
     starts = range(0, len(patches), at_once)
     return torch.cat([matcher.encode(patches[k : k + at_once], band).descriptors.cpu() for k in starts])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def local_kernel_size(length: int) -> int:
-    """Kernel of the 1-D convolution along an axis of ``length`` entries: odd, grows with log2(length).
+    """Kernel size of the 1-D convolution along an axis of ``length`` entries: odd, growing with log2(length).
 
     After ECA-Net's adaptive kernel (Wang et al., CVPR 2020): 4 -> 1; 8, 16, 32, 64 -> 3; 128, 256 -> 5.
     """
@@ -23,8 +23,8 @@ class AxisGate(nn.Module):
     Args:
         length: number of entries along the axis.
 
-    Shape: a map with the axis moved to the front and the rest flattened, (N, length, P), to gates
-    (N, length) in (0, 1).
+    Shape: a map with the axis moved to the front and the rest flattened, (N, length, P), to gates (N, length) in
+    (0, 1).
     """
 
     def __init__(self, length: int) -> None:
@@ -33,9 +33,8 @@ class AxisGate(nn.Module):
         self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = torch.softmax(
-            x.mean(dim=1), dim=1, dtype=torch.float32
-        )  # (N, P): where on the other two axes to look
+        # (N, P): how much each position on the other two axes counts
+        weights = torch.softmax(x.mean(dim=1), dim=1, dtype=torch.float32)
         context = torch.einsum("nlp,np->nl", x, weights.to(x.dtype))
         gates: Tensor = torch.sigmoid(self.conv(context.unsqueeze(1))).squeeze(1)
         return gates
@@ -44,7 +43,7 @@ class AxisGate(nn.Module):
 class MGLA(nn.Module):
     """Multi-dimensional global-to-local attention: a gate along channels, one along rows, one along columns.
 
-    The kernels of the gates depend on the map's size, which is why RRL-Net takes 64 x 64 patches only.
+    The kernels of the gates depend on the map's size, so a trained RRL-Net takes patches of one size only.
 
     Args:
         channels: channels of the map.

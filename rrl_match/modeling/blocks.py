@@ -1,4 +1,4 @@
-"""The unit that everything in RRL-Net is built from."""
+"""The convolution unit used throughout RRL-Net."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class ConvUnit(nn.Sequential):
         in_channels: channels of the input map.
         out_channels: channels of the output map.
         kernel_size: side of the square kernel, odd.
-        activation: the module at the end; LeakyReLU(0.1) unless told.
+        activation: the last module (default: LeakyReLU(0.1)).
 
     Shape: (N, in_channels, H, W) to (N, out_channels, H, W).
     """
@@ -26,6 +26,6 @@ class ConvUnit(nn.Sequential):
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
-        # Keras' batch norm, which the authors used: its eps, and momentum 0.99 is PyTorch's 0.01.
+        # The authors used Keras: its eps, and its momentum of 0.99, which is 0.01 in PyTorch.
         self.norm = nn.BatchNorm2d(out_channels, eps=1e-3, momentum=0.01)
         self.activation = nn.LeakyReLU(0.1) if activation is None else activation

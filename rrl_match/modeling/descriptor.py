@@ -1,4 +1,4 @@
-"""A descriptor on top of an encoder, to shortlist candidates before the metric network scores them."""
+"""A descriptor on top of an encoder, to shortlist candidates for the metric network."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class DescriptorHead(nn.Module):
     """The deepest map of an encoder as one vector of unit length. Not part of the paper.
 
-    The projection of contrastive learning (Chen et al., SimCLR, ICML 2020) on the flattened map, so that it
-    still knows where in the patch things are, as HardNet's last layer does (Mishchuk et al., NeurIPS 2017).
+    A linear projection, as in contrastive learning (Chen et al., SimCLR, ICML 2020), of the flattened map: flattening
+    keeps the spatial layout, as the last layer of HardNet does (Mishchuk et al., NeurIPS 2017).
 
     Args:
         channels: channels of the deepest map.

@@ -1,4 +1,4 @@
-"""ALFE: the encoder of one band (attention-based lightweight feature extraction)."""
+"""ALFE (attention-based lightweight feature extraction): the encoder of one band."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class EncoderStage(nn.Sequential):
     """A 3x3 unit, 2x2 max pooling except in the first stage, then MGLA.
 
     Args:
-        in_channels: channels of the last stage's map.
+        in_channels: channels of the previous stage's map.
         out_channels: channels of this stage's map.
         size: height and width of this stage's map.
-        pool: whether the map comes at twice that size.
+        pool: whether the input is twice that size.
 
     Shape: (N, in_channels, size or 2 * size, same) to (N, out_channels, size, size).
     """
@@ -33,7 +33,7 @@ class EncoderStage(nn.Sequential):
 
 
 class ALFE(nn.Module):
-    """Attention-based lightweight feature extraction: one map per stage, each half the size of the last.
+    """Attention-based lightweight feature extraction: one map per stage, each half the size of the previous one.
 
     Args:
         channels: channels of each stage.

@@ -1,4 +1,4 @@
-"""FIL: what the two bands' maps of one stage have in common, and what each has for itself."""
+"""FIL (feature interaction learning): common and private features of the two bands."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class FIL(nn.Module):
         self.gate_b = ConvUnit(channels, channels, 1, activation=nn.Sigmoid())
 
     def forward(self, map_a: Tensor, map_b: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Private features of both bands, and the common ones of each.
+        """Compute private and common features.
 
         Args:
             map_a, map_b: (N, channels, H, W).
 
         Returns:
-            private features (N, 2 * channels, H, W), band A's then band B's, non-negative; and the pair of
-            common features (N, channels, H, W), which only training looks at.
+            private features (N, 2 * channels, H, W), band A's then band B's, non-negative; and the common features
+            (N, channels, H, W) of A and of B, used in training only.
         """
         value_a, value_b = self.value_a(map_a), self.value_b(map_b)
         common_a = value_a * self.gate_b(map_b)

@@ -1,4 +1,4 @@
-"""The metric network: private features of all stages -> one score."""
+"""The metric network: from the private features of all stages to one logit per pair."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ScoreHead(nn.Sequential):
 
 
 class MetricNetwork(nn.Module):
-    """Stage by stage, two 3x3 units on the last stage's pooled map and this stage's private features.
+    """Each stage: two 3x3 units on the previous stage's pooled map and this stage's private features.
 
     Args:
         private_channels: channels of the private features of each stage (both bands together).
@@ -41,7 +41,7 @@ class MetricNetwork(nn.Module):
     def forward(self, private_features: Sequence[Tensor]) -> list[Tensor]:
         """Private features (N, private_channels[k], S >> k, S >> k) to maps (N, channels[k], S >> k, S >> k).
 
-        ``head`` turns the last of them into logits (N,).
+        ``head`` maps the last of them to logits (N,).
         """
         maps = [self.stages[0](private_features[0])]
         for stage, private in zip(self.stages[1:], private_features[1:], strict=True):

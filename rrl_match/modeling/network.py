@@ -1,9 +1,10 @@
-"""RRL-Net: wires the encoders, feature interaction and the metric network together."""
+"""RRL-Net: two encoders, feature interaction and the metric network."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +14,20 @@ from rrl_match.modeling.encoder import ALFE
 from rrl_match.modeling.interaction import FIL
 from rrl_match.modeling.metric import MetricNetwork
 
+Band: TypeAlias = Literal["a", "b"]
+
 
 @dataclass(frozen=True)
 class RRLNetConfig:
-    """Shape of an :class:`RRLNet`; the defaults are the published network.
+    """Shape of an :class:`RRLNet`; the defaults are those of the published network.
 
     Attributes:
         patch_size: height and width of the patches in pixels.
         encoder_channels: channels of each stage of the encoders.
         metric_channels: channels of each stage of the metric network.
         hidden: widths of the dense layers of the score head.
-        descriptor_dim: length of the descriptors for shortlisting; 0, as published, for none.
-        standardise: bring each patch to one mean and contrast first, see :func:`standardise`; not published.
+        descriptor_dim: length of the descriptors for shortlisting; 0 for none (as published).
+        standardise: bring each patch to the same mean and contrast first, see :func:`standardise` (not in the paper).
     """
 
     patch_size: int = 64
@@ -36,10 +39,10 @@ class RRLNetConfig:
 
 
 class RRLNet(nn.Module):
-    """Relational representation learning network, as it is after post-pruning (MLPP).
+    """Relational representation learning network, after post-pruning (MLPP).
 
-    Band A (visible, optical) and band B (near infrared, thermal, radar) have encoders of their own, so
-    ``net(a, b)`` is not ``net(b, a)``.
+    Band A (visible, optical) and band B (near infrared, thermal, radar) have separate encoders: ``net(a, b)`` differs
+    from ``net(b, a)``.
     """
 
     def __init__(self, config: RRLNetConfig | None = None) -> None:
@@ -56,41 +59,53 @@ class RRLNet(nn.Module):
             self.descriptor_b = DescriptorHead(*deepest)
 
     def prepare(self, patches: Tensor) -> Tensor:
-        """Patches (N, 1, S, S) of either band, float in [0, 1], as the encoders want them."""
+        """Patches (N, 1, S, S) in [0, 1] as the encoders take them: standardised if the config says so."""
         return standardise(patches) if self.config.standardise else patches
 
-    def relate(self, maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]) -> Tensor:
-        """Maps of both encoders, row n of A against row n of B, to the metric network's deepest map.
-
-        ``metric.head`` turns it, (N, metric_channels[-1], s, s), into logits (N,).
-        """
-        private = [fil(a, b)[0] for fil, a, b in zip(self.interactions, maps_a, maps_b, strict=True)]
-        deepest: Tensor = self.metric(private)[-1]
-        return deepest
-
-    def describe(self, maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Maps of both encoders to descriptors (N, descriptor_dim) of unit length, float32."""
-        return self.descriptor_a(maps_a[-1]), self.descriptor_b(maps_b[-1])
-
-    def forward(self, patches_a: Tensor, patches_b: Tensor) -> Tensor:
-        """Scores of pairs of patches.
+    def encode(self, patches: Tensor, band: Band) -> list[Tensor]:
+        """Prepare and encode patches of one band.
 
         Args:
-            patches_a, patches_b: float (N, 1, patch_size, patch_size), values in [0, 1].
+            patches: float (N, 1, S, S), values in [0, 1].
+            band: "a" or "b".
 
         Returns:
-            (N,) scores in [0, 1]; 1 where both show the same place.
+            one map per stage, (N, encoder_channels[k], S >> k, S >> k).
         """
-        deepest = self.relate(self.encoder_a(self.prepare(patches_a)), self.encoder_b(self.prepare(patches_b)))
-        return torch.sigmoid(self.metric.head(deepest))
+        encoder = self.encoder_a if band == "a" else self.encoder_b
+        maps: list[Tensor] = encoder(self.prepare(patches))
+        return maps
+
+    def describe(self, maps: Sequence[Tensor], band: Band) -> Tensor:
+        """Maps of one band to descriptors (N, descriptor_dim) of unit length, float32."""
+        head = self.descriptor_a if band == "a" else self.descriptor_b
+        descriptors: Tensor = head(maps[-1])
+        return descriptors
+
+    def logits(self, maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]) -> Tensor:
+        """Maps of both bands, row n of A with row n of B, to logits (N,)."""
+        private = [fil(a, b)[0] for fil, a, b in zip(self.interactions, maps_a, maps_b, strict=True)]
+        logits: Tensor = self.metric.head(self.metric(private)[-1])
+        return logits
+
+    def forward(self, patches_a: Tensor, patches_b: Tensor) -> Tensor:
+        """Score pairs of patches.
+
+        Args:
+            patches_a, patches_b: float (N, 1, S, S), values in [0, 1].
+
+        Returns:
+            (N,) scores in [0, 1]; near 1 if both patches show the same location.
+        """
+        return torch.sigmoid(self.logits(self.encode(patches_a, "a"), self.encode(patches_b, "b")))
 
 
 def standardise(patches: Tensor) -> Tensor:
-    """Patches (N, 1, S, S) brought to mean 0.5 and standard deviation 0.2 each, then cut to [0, 1].
+    """Shift and scale each patch (N, 1, S, S) to mean 0.5 and standard deviation 0.2, then clip to [0, 1].
 
-    As HardNet's input (Mishchuk et al., 2017), but kept in the range of pictures. Gain and offset of the sensor no
-    longer matter, nor does the range that a 16-bit frame was mapped by, unless it leaves a patch a standard deviation
-    near 1e-4; a patch without any contrast stays flat.
+    As HardNet's input (Mishchuk et al., 2017), but kept in the range of images. It cancels the gain and offset of the
+    sensor, and so the value range that a 16-bit frame was mapped from, as long as the standard deviation stays well
+    above 1e-4. A patch without contrast stays flat.
     """
     centred = patches - patches.mean((1, 2, 3), keepdim=True)
     deviation = centred.square().mean((1, 2, 3), keepdim=True).sqrt()

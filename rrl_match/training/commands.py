@@ -45,7 +45,8 @@ def _add_train(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _train(args: argparse.Namespace) -> int:
     _require_extra("accelerate", "sklearn", "tensorboard", "tqdm")
-    from rrl_match.pretrained import find_folder, load_folder
+    from rrl_match.hub import find_folder
+    from rrl_match.pretrained import load_folder
     from rrl_match.training.datasets import read_source
     from rrl_match.training.recipe import Recipe
     from rrl_match.training.trainer import Trainer

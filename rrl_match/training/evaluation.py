@@ -74,7 +74,7 @@ def evaluate(
     """Metrics in percent: ``result[kind of negatives][category or "mean"][metric]``."""
     features_a = matcher.encode(benchmark.patches_a, "a")
     features_b = matcher.encode(benchmark.patches_b, "b")
-    scores = matcher.score_codes(features_a, features_b, benchmark.pairs, progress=progress)
+    scores = matcher.score_features(features_a, features_b, benchmark.pairs, progress=progress)
     return metrics_of(benchmark, scores)
 
 

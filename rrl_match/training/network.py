@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -33,12 +33,12 @@ class TrainingConfig:
 
 
 class TrainingOutput(NamedTuple):
-    """What the losses look at: P pairs of N patches a band."""
+    """What the losses are computed from: P pairs of N patches of each band."""
 
     logits: Tensor  # (P,)
     metric_logits: dict[int, Tensor]  # by stage, (P,) each
     interaction_logits: dict[int, Tensor]  # by stage, (P,) each
-    reconstruction_a: Tensor  # (N, 1, S, S) in [0, 1]
+    reconstruction_a: Tensor  # (N, 1, S, S) in [0, 1], of the patches as the encoders take them
     reconstruction_b: Tensor
     descriptors: Descriptors
 
@@ -73,9 +73,9 @@ class TrainingRRLNet(nn.Module):
                 bands; if not given, row n is paired with row n.
         """
         net = self.network
-        maps_a, maps_b = net.encoder_a(patches_a), net.encoder_b(patches_b)
+        maps_a, maps_b = net.encode(patches_a, "a"), net.encode(patches_b, "b")
         reconstructions = self.decoder_a(maps_a[-1]), self.decoder_b(maps_b[-1])
-        descriptors = net.describe(maps_a, maps_b) if net.config.descriptor_dim else None
+        descriptors = describe(net, maps_a, maps_b)
         if pair_up is not None:
             rows_a, rows_b = pair_up(descriptors).unbind(1)
             maps_a = [take_rows(m, rows_a) for m in maps_a]
@@ -91,6 +91,13 @@ class TrainingRRLNet(nn.Module):
             *reconstructions,
             descriptors,
         )
+
+
+def describe(network: RRLNet, maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]) -> Descriptors:
+    """Descriptors of both bands; None if the network has no descriptor heads."""
+    if not network.config.descriptor_dim:
+        return None
+    return network.describe(maps_a, "a"), network.describe(maps_b, "b")
 
 
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:
@@ -109,11 +116,12 @@ class ContrastivePretraining(nn.Module):
 
     def __init__(self, network: RRLNet) -> None:
         super().__init__()
+        self.prepare = network.prepare
         self.encoder_a, self.encoder_b = network.encoder_a, network.encoder_b
         self.descriptor_a, self.descriptor_b = network.descriptor_a, network.descriptor_b
 
     def forward(self, patches_a: Tensor, patches_b: Tensor) -> tuple[Tensor, Tensor]:
-        maps_a, maps_b = self.encoder_a(patches_a), self.encoder_b(patches_b)
+        maps_a, maps_b = self.encoder_a(self.prepare(patches_a)), self.encoder_b(self.prepare(patches_b))
         return self.descriptor_a(maps_a[-1]), self.descriptor_b(maps_b[-1])
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from rrl_match.modeling import RRLNet
 from rrl_match.training.batches import draw_batch
-from rrl_match.training.network import autocast, take_rows
+from rrl_match.training.network import autocast, describe, take_rows
 from rrl_match.training.phases import pair_by_descriptors
 from rrl_match.training.recipe import Recipe
 from rrl_match.training.sampling import PatchSampler
@@ -34,12 +34,11 @@ def reestimate_norms(
         generator = torch.Generator().manual_seed(k)
         batch = draw_batch(sampler, recipe, recipe.training, generator)
         with autocast(sampler.device, precision):
-            maps_a = network.encoder_a(network.prepare(batch.patches_a))
-            maps_b = network.encoder_b(network.prepare(batch.patches_b))
-            descriptors = network.describe(maps_a, maps_b) if network.config.descriptor_dim else None
+            maps_a, maps_b = network.encode(batch.patches_a, "a"), network.encode(batch.patches_b, "b")
+            descriptors = describe(network, maps_a, maps_b)
             pairs = pair_by_descriptors(
                 descriptors, batch.negative, recipe.hard_fraction(recipe.training.steps), generator
             )
             rows_a, rows_b = pairs.unbind(1)
-            network.relate([take_rows(m, rows_a) for m in maps_a], [take_rows(m, rows_b) for m in maps_b])
+            network.logits([take_rows(m, rows_a) for m in maps_a], [take_rows(m, rows_b) for m in maps_b])
     network.eval()

@@ -28,7 +28,7 @@ class TrainingPhase(abc.ABC):
     Args:
         recipe: of the run.
         schedule: steps, batch size and learning rate of this phase.
-        model: what is trained; it takes prepared patches of both bands.
+        model: what is trained; it takes patches of both bands.
         network: the RRL-Net inside.
         precision: of the forward pass; losses are computed in float32.
     """
@@ -83,9 +83,8 @@ class Pretraining(TrainingPhase):
         super().__init__(recipe, schedule, ContrastivePretraining(network), network, precision)
 
     def step(self, model: nn.Module, batch: TrainingBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        patches = self.network.prepare(batch.patches_a), self.network.prepare(batch.patches_b)
-        with autocast(patches[0].device, self.precision):
-            descriptors_a, descriptors_b = model(*patches)
+        with autocast(batch.patches_a.device, self.precision):
+            descriptors_a, descriptors_b = model(batch.patches_a, batch.patches_b)
         return {"contrastive": contrastive_loss(descriptors_a, descriptors_b, batch.negative, self.recipe.temperature)}
 
 
@@ -106,28 +105,29 @@ class FullTraining(TrainingPhase):
         return self.recipe.encoder_lr_scale
 
     def step(self, model: nn.Module, batch: TrainingBatch, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        patches = self.network.prepare(batch.patches_a), self.network.prepare(batch.patches_b)
-
         def pair_up(descriptors: Descriptors) -> Tensor:
             return pair_by_descriptors(descriptors, batch.negative, self.recipe.hard_fraction(step), generator)
 
-        with autocast(patches[0].device, self.precision):
-            output: TrainingOutput = model(*patches, pair_up)
-        return self._loss_terms(output, patches, batch.negative)
+        with autocast(batch.patches_a.device, self.precision):
+            output: TrainingOutput = model(batch.patches_a, batch.patches_b, pair_up)
+        return self._loss_terms(output, batch)
 
-    def _loss_terms(
-        self, output: TrainingOutput, patches: tuple[Tensor, Tensor], negative: Tensor
-    ) -> dict[str, Tensor]:
+    def _loss_terms(self, output: TrainingOutput, batch: TrainingBatch) -> dict[str, Tensor]:
         """All terms, weighted; their sum is the loss."""
         weights, smoothing = self.recipe.losses, self.recipe.label_smoothing
         labels = torch.zeros(len(output.logits), device=output.logits.device)
-        labels[: len(negative)] = 1
+        labels[: len(batch.negative)] = 1
         terms = {"match": matching_loss(output.logits, labels, smoothing)}
         for k, logits in output.metric_logits.items():
             terms[f"metric_{k}"] = weights.metric_stages * matching_loss(logits, labels, smoothing)
         for k, logits in output.interaction_logits.items():
             terms[f"interaction_{k}"] = weights.interaction * matching_loss(logits, labels, smoothing)
-        for band, seen, wanted in zip("ab", (output.reconstruction_a, output.reconstruction_b), patches, strict=True):
+        reconstructions = (
+            ("a", output.reconstruction_a, batch.patches_a),
+            ("b", output.reconstruction_b, batch.patches_b),
+        )
+        for band, seen, patches in reconstructions:
+            wanted = self.network.prepare(patches)
             terms[f"pixel_{band}"] = weights.pixel * nn.functional.mse_loss(seen.float(), wanted)
             if self.perceptual:
                 terms[f"perceptual_{band}"] = weights.perceptual * self.perceptual(seen, wanted)
@@ -135,7 +135,7 @@ class FullTraining(TrainingPhase):
                 terms[f"gradient_{band}"] = weights.gradient * gradient_loss(seen, wanted)
         if output.descriptors and weights.contrastive:
             a, b = output.descriptors
-            terms["contrastive"] = weights.contrastive * contrastive_loss(a, b, negative, self.recipe.temperature)
+            terms["contrastive"] = weights.contrastive * contrastive_loss(a, b, batch.negative, self.recipe.temperature)
         return terms
 
 

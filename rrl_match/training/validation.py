@@ -89,9 +89,9 @@ class ValidationSet:
         """Scores of all pairs, by the very function that users of these weights get in `dtype`."""
         config = ModelConfig(("a", "b"), network=network.config)
         matcher = RRLMatcher(network, config, device=self.patches_a.device, dtype=dtype)
-        codes = matcher.encode(self.patches_a, "a"), matcher.encode(self.patches_b, "b")
+        features = matcher.encode(self.patches_a, "a"), matcher.encode(self.patches_b, "b")
         return ValidationScores(
-            **{kind: matcher.score_codes(*codes, pairs.numpy()) for kind, pairs in self.pairs.items()}
+            **{kind: matcher.score_features(*features, pairs.numpy()) for kind, pairs in self.pairs.items()}
         )
 
 

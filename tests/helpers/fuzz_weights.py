@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rrl_match import ModelConfig, WeightsError
+from rrl_match import WeightsError
 from rrl_match.modeling import RRLNet, RRLNetConfig
-from rrl_match.pretrained import load_folder, save_folder, stored_values
+from rrl_match.pretrained import ModelConfig, load_folder, save_folder, stored_values
 
 SEED = 0
 COUNTS = {  # inputs tried of each kind; those without a number are all there are

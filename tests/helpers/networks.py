@@ -7,8 +7,9 @@ import dataclasses
 import numpy as np
 import torch
 
-from rrl_match import ModelConfig, RRLMatcher
+from rrl_match import RRLMatcher
 from rrl_match.modeling import RRLNet, RRLNetConfig
+from rrl_match.pretrained import ModelConfig
 
 
 def make_patches(count, seed, size=64):
@@ -39,12 +40,12 @@ def spread_network(config: RRLNetConfig, patches_a: torch.Tensor, patches_b: tor
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = None  # the plain average of what is seen
         network.train()
-        maps = network.encoder_a(patches_a), network.encoder_b(patches_b)
-        network.relate(*maps)
+        maps_a, maps_b = network.encode(patches_a, "a"), network.encode(patches_b, "b")
+        network.logits(maps_a, maps_b)
         if config.descriptor_dim:
-            network.describe(*maps)
+            network.describe(maps_a, "a"), network.describe(maps_b, "b")
         network.eval().requires_grad_(False)
-        logits = network.metric.head(network.relate(network.encoder_a(patches_a), network.encoder_b(patches_b)))
+        logits = network.logits(network.encode(patches_a, "a"), network.encode(patches_b, "b"))
         last = network.metric.head[-2]
         scale = 1.5 / logits.std()
         last.bias.copy_((last.bias - logits.mean()) * scale)

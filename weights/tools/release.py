@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rrl_match.hub import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from rrl_match.matcher import RRLMatcher
-from rrl_match.pretrained import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, load_folder
+from rrl_match.pretrained import load_folder
 from rrl_match.selftest import reference_scores
 
 
