@@ -23,7 +23,7 @@ class ImagePair:
 
     Attributes:
         name, scene: as in the manifest.
-        image_a: uint8 (H, W, 3), RGB order; three times the same for a grey image.
+        image_a: uint8 (H, W, 3), RGB order; three equal channels for a grey image.
         image_b: uint8 (H, W).
         a_to_b: (2, 3), takes pixel (x, y) of A to B, pixel centres at integers.
     """
@@ -37,7 +37,7 @@ class ImagePair:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Image pairs of one data set, whose patches may serve as each other's negatives.
+    """Image pairs of one data set; only patches of the same source serve as negatives.
 
     Attributes:
         name: for logs and model cards.
@@ -75,8 +75,8 @@ def read_pairs(folder: str | Path, split: str = "train") -> list[ImagePair]:
     to the folder. Images are 8-bit, grey or colour.
 
     Raises:
-        DataError: no manifest, no such split, or a row whose images are missing, broken, not 8-bit, too small
-            or aligned by the identity without being of one size.
+        DataError: no manifest, no such split, a name that occurs twice, or a row whose images are missing, broken, not
+            8-bit, too small, or aligned by the identity without being of one size.
     """
     folder = Path(folder)
     manifest = folder / "manifest.csv"
@@ -90,6 +90,11 @@ def read_pairs(folder: str | Path, split: str = "train") -> list[ImagePair]:
         rows = [(reader.line_num, row) for row in reader if row["split"] == split]
     if not rows:
         raise DataError(f"{manifest} has no row with split {split!r}")
+    names: set[str] = set()
+    for line, row in rows:
+        if row["pair"] in names:
+            raise DataError(f"{manifest}, line {line}: there are two pairs {row['pair']!r} in split {split!r}")
+        names.add(row["pair"])
     return [_read_pair(folder, f"{manifest}, line {line} ({row['pair']})", row) for line, row in rows]
 
 
@@ -162,7 +167,7 @@ def _is_truncated(path: Path) -> bool:
 
 
 def footprint(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(H, W), 1 where an image (H, W) or (H, W, 3) has data: not black areas that reach its border, nor their rim."""
+    """Where an image (H, W) or (H, W, 3) has data: (H, W) of 1, but 0 in black areas at its border and 3 px around."""
     black = np.asarray(image.reshape(*image.shape[:2], -1).max(2) <= 2, np.uint8)
     _, labels = cv2.connectedComponents(black, connectivity=4)
     border = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
@@ -172,7 +177,7 @@ def footprint(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def find_locations(pair: ImagePair, patch_size: int, spacing: int = 12) -> NDArray[np.float32]:
-    """Locations (N, 2), xy in band B's frame, where a patch has something to show in either band.
+    """Locations (N, 2), xy in image B, at corners of either band.
 
     FAST corners of both bands (Rosten and Drummond, ECCV 2006), strongest first, at most one in each cell of
     `spacing` pixels, and only where an upright patch lies inside both images and their footprints.
@@ -180,8 +185,8 @@ def find_locations(pair: ImagePair, patch_size: int, spacing: int = 12) -> NDArr
     h, w = pair.image_b.shape
     a = cv2.warpAffine(cv2.cvtColor(pair.image_a, cv2.COLOR_RGB2GRAY), pair.a_to_b, (w, h))
     covered = cv2.warpAffine(footprint(pair.image_a), pair.a_to_b, (w, h), flags=cv2.INTER_NEAREST)
-    covered = cv2.copyMakeBorder(covered & footprint(pair.image_b), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
-    covered = cv2.erode(covered, np.ones((patch_size + 3, patch_size + 3), np.uint8), borderValue=0)[1:-1, 1:-1]
+    covered = cv2.bitwise_and(covered, footprint(pair.image_b))
+    covered = cv2.erode(covered, np.ones((patch_size + 3, patch_size + 3), np.uint8), borderValue=0)
     fast = cv2.FastFeatureDetector.create(threshold=7)
     cells: dict[tuple[int, int], tuple[float, float, float]] = {}
     for image in (a, pair.image_b):

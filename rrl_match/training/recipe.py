@@ -215,7 +215,7 @@ class Recipe:
                 if isinstance(values.get(key), list):
                     values[key] = tuple(values[key])
             return cls(**values)
-        except (AttributeError, TypeError, KeyError, ValueError) as error:
+        except (ArithmeticError, AttributeError, TypeError, KeyError, ValueError) as error:
             raise ValueError(f"recipe {path}: {error}") from error
 
     def to_json(self) -> str:
@@ -228,8 +228,8 @@ def _check_phase(name: str, phase: Phase) -> None:
         raise ValueError(
             f"{name}: steps, batch_size, images_per_batch and sources_per_batch must be at least 1, got {phase}"
         )
-    if phase.sources_per_batch > phase.images_per_batch:
-        raise ValueError(f"{name}: images_per_batch must be at least sources_per_batch, got {phase}")
+    if phase.sources_per_batch > min(phase.batch_size, phase.images_per_batch):
+        raise ValueError(f"{name}: batch_size and images_per_batch must be at least sources_per_batch, got {phase}")
 
 
 def _rename_old_fields(values: dict[str, Any], path: Path) -> None:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from rrl_match.errors import DataError
-from rrl_match.training.datasets import Source, find_locations, footprint
+from rrl_match.training.datasets import ImagePair, Source, find_locations, footprint
 from rrl_match.training.device import to_device
 from rrl_match.training.recipe import Geometry, Phase
 
 logger = logging.getLogger(__name__)
 
-_OVERSAMPLING = 4  # locations drawn for each one asked for, as some leave their image when warped
+_OVERSAMPLING = 4  # locations drawn for each one needed, because some patches leave their image when warped
+_ATTEMPTS = 4  # to find enough locations whose patches fit
 _PROBES = 9  # points per side of a patch that must lie inside both footprints
 
 
@@ -58,7 +59,8 @@ class PatchSampler:
     def __init__(self, sources: Sequence[Source], patch_size: int, device: torch.device) -> None:
         self.patch_size = patch_size
         self.device = device
-        self.pairs, self.locations = [], []
+        self.pairs: list[ImagePair] = []
+        self.locations: list[Tensor] = []  # of each pair, (N, 2) xy in image B
         self.sources: list[tuple[str, Tensor]] = []  # name, rows of `pairs`
         weights = []
         for source in sources:
@@ -74,12 +76,13 @@ class PatchSampler:
                 self.sources.append((source.name, torch.arange(first, len(self.pairs))))
                 weights.append(source.weight * len(found) ** 0.5)
         if not self.pairs:
-            raise DataError("none of the images has a location to cut a patch at")
+            names = ", ".join(source.name for source in sources)
+            raise DataError(f"{names}: no image has a location to cut a patch at")
         self._weights = torch.tensor(weights, dtype=torch.float64)
         self._hold_images()
 
     def _hold_images(self) -> None:
-        """All images in one tensor a band, because patches of many images are gathered at once."""
+        """Put all images into one tensor per band, because patches of many images are gathered at once."""
         self._pixels, self._shown, self._sizes = [], [], []
         for images in ([p.image_a for p in self.pairs], [p.image_b[..., None] for p in self.pairs]):
             pixels = np.concatenate([i.reshape(-1, i.shape[2]) for i in images])
@@ -97,28 +100,46 @@ class PatchSampler:
         self._probes = (probes[:, None] * self.patch_size + probes).flatten()
 
     def draw(self, phase: Phase, geometry: Geometry, generator: torch.Generator) -> PatchBatch:
-        """A batch of `phase.batch_size` locations, fewer where the images have fewer, cut with random `geometry`.
+        """A batch of `phase.batch_size` locations, cut with random `geometry`.
 
-        `generator` is a CPU generator: the same state gives the same batch on every device.
+        There are fewer if the images drawn have fewer locations at which the changed patch fits.
+
+        Args:
+            phase: how many locations, images and sources to draw.
+            geometry: how far each change goes.
+            generator: a CPU generator: the same state gives the same batch on every device.
+
+        Raises:
+            DataError: no changed patch fits into the images drawn.
         """
         count = min(phase.sources_per_batch, len(self.sources))
         drawn = torch.multinomial(self._weights, count, generator=generator).tolist()
-        parts = []
-        for k, row in enumerate(drawn):
-            batch_size, images = (
-                n * (k + 1) // count - n * k // count for n in (phase.batch_size, phase.images_per_batch)
-            )
-            image, position = self._candidates(row, batch_size, images, generator)
+        groups, images, positions, warps = [], [], [], []
+        for k, source in enumerate(drawn):
+            batch_size, per_source = (_part(n, k, count) for n in (phase.batch_size, phase.images_per_batch))
+            image, position, warp = self._draw_group(source, batch_size, per_source, geometry, generator)
+            groups.append(torch.full((len(image),), k))
+            images.append(image)
+            positions.append(position)
+            warps.append(warp)
+        if not sum(len(image) for image in images):
+            raise DataError("no patch fits into the images drawn: reduce zoom, rotation or shift in the recipe")
+        warp = Warp(*(torch.cat(parameter) for parameter in zip(*warps, strict=True)))
+        return self.cut(torch.cat(images), torch.cat(positions), warp, torch.cat(groups))
+
+    def _draw_group(
+        self, source: int, batch_size: int, images: int, geometry: Geometry, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Warp]:
+        """Image, position and warp of locations of one source; other images are tried if too few patches fit."""
+        fitting: list[tuple[Tensor, Tensor, Warp]] = []
+        for _ in range(_ATTEMPTS):
+            image, position = self._candidates(source, batch_size, images, generator)
             warp = draw_warp(len(image), geometry, generator)
             kept = torch.nonzero(self.fits(image, position, warp).cpu())[:batch_size, 0]
-            parts.append((torch.full((len(kept),), k), image[kept], position[kept], warp.rows(kept)))
-        group, image, position, warps = zip(*parts, strict=True)
-        return self.cut(
-            torch.cat(image),
-            torch.cat(position),
-            Warp(*(torch.cat(parameter) for parameter in zip(*warps, strict=True))),
-            group=torch.cat(group),
-        )
+            fitting.append((image[kept], position[kept], warp.rows(kept)))
+            if len(kept) == batch_size:
+                break
+        return max(fitting, key=lambda group: len(group[0]))
 
     def _candidates(
         self, source: int, batch_size: int, images: int, generator: torch.Generator
@@ -166,7 +187,7 @@ class PatchSampler:
         grid_a, grid_b = self._grids(image, centre, warp, self._grid[self._probes])
         image = to_device(image, self.device)
         inside = self._inside(0, image, grid_a) & self._inside(1, image, grid_b)
-        # and the same the other way round, because synthetic bands are cut from the other band's image
+        # each grid in the other band's image as well, from which synthetic bands are cut
         b_to_a, a_to_b = self._b_to_a[image], self._a_to_b[image]
         return inside & self._inside(0, image, _apply(b_to_a, grid_b)) & self._inside(1, image, _apply(a_to_b, grid_a))
 
@@ -221,6 +242,11 @@ class PatchSampler:
 def _apply(matrix: Tensor, points: Tensor) -> Tensor:
     """Points (N, P, 2) under affine matrices (N, 2, 3)."""
     return points @ matrix[:, :, :2].mT + matrix[:, None, :, 2]
+
+
+def _part(n: int, k: int, count: int) -> int:
+    """The k-th part of n that is divided into `count` nearly equal ones."""
+    return n * (k + 1) // count - n * k // count
 
 
 def draw_warp(n: int, geometry: Geometry, generator: torch.Generator) -> Warp:

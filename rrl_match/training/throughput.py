@@ -1,4 +1,4 @@
-"""How much of its device a run uses: floating-point operations of a step against those of plain matrix products."""
+"""How well a run uses its device: floating-point operations of a step against those of plain matrix products."""
 
 from __future__ import annotations
 
@@ -10,6 +10,32 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rrl_match.training.network import TrainingRRLNet
+
+
+class StepRates:
+    """Rates of the steps of a phase, for its progress bar.
+
+    Args:
+        model, batch_size, size: as :func:`step_flops` takes them.
+        pairs: that a step shows to the losses, over all processes.
+        device, precision: of the training.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batch_size: int,
+        size: int,
+        pairs: int,
+        device: torch.device,
+        precision: torch.dtype,
+    ) -> None:
+        self._pairs = pairs
+        self._fastest = step_flops(model, batch_size, size) / matrix_rate(device, precision)
+
+    def of(self, seconds: float) -> dict[str, str]:
+        """Pairs per second, and the percentage of :func:`matrix_rate`, of a step that took so many seconds."""
+        return {"pairs_s": f"{self._pairs / seconds:.0f}", "of_matrix_rate": f"{self._fastest / seconds:.0%}"}
 
 
 def step_flops(model: nn.Module, batch_size: int, size: int) -> int:
@@ -37,7 +63,7 @@ def step_flops(model: nn.Module, batch_size: int, size: int) -> int:
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second of a large square matrix product in `dtype`, the fastest of several.
 
-    This is what the device reaches beside whatever else runs on it, not what its maker states.
+    Measured, so it includes the load by other processes; it is not the maker's specification.
     """
     n = 8192 if device.type == "cuda" else 1024
     a, b = torch.randn(2, n, n, device=device, dtype=dtype)

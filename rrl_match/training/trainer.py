@@ -14,7 +14,8 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -31,8 +32,8 @@ from rrl_match.training.phases import FullTraining, Pretraining, TrainingPhase
 from rrl_match.training.recipe import Recipe
 from rrl_match.training.run_folder import RunFolder
 from rrl_match.training.sampling import PatchSampler
-from rrl_match.training.throughput import matrix_rate, step_flops
-from rrl_match.training.validation import MOST_LOCATIONS, ValidationSet, balanced
+from rrl_match.training.throughput import StepRates
+from rrl_match.training.validation import MOST_LOCATIONS, ValidationSet, balanced_threshold_of
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,10 @@ class Trainer:
         compile: compile all but the heads, so that norms and activations, bound by memory, are fused.
         start: weights to start from instead of random ones.
         checkpoint_every, validate_every: steps between checkpoints, and between validations.
+
+    Raises:
+        ValueError: an option is unknown, two sources have one name, or the weights to start from do not fit the recipe.
+        DataError: a source has too few images to train and to validate on.
     """
 
     def __init__(
@@ -69,17 +74,13 @@ class Trainer:
         checkpoint_every: int = 100,
         validate_every: int = 400,
     ) -> None:
-        self.recipe, self.seed = recipe, seed
-        self.checkpoint_every, self.validate_every = checkpoint_every, validate_every
         if precision not in ("bf16", "fp32"):
             raise ValueError(f"precision must be 'bf16' or 'fp32', got {precision!r}")
         if device not in ("auto", "cpu"):
             raise ValueError(f"device must be 'auto' or 'cpu', got {device!r}")
-        if start and start.config.descriptor_dim != recipe.descriptor_dim:
-            raise ValueError(
-                f"the weights to start from have descriptors of length {start.config.descriptor_dim}, "
-                f"the recipe asks for {recipe.descriptor_dim}: set descriptor_dim in the recipe to that of the weights"
-            )
+        _check_names(sources)
+        self.recipe, self.seed = recipe, seed
+        self.checkpoint_every, self.validate_every = checkpoint_every, validate_every
         # without CUDA, Accelerator would take MPS, and leave several processes unaware of each other
         on_cpu = device == "cpu" or not torch.cuda.is_available()
         self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="no")  # autocast is set in the phases
@@ -87,7 +88,7 @@ class Trainer:
         self.device = self.accelerator.device
         self.folder = RunFolder(out, writable=self.accelerator.is_main_process)
         torch.manual_seed(seed)
-        self.model = self._model(start)
+        self.model = build_model(recipe, start, self.device)
         self.network = self.model.prune()
         self._split(align(sources, out / "alignment.json") if recipe.align else sources)
         self.phases: list[TrainingPhase] = []
@@ -103,19 +104,8 @@ class Trainer:
             for module in (net.encoder_a, net.encoder_b, *net.interactions, net.metric, *decoders):
                 module.compile()
 
-    def _model(self, start: RRLNet | None) -> TrainingRRLNet:
-        recipe = self.recipe
-        config = start.config if start else RRLNetConfig(descriptor_dim=recipe.descriptor_dim)
-        network = RRLNet(dataclasses.replace(config, standardise=recipe.standardise))
-        if start:
-            network.load_state_dict(start.state_dict())
-        model = TrainingRRLNet(network, recipe.heads).to(self.device)
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        set_norm_momentum(model, recipe.norm_momentum)
-        return model
-
     def _split(self, sources: Sequence[Source]) -> None:
-        """What is trained on and what is validated on."""
+        """Divide the images into those to train on and those to validate on."""
         kept, held_back = zip(*(hold_back(source, self.recipe.val_fraction) for source in sources), strict=True)
         size = self.network.config.patch_size
         self.sampler = PatchSampler(kept, size, self.device)
@@ -127,7 +117,7 @@ class Trainer:
         }
 
     def train(self) -> Path:
-        """Run what is left of all phases. Returns the folder with the best weights."""
+        """Run the remaining steps of all phases. Returns the folder with the best weights."""
         state = self.folder.read_checkpoint(self._identity())
         if state:
             self.model.load_state_dict(state["model"])
@@ -152,10 +142,38 @@ class Trainer:
         return self.folder.path / "weights"
 
     def _run(self, phase: TrainingPhase, first: int, state: dict[str, Any] | None) -> None:
-        """The rest of a phase whose steps are counted from `first`."""
-        schedule, last = phase.schedule, first + phase.schedule.steps
+        """Run the remaining steps of a phase.
+
+        Args:
+            phase: of :attr:`phases`.
+            first: number of its first step, counted over all phases.
+            state: the checkpoint to resume from, if any.
+        """
+        last = first + phase.schedule.steps
+        optimizer, lr_schedule = self._optimizer(phase, state)
+        pairs = phase.schedule.batch_size * phase.pairs_per_location * self.accelerator.num_processes
+        size = self.network.config.patch_size
+        rates = StepRates(phase.model, phase.schedule.batch_size, size, pairs, self.device, self.precision)
+        model, optimizer = self.accelerator.prepare(phase.model.train(), optimizer)
+        with self._progress(phase, first) as bar:
+            for step in bar:
+                began = time.perf_counter()
+                values = self._step(phase, model, optimizer, step, first)
+                lr_schedule.step()
+                self.done, elapsed = step + 1, time.perf_counter() - began
+                self.seconds += elapsed
+                bar.set_postfix(loss=values["loss"], **rates.of(elapsed), **self._best_so_far(), refresh=False)
+                self.folder.log(self.done, phase.name, {"seconds": round(self.seconds, 1), **values})
+                if phase.validated and (self.done == last or self.done % self.validate_every == 0):
+                    self._validate()
+                if self.done == last or self.done % self.checkpoint_every == 0:
+                    self._write_checkpoint(phase.name, optimizer, lr_schedule)
+        self.accelerator.free_memory()
+
+    def _optimizer(self, phase: TrainingPhase, state: dict[str, Any] | None) -> tuple[Any, LambdaLR]:
+        """Optimizer, learning-rate schedule and, as :attr:`average`, the averaged weights of a phase, resumed."""
         optimizer = phase.optimizer()
-        lr_schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.lr_factor)
+        lr_schedule = LambdaLR(optimizer, phase.schedule.lr_factor)
         if phase.averaged and self.recipe.ema_decay:
             self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.ema_decay))
         if state and state["phase"] == phase.name:
@@ -163,41 +181,32 @@ class Trainer:
             lr_schedule.load_state_dict(state["schedule"])
             if self.average:
                 self.average.load_state_dict(state["average"])
-        work = step_flops(phase.model, schedule.batch_size, self.network.config.patch_size)
-        peak = matrix_rate(self.device, self.precision)
-        pairs = schedule.batch_size * phase.pairs_per_location * self.accelerator.num_processes
-        model, optimizer = self.accelerator.prepare(phase.model.train(), optimizer)
-        with tqdm(
-            range(self.done, last),
+        return optimizer, lr_schedule
+
+    def _progress(self, phase: TrainingPhase, first: int) -> tqdm[int]:
+        """The remaining steps of a phase, with a progress bar."""
+        return tqdm(
+            range(self.done, first + phase.schedule.steps),
             phase.name,
-            schedule.steps,
+            phase.schedule.steps,
             initial=self.done - first,
             disable=not self.accelerator.is_main_process,
             mininterval=0.5 if os.isatty(2) else 10,  # seconds between lines of a bar that goes to a file
-        ) as bar:
-            for step in bar:
-                began = time.perf_counter()
-                generator = torch.Generator().manual_seed(self._step_seed(step))
-                batch = draw_batch(self.sampler, self.recipe, schedule, generator)
-                terms = phase.step(model, batch, step - first, generator)
-                loss = torch.stack(list(terms.values())).sum()
-                values = self._checked(loss, terms)
-                self.accelerator.backward(loss)
-                optimizer.step()
-                lr_schedule.step()
-                optimizer.zero_grad()
-                if self.average:
-                    self.average.update_parameters(self.network)
-                self.done, elapsed = step + 1, time.perf_counter() - began
-                self.seconds += elapsed
-                rates = {"pairs_s": round(pairs / elapsed), "of_matrix_rate": f"{work / elapsed / peak:.0%}"}
-                bar.set_postfix(loss=values["loss"], **rates, **self._best_so_far(), refresh=False)
-                self.folder.log(self.done, phase.name, {"seconds": round(self.seconds, 1), **values})
-                if phase.validated and (self.done == last or self.done % self.validate_every == 0):
-                    self._validate()
-                if self.done == last or self.done % self.checkpoint_every == 0:
-                    self._write_checkpoint(phase.name, optimizer, lr_schedule)
-        self.accelerator.free_memory()
+        )
+
+    def _step(self, phase: TrainingPhase, model: nn.Module, optimizer: Any, step: int, first: int) -> dict[str, float]:
+        """Draw a batch and update the weights; the loss and its terms."""
+        generator = torch.Generator().manual_seed(self._step_seed(step))
+        batch = draw_batch(self.sampler, self.recipe, phase.schedule, generator)
+        terms = phase.step(model, batch, step - first, generator)
+        loss = torch.stack(list(terms.values())).sum()
+        values = self._checked(loss, terms)
+        self.accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        if self.average:
+            self.average.update_parameters(self.network)
+        return values
 
     def _checked(self, loss: Tensor, terms: dict[str, Tensor]) -> dict[str, float]:
         """The loss and its terms as numbers, fetched from the device at once.
@@ -217,7 +226,7 @@ class Trainer:
         return (self.seed * 1_000_003 + step) * 4099 + process
 
     def _validate(self) -> None:
-        """Metrics on the held-back images, of the weights and of their average; the best so far are kept."""
+        """Measure the weights and their average on the held-back images; the best so far are kept."""
         if not self.accelerator.is_main_process:
             return
         self._score_held_back("validation", self.network)
@@ -246,7 +255,7 @@ class Trainer:
         """For the bar: FPR95 of the best weights, each source in percent."""
         return {name: f"{value:.1f}" for name, value in self.best.get("by_source", {}).items()}
 
-    def _write_checkpoint(self, phase: str, optimizer: Any, lr_schedule: Any) -> None:
+    def _write_checkpoint(self, phase: str, optimizer: Any, lr_schedule: LambdaLR) -> None:
         if self.accelerator.is_main_process:
             self.folder.write_checkpoint(
                 {
@@ -278,13 +287,12 @@ class Trainer:
         network.load_state_dict(self.best["network"])
         scores = {source.name: source.score(network.eval(), torch.float32) for source in self.validation}
         kept, held_back = (len(names) for names in self.images.values())
-        names = ", ".join(scores)
         config = ModelConfig(
             modalities=self.recipe.modalities,
-            threshold=balanced(list(scores.values())),
+            threshold=balanced_threshold_of(scores.values()),
             network=network.config,
             training={
-                "data": f"{names}: {kept} image pairs to train on, {held_back} held back",
+                "data": f"{', '.join(scores)}: {kept} image pairs to train on, {held_back} held back",
                 "recipe": self.recipe.summary,
                 "seed": self.seed,
                 "steps": self.done,
@@ -294,10 +302,41 @@ class Trainer:
             },
             metrics={
                 "held_back_fpr95": {name: _rounded(values.fpr95()) for name, values in scores.items()},
-                "threshold_by_source": {name: round(balanced([values]), 4) for name, values in scores.items()},
+                "threshold_by_source": {
+                    name: round(balanced_threshold_of([values]), 4) for name, values in scores.items()
+                },
             },
         )
         save_folder(self.folder.path / "weights", network, config, model_card(config))
+
+
+def build_model(recipe: Recipe, start: RRLNet | None, device: torch.device) -> TrainingRRLNet:
+    """The training graph of a recipe, with random weights or those to start from.
+
+    Raises:
+        ValueError: the weights' descriptors are not of the recipe's length.
+    """
+    if start and start.config.descriptor_dim != recipe.descriptor_dim:
+        raise ValueError(
+            f"the weights to start from have descriptors of length {start.config.descriptor_dim}, "
+            f"the recipe asks for {recipe.descriptor_dim}: set descriptor_dim in the recipe to that of the weights"
+        )
+    config = start.config if start else RRLNetConfig(descriptor_dim=recipe.descriptor_dim)
+    network = RRLNet(dataclasses.replace(config, standardise=recipe.standardise))
+    if start:
+        network.load_state_dict(start.state_dict())
+    model = TrainingRRLNet(network, recipe.heads).to(device)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    set_norm_momentum(model, recipe.norm_momentum)
+    return model
+
+
+def _check_names(sources: Sequence[Source]) -> None:
+    """Names tell sources apart in the log, the checkpoint and the card."""
+    names = [source.name for source in sources]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(f"several sources are named {', '.join(sorted(twice))}: give their folders different names")
 
 
 def _rounded(values: dict[str, float]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rrl_match.errors import DataError
 from rrl_match.matcher import RRLMatcher
-from rrl_match.modeling.network import RRLNet
+from rrl_match.modeling import RRLNet
 from rrl_match.pretrained import ModelConfig
 from rrl_match.training.augment import to_grey
 from rrl_match.training.datasets import Source
@@ -24,14 +24,14 @@ MOST_LOCATIONS = 2000  # of all sources together
 
 
 class ValidationScores(NamedTuple):
-    """Scores of matching pairs, of pairs of different images and of pairs of one image."""
+    """Scores of the pairs of a :class:`ValidationSet`."""
 
-    match: NDArray[np.float32]
-    random: NDArray[np.float32]
-    near: NDArray[np.float32]
+    match: NDArray[np.float32]  # of one location
+    random: NDArray[np.float32]  # of different images
+    near: NDArray[np.float32]  # of different locations of one image
 
     def kinds(self) -> list[str]:
-        """Kinds of negatives that there are; "random" ones need two images."""
+        """Kinds of negatives that exist; "random" ones need two images."""
         return [kind for kind in ("random", "near") if len(getattr(self, kind))]
 
     def fpr95(self) -> dict[str, float]:
@@ -39,11 +39,12 @@ class ValidationScores(NamedTuple):
         return {kind: 100 * fpr95(*_labelled(self.match, getattr(self, kind))) for kind in self.kinds()}
 
 
-def balanced(scores: Sequence[ValidationScores]) -> float:
-    """The score at which balanced accuracy against all negatives of all sources is highest."""
-    return balanced_threshold(
-        *_labelled(np.concatenate([s.match for s in scores]), np.concatenate([n for s in scores for n in s[1:]]))
-    )
+def balanced_threshold_of(scores: Iterable[ValidationScores]) -> float:
+    """The score with the highest balanced accuracy, over the negatives of all kinds and all sources."""
+    scores = list(scores)
+    match = np.concatenate([s.match for s in scores])
+    negatives = np.concatenate([part for s in scores for part in (s.random, s.near)])
+    return balanced_threshold(*_labelled(match, negatives))
 
 
 def _labelled(
@@ -59,8 +60,11 @@ class ValidationSet:
         source: with the held-back pairs.
         patch_size: in pixels.
         device: where the patches are kept.
-        locations: at most as many, evenly over the images, and at most 80 of each.
+        locations: largest number in all, spread evenly over the images; at most 80 and at least 2 of each image.
         negatives: of each kind for every location.
+
+    Raises:
+        DataError: there is no location, or no pair of locations that does not match.
     """
 
     def __init__(
@@ -86,7 +90,7 @@ class ValidationSet:
             raise DataError(f"{source.name}: the held-back images have too few locations for non-matching pairs")
 
     def score(self, network: RRLNet, dtype: torch.dtype) -> ValidationScores:
-        """Scores of all pairs, by the very function that users of these weights get in `dtype`."""
+        """Scores of all pairs, by the same function that users of these weights get in `dtype`."""
         config = ModelConfig(("a", "b"), network=network.config)
         matcher = RRLMatcher(network, config, device=self.patches_a.device, dtype=dtype)
         features = matcher.encode(self.patches_a, "a"), matcher.encode(self.patches_b, "b")
