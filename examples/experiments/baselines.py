@@ -38,7 +38,7 @@ class Baseline(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def score(self, patches_a: Tensor, patches_b: Tensor, pairs: Tensor) -> Tensor:
-        """Of index pairs (P, 2): (P,), higher means more alike."""
+        """Of index pairs (P, 2): (P,), higher means more similar."""
 
 
 class TwoChannel(Baseline):

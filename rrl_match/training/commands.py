@@ -128,7 +128,7 @@ def _add_convert(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _convert(args: argparse.Namespace) -> int:
-    _require_extra("h5py")
+    _require_extra("h5py", "sklearn")
     from rrl_match.pretrained import ModelConfig, save_folder
     from rrl_match.training.card import model_card
     from rrl_match.training.convert import load_keras_weights

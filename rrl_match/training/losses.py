@@ -1,4 +1,4 @@
-"""The terms that RRL-Net is trained with."""
+"""The terms of the loss that RRL-Net is trained with."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def matching_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Ten
 def gradient_loss(reconstruction: Tensor, patches: Tensor) -> Tensor:
     """Mean absolute difference of the horizontal and vertical gradients of (N, 1, S, S).
 
-    Takes the place of the paper's VGG-19 features where nothing may be downloaded: like them it asks for edges
-    in the right places rather than for grey values, unlike them it knows nothing of textures.
+    Used instead of the paper's VGG-19 features, because it needs no download. Like them, it compares edges rather than
+    grey values; unlike them, it does not compare textures.
     """
     difference = reconstruction.float() - patches
     return difference.diff(dim=2).abs().mean() + difference.diff(dim=3).abs().mean()
@@ -27,7 +27,7 @@ def contrastive_loss(descriptors_a: Tensor, descriptors_b: Tensor, negative: Ten
 
     Args:
         descriptors_a, descriptors_b: (N, dim), unit length.
-        negative: (N, N) bool, whether place i and place j are surely different.
+        negative: (N, N) bool, which pairs of locations may serve as negatives.
         temperature: divides the cosine similarities.
     """
     similarity = descriptors_a @ descriptors_b.T / temperature

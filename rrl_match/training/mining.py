@@ -1,4 +1,4 @@
-"""Which pairs of a batch the metric network is shown."""
+"""Selection of the pairs of a batch that the metric network is trained on."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from rrl_match.training.device import to_device
 def negative_mask(group: Tensor, image: Tensor, position: Tensor, distance: float) -> Tensor:
     """(N, N) bool, which pairs of locations may serve as negatives.
 
-    They are of one group, because a patch of another source is told apart by its looks and teaches nothing; and of
-    different images, or of one image at least `distance` pixels apart.
+    Both are of one group, because a patch of another source differs in its looks alone and teaches nothing. They are of
+    different images, or at least `distance` pixels apart.
 
     Args:
         group, image: (N,) int64.

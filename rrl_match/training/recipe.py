@@ -72,7 +72,7 @@ class SyntheticBands:
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weight of each term of the sum. If `perceptual` is not 0, VGG features take the place of `gradient`."""
+    """Weight of each term of the sum. If `perceptual` is not 0, VGG features replace `gradient`."""
 
     interaction: float = 1.0
     metric_stages: float = 1.0
@@ -124,7 +124,7 @@ class Recipe:
         heads: which stages have auxiliary heads.
         optimizer: "adamw" or, as published, "nadam".
         encoder_lr_scale: factor on the learning rate of the encoders in `training`.
-        hard_negatives: fraction of non-matching pairs picked as the most alike of the batch, at the first and the last
+        hard_negatives: fraction of non-matching pairs picked as the most similar of the batch, at the first and the last
             step of `training` and linear in between; the rest are random.
         negative_distance: locations of one image nearer than this, in pixels, are not negatives.
         standardise: whether the network brings each patch to one mean and contrast first.

@@ -1,13 +1,11 @@
 """Synthetic bands: sensors for which there is no data, made from the colours of any image.
 
-All patches of a group get the same sensor, because a negative that looks as if it came from another one would be told
-apart by that alone. Each sensor keeps where things are, and changes what they look like: their order of brightness,
-which edges are visible, how sharp and how noisy they are.
+All patches of a group get the same sensor, because a negative from another sensor would be recognised by its looks
+alone. A sensor keeps the positions of edges and changes their appearance: the order of grey values, which edges are
+visible, sharpness and noise.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +13,8 @@ from torch import Tensor
 
 from rrl_match.training.augment import blur, to_grey
 from rrl_match.training.device import to_device
+
+_SPECKLE_HEADROOM = 1.1  # bright areas are not clipped as often
 
 
 def synthetic_band(colour: Tensor, generator: torch.Generator) -> Tensor:
@@ -37,7 +37,7 @@ def synthetic_band(colour: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _visible(colour: Tensor, generator: torch.Generator) -> Tensor:
-    """A visible image, as of another exposure or date: photometry changes it further."""
+    """A visible image; photometry changes it further, as another exposure or date would."""
     return to_grey(colour)
 
 
@@ -62,7 +62,7 @@ def _clusters(colour: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _gradients(colour: Tensor, generator: torch.Generator) -> Tensor:
-    """Bright edges on dark ground, or the other way round."""
+    """Gradient magnitude: bright edges on dark ground, or the inverse."""
     grey = to_grey(colour)
     smooth = blur(grey, to_device(torch.full((len(grey),), 0.7 + 1.3 * _uniform(generator)), grey.device))
     dx = F.pad(smooth[..., 2:] - smooth[..., :-2], [1, 1, 0, 0], mode="replicate")
@@ -71,20 +71,20 @@ def _gradients(colour: Tensor, generator: torch.Generator) -> Tensor:
     return -edges if _happens(0.3, generator) else edges
 
 
-def _turned_contrast(colour: Tensor, generator: torch.Generator) -> Tensor:
-    """One curve for what is large, another, of either sign, for how strongly detail shows on it."""
+def _local_contrast(colour: Tensor, generator: torch.Generator) -> Tensor:
+    """One tone curve for the smooth part of the image; another one, of either sign, for the gain of its detail."""
     grey = _mixture(colour, generator)
     detail = _high_pass(grey, 3.0)
-    ground = grey - detail
-    gain = 4 * _curve(ground, generator) - 2
-    return _curve(ground, generator) + gain * detail
+    base = grey - detail
+    gain = 4 * _curve(base, generator) - 2
+    return _curve(base, generator) + gain * detail
 
 
-_SENSORS = (_visible, _tone_curve, _tone_curve, _clusters, _clusters, _gradients, _turned_contrast, _turned_contrast)
+_SENSORS = (_visible, _tone_curve, _tone_curve, _clusters, _clusters, _gradients, _local_contrast, _local_contrast)
 
 
 def _mixture(colour: Tensor, generator: torch.Generator) -> Tensor:
-    """A random mixture of the channels, now and then with negative weights, scaled to [0, 1]: (N, 1, S, S).
+    """A random mixture of the channels, sometimes with negative weights, scaled to [0, 1]: (N, 1, S, S).
 
     Smoothed a little, because the curves that follow would amplify the noise of single pixels.
     """
@@ -110,7 +110,7 @@ def _high_pass(x: Tensor, sigma: float) -> Tensor:
 
 
 def _scaled(x: Tensor) -> Tensor:
-    """Values of all patches together mapped to [0, 1], but for the outermost hundredths."""
+    """The values of all patches together, mapped to [0, 1] between their 1st and 99th percentile."""
     step = max(1, x.numel() // 65536)
     values = x.flatten()[::step].sort().values
     low, high = values[len(values) // 100], values[-1 - len(values) // 100]
@@ -129,7 +129,7 @@ def _speckled(x: Tensor, looks: int, generator: torch.Generator) -> Tensor:
     power = torch.stack(
         [-torch.log(torch.rand(x.shape, device=x.device, generator=on_device).clamp(min=1e-6)) for _ in range(looks)]
     ).mean(0)
-    return x * torch.sqrt(power) / math.sqrt(1.1)
+    return x * torch.sqrt(power / _SPECKLE_HEADROOM)
 
 
 def _integer(count: int, generator: torch.Generator) -> int:

@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from rrl_match.errors import RRLMatchError
 from rrl_match.modeling import RRLNet, RRLNetConfig
-from rrl_match.pretrained import ModelConfig, save_folder
+from rrl_match.pretrained import save_folder
 from rrl_match.training.alignment import align
 from rrl_match.training.batches import draw_batch
-from rrl_match.training.card import model_card
+from rrl_match.training.card import calibrated_config, model_card, rounded
 from rrl_match.training.datasets import Source, hold_back
 from rrl_match.training.network import TrainingRRLNet, set_norm_momentum
 from rrl_match.training.norms import reestimate_norms
@@ -33,7 +33,7 @@ from rrl_match.training.recipe import Recipe
 from rrl_match.training.run_folder import RunFolder
 from rrl_match.training.sampling import PatchSampler
 from rrl_match.training.throughput import StepRates
-from rrl_match.training.validation import MOST_LOCATIONS, ValidationSet, balanced_threshold_of
+from rrl_match.training.validation import MOST_LOCATIONS, ValidationSet
 
 logger = logging.getLogger(__name__)
 
@@ -200,24 +200,12 @@ class Trainer:
         batch = draw_batch(self.sampler, self.recipe, phase.schedule, generator)
         terms = phase.step(model, batch, step - first, generator)
         loss = torch.stack(list(terms.values())).sum()
-        values = self._checked(loss, terms)
+        values = _as_numbers(loss, terms, self.done + 1)
         self.accelerator.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
         if self.average:
             self.average.update_parameters(self.network)
-        return values
-
-    def _checked(self, loss: Tensor, terms: dict[str, Tensor]) -> dict[str, float]:
-        """The loss and its terms as numbers, fetched from the device at once.
-
-        Raises:
-            RRLMatchError: the loss is not finite; the weights are still those before the step.
-        """
-        numbers = torch.stack([loss, *terms.values()]).detach().tolist()
-        values = {name: round(value, 5) for name, value in zip(["loss", *terms], numbers, strict=True)}
-        if not math.isfinite(numbers[0]):
-            raise RRLMatchError(f"the loss of step {self.done + 1} is not finite: {values}")
         return values
 
     def _step_seed(self, step: int) -> int:
@@ -241,8 +229,8 @@ class Trainer:
         for source in self.validation:
             fpr95 = source.score(network, self.precision).fpr95()
             by_source[source.name] = sum(fpr95.values()) / len(fpr95)
-            logger.info("step %d, %s, FPR95 in percent, %s: %s", self.done, label, source.name, _rounded(fpr95))
-            values = {f"fpr95_{kind}": value for kind, value in _rounded(fpr95).items()}
+            logger.info("step %d, %s, FPR95 in percent, %s: %s", self.done, label, source.name, rounded(fpr95))
+            values = {f"fpr95_{kind}": value for kind, value in rounded(fpr95).items()}
             self.folder.log(self.done, f"{label}/{source.name}", values)
         mean = sum(by_source.values()) / len(by_source)
         self.folder.log(self.done, label, {"fpr95": round(mean, 4)})
@@ -287,26 +275,16 @@ class Trainer:
         network.load_state_dict(self.best["network"])
         scores = {source.name: source.score(network.eval(), torch.float32) for source in self.validation}
         kept, held_back = (len(names) for names in self.images.values())
-        config = ModelConfig(
-            modalities=self.recipe.modalities,
-            threshold=balanced_threshold_of(scores.values()),
-            network=network.config,
-            training={
-                "data": f"{', '.join(scores)}: {kept} image pairs to train on, {held_back} held back",
-                "recipe": self.recipe.summary,
-                "seed": self.seed,
-                "steps": self.done,
-                "best_step": self.best["step"],
-                "hours": round(self.seconds / 3600, 2),
-                "hardware": _hardware(self.device),
-            },
-            metrics={
-                "held_back_fpr95": {name: _rounded(values.fpr95()) for name, values in scores.items()},
-                "threshold_by_source": {
-                    name: round(balanced_threshold_of([values]), 4) for name, values in scores.items()
-                },
-            },
-        )
+        training = {
+            "data": f"{', '.join(scores)}: {kept} image pairs to train on, {held_back} held back",
+            "recipe": self.recipe.summary,
+            "seed": self.seed,
+            "steps": self.done,
+            "best_step": self.best["step"],
+            "hours": round(self.seconds / 3600, 2),
+            "hardware": _hardware(self.device),
+        }
+        config = calibrated_config(self.recipe.modalities, network.config, scores, training)
         save_folder(self.folder.path / "weights", network, config, model_card(config))
 
 
@@ -331,16 +309,25 @@ def build_model(recipe: Recipe, start: RRLNet | None, device: torch.device) -> T
     return model
 
 
+def _as_numbers(loss: Tensor, terms: dict[str, Tensor], step: int) -> dict[str, float]:
+    """The loss and its terms as numbers, fetched from the device at once.
+
+    Raises:
+        RRLMatchError: the loss is not finite; the weights are still those before the step.
+    """
+    numbers = torch.stack([loss, *terms.values()]).detach().tolist()
+    values = {name: round(value, 5) for name, value in zip(["loss", *terms], numbers, strict=True)}
+    if not math.isfinite(numbers[0]):
+        raise RRLMatchError(f"the loss of step {step} is not finite: {values}")
+    return values
+
+
 def _check_names(sources: Sequence[Source]) -> None:
     """Names tell sources apart in the log, the checkpoint and the card."""
     names = [source.name for source in sources]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise ValueError(f"several sources are named {', '.join(sorted(twice))}: give their folders different names")
-
-
-def _rounded(values: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, 3) for name, value in values.items()}
 
 
 def _hardware(device: torch.device) -> str:
