@@ -124,7 +124,7 @@ class Recipe:
         heads: which stages have auxiliary heads.
         optimizer: "adamw" or, as published, "nadam".
         encoder_lr_scale: factor on the learning rate of the encoders in `training`.
-        hard_negatives: fraction of non-matching pairs picked as the most similar of the batch, at the first and the last
+        hard_negatives: fraction of non-matching pairs that are the most similar of the batch, at the first and last
             step of `training` and linear in between; the rest are random.
         negative_distance: locations of one image nearer than this, in pixels, are not negatives.
         standardise: whether the network brings each patch to one mean and contrast first.

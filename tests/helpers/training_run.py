@@ -1,4 +1,4 @@
-"""Training runs small enough for a test: few steps of a tiny network on tiny pictures."""
+"""Training runs small enough for a test: few steps of a tiny network on tiny images."""
 
 import dataclasses
 
@@ -14,15 +14,15 @@ NETWORK = RRLNetConfig(
 RECIPE = Recipe(
     modalities=("vis", "nir"),
     summary="a test",
-    pretraining=Phase(steps=4, places=6, pictures=2, learning_rate=1e-3, warmup=1),
-    training=Phase(steps=4, places=6, pictures=2, learning_rate=1e-3, warmup=1),
-    geometry=Geometry(share=0.5, turn=5, zoom=1.1),
+    pretraining=Phase(steps=4, batch_size=6, images_per_batch=2, learning_rate=1e-3, warmup=1),
+    training=Phase(steps=4, batch_size=6, images_per_batch=2, learning_rate=1e-3, warmup=1),
+    geometry=Geometry(probability=0.5, rotation=5, zoom=1.1),
     photometry=Photometry(gamma=1.5, noise=0.02, channel_mix=True),
     losses=LossWeights(contrastive=0.5),
     hard_negatives=(0.0, 0.5),
     ema_decay=0.5,
     descriptor_dim=NETWORK.descriptor_dim,
-    held_back=2,
+    val_fraction=0.5,
 )
 
 
@@ -36,7 +36,7 @@ def tiny_network(config=NETWORK):
         return RRLNet(config)
 
 
-def make_trainer(pairs, out, recipe=RECIPE, **options):
+def make_trainer(sources, out, recipe=RECIPE, **options):
     """Checkpoints are due after steps 3, 4 (the end of pretraining), 6 and 8."""
     defaults = {"precision": "fp32", "device": "cpu", "start": tiny_network(), "checkpoint_every": 3}
-    return Trainer(recipe, pairs, out, **{**defaults, "validate_every": 2} | options)
+    return Trainer(recipe, sources, out, **{**defaults, "validate_every": 2} | options)
