@@ -9,7 +9,7 @@ from rrl_match.training.augment import augment, blur, jpeg, mixed_grey, to_grey
 from rrl_match.training.recipe import Photometry
 
 ALL = Photometry(
-    share=1.0,
+    probability=1.0,
     channel_mix=True,
     gamma=2.0,
     contrast=0.8,
@@ -41,7 +41,7 @@ def test_neutral_parameters_leave_patches_unchanged():
     patches = smooth()
     torch.testing.assert_close(blur(patches, torch.zeros(4)), patches, rtol=0, atol=1e-6)
     torch.testing.assert_close(jpeg(patches, torch.zeros(4)), patches, rtol=0, atol=1e-3)
-    assert torch.equal(augment(patches, Photometry(share=1.0), generator()), patches)
+    assert torch.equal(augment(patches, Photometry(probability=1.0), generator()), patches)
 
 
 def test_blur_is_opencvs():
@@ -105,9 +105,9 @@ def test_input_is_not_changed_in_place():
     assert torch.equal(patches, before)
 
 
-def test_share_of_none_is_the_identity_but_for_rounding():
+def test_probability_zero_is_the_identity_except_for_rounding():
     patches = smooth()
-    photometry = dataclasses.replace(ALL, share=0.0, inversion=0.0)
+    photometry = dataclasses.replace(ALL, probability=0.0, inversion=0.0)
     torch.testing.assert_close(augment(patches, photometry, generator()), patches, rtol=0, atol=1 / 255)
     colour = torch.rand(4, 3, 64, 64, generator=generator())
     torch.testing.assert_close(mixed_grey(colour, photometry, generator()), to_grey(colour))
@@ -132,23 +132,23 @@ CHANGES = {
 @pytest.mark.parametrize(("name", "value"), CHANGES.items())
 def test_each_change_changes_patches(name, value):
     patches = smooth(8)
-    out = augment(patches, Photometry(share=1.0, **{name: value}), generator())
+    out = augment(patches, Photometry(probability=1.0, **{name: value}), generator())
     assert ((out - patches).abs().amax((1, 2, 3)) > 1e-3).sum() >= 4  # some are drawn near to neutral
 
 
-def test_share_is_the_share_of_patches_that_change():
+def test_probability_is_the_fraction_of_patches_that_change():
     patches = smooth(1).expand(400, -1, -1, -1)[:, :, :16, :16]
-    out = augment(patches, Photometry(share=0.25, brightness=0.3), generator())
+    out = augment(patches, Photometry(probability=0.25, brightness=0.3), generator())
     changed = ((out - patches).abs().amax((1, 2, 3)) > 1e-6).float().mean()
     assert 0.18 < changed < 0.32
 
 
-def test_inversion_turns_grey_values_round():
+def test_inversion_inverts_grey_values():
     patches = smooth()
-    torch.testing.assert_close(augment(patches, Photometry(share=0.0, inversion=1.0), generator()), 1 - patches)
+    torch.testing.assert_close(augment(patches, Photometry(probability=0.0, inversion=1.0), generator()), 1 - patches)
 
 
-def test_grey_is_bt601_unless_mixed():
+def test_grey_is_bt601_if_not_mixed():
     colour = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.5, 0.5, 0.5]])
     colour = colour[:, :, None, None].expand(4, 3, 64, 64)
     expected = torch.tensor([0.299, 0.587, 0.114, 0.5])[:, None, None, None].expand(4, 1, 64, 64)
@@ -157,19 +157,21 @@ def test_grey_is_bt601_unless_mixed():
 
 def test_mixed_grey_lies_between_the_colours():
     colour = torch.rand(64, 3, 8, 8, generator=generator())
-    mixed = mixed_grey(colour, Photometry(share=1.0, channel_mix=True), generator())
+    mixed = mixed_grey(colour, Photometry(probability=1.0, channel_mix=True), generator())
     assert mixed.shape == (64, 1, 8, 8)
     assert (mixed >= colour.amin(1, keepdim=True) - 1e-6).all()
     assert (mixed <= colour.amax(1, keepdim=True) + 1e-6).all()
     assert ((mixed - to_grey(colour)).abs().amax((1, 2, 3)) > 1e-3).all()
     grey = colour[:, :1].expand(-1, 3, -1, -1)
-    torch.testing.assert_close(mixed_grey(grey, Photometry(share=1.0, channel_mix=True), generator()), grey[:, :1])
+    torch.testing.assert_close(
+        mixed_grey(grey, Photometry(probability=1.0, channel_mix=True), generator()), grey[:, :1]
+    )
 
 
 def test_tone_is_a_function_of_the_grey_value():
     """Equal values stay equal, and the order of others changes in some patches."""
     ramp = torch.linspace(0.2, 0.8, 64).expand(16, 1, 64, 64)
-    out = augment(ramp, Photometry(share=1.0, tone=0.3), generator())
+    out = augment(ramp, Photometry(probability=1.0, tone=0.3), generator())
     assert torch.equal(out, out[:, :, :1].expand_as(out))
     slope = out[:, 0, 0].diff()
     assert ((slope < 0).any(1) & (slope > 0).any(1)).sum() >= 4
@@ -177,7 +179,7 @@ def test_tone_is_a_function_of_the_grey_value():
 
 def test_stripes_are_constant_along_rows_or_columns():
     flat = torch.full((32, 1, 64, 64), 0.5)
-    out = augment(flat, Photometry(share=1.0, stripes=0.05), generator())
+    out = augment(flat, Photometry(probability=1.0, stripes=0.05), generator())
     along_row, along_column = (out.std(dim).amax((1, 2)) < 1e-6 for dim in (3, 2))
     assert (along_row ^ along_column).all()
     assert along_row.any()
@@ -186,6 +188,6 @@ def test_stripes_are_constant_along_rows_or_columns():
 
 def test_speckle_grows_with_the_grey_value():
     patches = torch.tensor([0.1, 0.4])[None, None, :, None].repeat_interleave(32, 2).expand(8, 1, 64, 64)
-    out = augment(patches, Photometry(share=1.0, speckle=0.2), generator())
+    out = augment(patches, Photometry(probability=1.0, speckle=0.2), generator())
     dark, bright = ((out - patches)[:, :, rows].std((1, 2, 3)) for rows in (slice(32), slice(32, None)))
     torch.testing.assert_close(bright / dark, torch.full((8,), 4.0), rtol=0.15, atol=0)

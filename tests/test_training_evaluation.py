@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from rrl_match import DataError
-from rrl_match.training.evaluation import METRICS, Benchmark, evaluate, figures, table
+from rrl_match.training.evaluation import METRICS, Benchmark, evaluate, metrics_of, table
 
 PATCHES = np.zeros((4, 64, 64), np.uint8)
 
@@ -19,7 +19,7 @@ def test_categories_are_averaged_unweighted():
     pairs = [(0, 0), (0, 1), (1, 0), (0, 2), (2, 2), (2, 3), (0, 1), (2, 3)]
     kind = ["match", "random", "random", "random", "match", "random", "near", "near"]
     scores = np.array([0.9, 0.1, 0.2, 0.3, 0.4, 0.5, 0.95, 0.1], np.float32)
-    result = figures(benchmark(pairs, kind), scores)
+    result = metrics_of(benchmark(pairs, kind), scores)
     assert list(result) == ["random", "near"]
     assert list(result["random"]) == ["sea", "wood", "mean"]
     random = {name: values["FPR95"] for name, values in result["random"].items()}
@@ -35,13 +35,13 @@ def test_categories_are_averaged_unweighted():
 
 def test_a_pair_counts_for_the_category_of_its_patch_of_a():
     pairs, kind = [(0, 0), (2, 2), (0, 2), (2, 0)], ["match", "match", "random", "random"]
-    result = figures(benchmark(pairs, kind), np.array([0.5, 0.5, 0.9, 0.1], np.float32))
+    result = metrics_of(benchmark(pairs, kind), np.array([0.5, 0.5, 0.9, 0.1], np.float32))
     assert {name: values["FPR95"] for name, values in result["random"].items()} == {"sea": 100, "wood": 0, "mean": 50}
 
 
 def test_table_has_a_line_for_each_category():
     pairs, kind = [(0, 0), (0, 1), (2, 2), (2, 3)], ["match", "random"] * 2
-    lines = list(table(figures(benchmark(pairs, kind), np.array([0.9, 0.1, 0.1, 0.9], np.float32))))
+    lines = list(table(metrics_of(benchmark(pairs, kind), np.array([0.9, 0.1, 0.1, 0.9], np.float32))))
     assert [line.split()[0] for line in lines] == ["random", "sea", "wood", "mean"]
     assert all(metric in lines[0] for metric in METRICS)
     assert lines[1].split()[1:] == ["0.00", "0.00", "0.00", "100.00", "100.00"]
@@ -53,7 +53,7 @@ def test_evaluate_scores_the_pairs_of_the_benchmark(matcher, patches_a, patches_
     kind = np.array(["match"] * 6 + ["near"] * 6)
     given = Benchmark(patches_a, patches_b, np.array(["x"] * len(patches_a)), pairs, kind)
     scores = matcher.score(patches_a[pairs[:, 0]], patches_b[pairs[:, 1]])
-    expected, result = figures(given, scores), evaluate(matcher, given)
+    expected, result = metrics_of(given, scores), evaluate(matcher, given)
     assert result["near"]["x"] == pytest.approx(expected["near"]["x"])
 
 

@@ -40,8 +40,10 @@ def test_contrastive_loss_against_a_loop(temperature):
     expected = 0.0
     for one, other in ((a, b), (b, a)):
         for i in range(n):
-            alike = [math.exp(float(one[i] @ other[j]) / temperature) for j in range(n)]
-            expected -= math.log(alike[i] / sum(alike[j] for j in range(n) if j == i or negative[i, j])) / (2 * n)
+            similarity = [math.exp(float(one[i] @ other[j]) / temperature) for j in range(n)]
+            expected -= math.log(similarity[i] / sum(similarity[j] for j in range(n) if j == i or negative[i, j])) / (
+                2 * n
+            )
     assert float(contrastive_loss(a, b, negative, temperature)) == pytest.approx(expected, rel=1e-4)
 
 

@@ -5,7 +5,7 @@ from rrl_match.training.metrics import auc, average_precision, balanced_threshol
 
 
 def ranked(order):
-    """Labels and falling scores of a string such as "PNP": matches and non-matches from most to least alike."""
+    """Labels and falling scores of a string such as "PNP": matches and non-matches, by falling score."""
     return np.array([c == "P" for c in order]).astype(int), np.linspace(1, 0, len(order))
 
 
@@ -23,7 +23,7 @@ def ranked(order):
         ("P" * 37 + "NN" + "P" + "NN" + "PP" + "N" * 16, 0.2, 0.1, 2 / 40),
     ],
 )
-def test_figures_by_hand(order, fpr, fpr_sorted, fdr):
+def test_rates_by_hand(order, fpr, fpr_sorted, fdr):
     labels, scores = ranked(order)
     assert fpr95(labels, scores) == pytest.approx(fpr)
     assert fpr95_sorted_index(labels, scores) == pytest.approx(fpr_sorted)
@@ -68,14 +68,14 @@ def test_fpr95_is_the_interpolation_between_two_thresholds(seed, decimals):
     assert fpr95(labels[order], scores[order].astype(np.float32)) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("figure", [fpr95, fpr95_sorted_index, fdr95, auc, average_precision])
-def test_figures_depend_on_the_order_of_scores_alone(figure):
+@pytest.mark.parametrize("metric", [fpr95, fpr95_sorted_index, fdr95, auc, average_precision])
+def test_metrics_depend_on_the_order_of_scores_alone(metric):
     rng = np.random.default_rng(0)
     labels, scores = rng.integers(0, 2, 200), rng.random(200)
     shuffled = rng.permutation(200)
-    assert figure(labels[shuffled], scores[shuffled] ** 3) == pytest.approx(figure(labels, scores))
-    assert 0 <= figure(labels, scores) <= 1
-    assert figure(labels.tolist(), scores.tolist()) == figure(labels.astype(np.uint8), scores)
+    assert metric(labels[shuffled], scores[shuffled] ** 3) == pytest.approx(metric(labels, scores))
+    assert 0 <= metric(labels, scores) <= 1
+    assert metric(labels.tolist(), scores.tolist()) == metric(labels.astype(np.uint8), scores)
 
 
 def test_area_under_the_curves_by_hand():

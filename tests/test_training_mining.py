@@ -1,43 +1,59 @@
 import pytest
 import torch
 
-from rrl_match.training.mining import mine_pairs, surely_different
+from rrl_match.training.mining import mine_pairs, negative_mask
 
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def test_surely_different_by_picture_or_by_distance():
-    picture = torch.tensor([0, 0, 0, 1])
+def test_negatives_are_of_another_image_or_far_apart():
+    image = torch.tensor([0, 0, 0, 1])
     position = torch.tensor([[10.0, 10.0], [13.0, 14.0], [10.0, 15.5], [10.0, 10.0]])
     expected = torch.tensor([[0, 1, 1, 1], [1, 0, 0, 1], [1, 0, 0, 1], [1, 1, 1, 0]]).bool()
-    assert torch.equal(surely_different(picture, position, 5.0), expected)
+    assert torch.equal(negative_mask(torch.zeros(4), image, position, 5.0), expected)
 
 
-def places(n, seed=0):
+def test_negatives_are_of_one_group():
+    """Images 0 and 1 are of one source, image 2 of another."""
+    group, image = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 2, 2])
+    position = torch.tensor([[10.0, 10.0], [10.0, 10.0], [10.0, 10.0], [90.0, 10.0]])
+    expected = torch.tensor([[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]]).bool()
+    assert torch.equal(negative_mask(group, image, position, 24.0), expected)
+
+
+def test_locations_exactly_at_the_distance_are_negatives():
+    position = torch.tensor([[0.0, 0.0], [24.0, 0.0]])
+    zeros = torch.zeros(2, dtype=torch.int64)
+    assert negative_mask(zeros, zeros, position, 24.0).tolist() == [[False, True], [True, False]]
+
+
+def random_locations(n, seed=0):
+    """A mask of negatives and similarities."""
     g = generator(seed)
-    picture = torch.randint(3, (n,), generator=g)
-    return surely_different(picture, torch.rand(n, 2, generator=g) * 100, 30.0), torch.randn(n, n, generator=g)
+    image = torch.randint(3, (n,), generator=g)
+    position = torch.rand(n, 2, generator=g) * 100
+    return negative_mask(torch.zeros(n), image, position, 30.0), torch.randn(n, n, generator=g)
 
 
-@pytest.mark.parametrize("hard_share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("hard_fraction", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("seed", range(5))
-def test_half_matches_and_no_forbidden_pair(hard_share, seed):
-    negative, similarity = places(20, seed)
-    pairs = mine_pairs(similarity, negative, hard_share, generator(seed))
+def test_half_matches_and_no_forbidden_pair(hard_fraction, seed):
+    negative, similarity = random_locations(20, seed)
+    pairs = mine_pairs(similarity, negative, hard_fraction, generator(seed))
     assert pairs.shape == (40, 2)
     assert pairs.dtype == torch.int64
     own = torch.arange(20)
     assert torch.equal(pairs[:20], torch.stack([own, own], 1))
     rows_a, rows_b = pairs[20:].unbind(1)
     assert negative[rows_a, rows_b].all()
-    # Each place looks for one partner, along A or along B.
+    # Each location has one negative, along A or along B.
     assert ((rows_a == own) | (rows_b == own)).all()
 
 
-def test_hardest_is_the_most_alike_of_those_allowed():
-    negative, similarity = places(20)
+def test_hardest_is_the_most_similar_of_those_allowed():
+    negative, similarity = random_locations(20)
     pairs = mine_pairs(similarity, negative, 1.0, generator(), hardest=1)[20:]
     allowed = similarity.masked_fill(~negative, -torch.inf)
     along_a = pairs[:, 0] == torch.arange(20)
@@ -57,8 +73,7 @@ def test_hard_negatives_are_spread_over_the_hardest():
 
 
 def test_fewer_allowed_than_hardest():
-    picture = torch.tensor([0, 0, 0, 0, 1])
-    negative = surely_different(picture, torch.zeros(5, 2), 1.0)
+    negative = negative_mask(torch.zeros(5), torch.tensor([0, 0, 0, 0, 1]), torch.zeros(5, 2), 1.0)
     for seed in range(20):
         rows_a, rows_b = mine_pairs(torch.rand(5, 5), negative, 1.0, generator(seed))[5:].unbind(1)
         assert negative[rows_a, rows_b].all()
@@ -75,12 +90,21 @@ def test_random_negatives_reach_every_allowed_partner():
 
 
 def test_same_generator_state_same_pairs():
-    negative, similarity = places(16)
+    negative, similarity = random_locations(16)
     pairs = [mine_pairs(similarity, negative, 0.5, generator(s)) for s in (1, 1, 2)]
     assert torch.equal(pairs[0], pairs[1])
     assert not torch.equal(pairs[0], pairs[2])
 
 
 def test_no_gradient_flows_through_mining():
-    negative, similarity = places(8)
+    negative, similarity = random_locations(8)
     assert not mine_pairs(similarity.requires_grad_(), negative, 1.0, generator()).requires_grad
+
+
+def test_location_without_a_negative_gets_none():
+    group = torch.tensor([0, 0, 1])
+    negative = negative_mask(group, torch.tensor([0, 1, 2]), torch.zeros(3, 2), 1.0)
+    pairs = mine_pairs(torch.zeros(3, 3), negative, 0.5, generator())
+    assert pairs[:3].tolist() == [[0, 0], [1, 1], [2, 2]]
+    assert len(pairs) == 5
+    assert negative[pairs[3:, 0], pairs[3:, 1]].all()

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -24,8 +26,9 @@ def test_sizes_are_the_published_ones():
     assert sum(v.numel() for v in values) == 12_829_412
 
 
-def test_pruning_hands_back_the_network_that_was_trained():
-    network = RRLNet()
+@pytest.mark.parametrize("standardise", [False, True])
+def test_pruning_returns_the_network_that_was_trained(standardise):
+    network = RRLNet(dataclasses.replace(SMALL, standardise=standardise))
     model = TrainingRRLNet(network).eval()
     assert model.prune() is network
     with torch.no_grad():
@@ -82,7 +85,7 @@ def test_pairs_are_those_chosen_and_each_patch_is_encoded_once(descriptor_dim):
 
 
 def test_gradients_of_repeated_patches_do_not_depend_on_threads():
-    """Otherwise no run could be repeated, nor a resumed one go on as it would have."""
+    """Otherwise a resumed run would differ from one without interruption."""
     model = TrainingRRLNet(RRLNet(SMALL)).eval()
     index_pairs = torch.randint(3, (48, 2), generator=torch.Generator().manual_seed(0))
     gradients = []
@@ -117,8 +120,9 @@ def test_decoder_gives_the_patch_back_in_the_unit_range(channels, size):
     assert 0 <= out.min() <= out.max() <= 1
 
 
-def test_contrastive_pretraining_trains_the_networks_own_encoders():
-    network = RRLNet(RRLNetConfig(64, SMALL.encoder_channels, SMALL.metric_channels, SMALL.hidden, 8))
+@pytest.mark.parametrize("standardise", [False, True])
+def test_contrastive_pretraining_trains_the_networks_own_encoders(standardise):
+    network = RRLNet(dataclasses.replace(SMALL, descriptor_dim=8, standardise=standardise))
     model = ContrastivePretraining(network)
     own = {id(p) for p in network.parameters()}
     assert all(id(p) in own for p in model.parameters())
