@@ -1,4 +1,4 @@
-"""Small registered pictures on disk, as training reads them."""
+"""Small registered images on disk, as training reads them."""
 
 import csv
 
@@ -13,14 +13,14 @@ def textured(width, height, seed=0, corners=8):
     """Smooth noise with a few small squares, which have corners: uint8 (height, width)."""
     rng = np.random.default_rng(seed)
     noise = cv2.GaussianBlur(rng.standard_normal((height, width)).astype(np.float32), (0, 0), 4)
-    picture = np.clip(128 + 25 * noise / noise.std(), 40, 200).astype(np.uint8)
+    image = np.clip(128 + 25 * noise / noise.std(), 40, 200).astype(np.uint8)
     for x, y in zip(rng.integers(30, width - 36, corners), rng.integers(30, height - 36, corners), strict=True):
-        picture[y : y + 6, x : x + 6] = rng.choice([0, 255])
-    return picture
+        image[y : y + 6, x : x + 6] = rng.choice([0, 255])
+    return image
 
 
 def write_manifest(folder, rows):
-    """Rows are dicts; what they leave out is filled in as for picture ``p0`` of the training split."""
+    """Rows are dicts; what they leave out is filled in as for image ``p0`` of the training split."""
     default = dict(zip(COLUMNS, ("p0", "train", "s", "a0.png", "b0.png", *IDENTITY), strict=True))
     with open(folder / "manifest.csv", "w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, COLUMNS)
