@@ -454,13 +454,6 @@ class RRLMatcher:
         >>> matches = matcher.match(visible, infrared, mutual=False, threshold=0)
         >>> matches.indices[:, 0]  # every patch of A has a best partner
         array([0, 1, 2, 3, 4])
-
-        Images that are registered to within 20 pixels already:
-
-        >>> positions = np.array([(40, 40), (80, 40), (120, 40), (160, 40), (200, 40)])
-        >>> near = Near(radius=20, positions_a=positions + 9, positions_b=positions)
-        >>> matcher.match(visible, infrared, threshold=0, near=near).indices.tolist()
-        [[0, 0], [1, 1], [2, 2], [3, 3], [4, 4]]
         """
         threshold = self._checked_threshold(threshold)
         source_a, source_b = self._sources(patches_a, patches_b, value_range)

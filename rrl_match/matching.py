@@ -75,6 +75,14 @@ class Near:
 
     Raises:
         TypeError, ValueError: naming the argument.
+
+    Images that are registered to within 20 pixels already:
+
+    >>> visible, infrared = np.random.default_rng(0).integers(0, 256, (2, 5, 64, 64), dtype=np.uint8)
+    >>> positions = np.array([(40, 40), (80, 40), (120, 40), (160, 40), (200, 40)])
+    >>> near = Near(radius=20, positions_a=positions + 9, positions_b=positions)
+    >>> matcher.match(visible, infrared, threshold=0, near=near).indices.tolist()
+    [[0, 0], [1, 1], [2, 2], [3, 3], [4, 4]]
     """
 
     def __init__(self, radius: float, positions_a: Keypoints, positions_b: Keypoints) -> None:

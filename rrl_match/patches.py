@@ -317,8 +317,8 @@ def extract_patches(
 
 
 def extract_patches(
-    image: NDArray[Any] | Tensor, keypoints: Keypoints, patch_size: int = 64, *, upright: bool = True
-) -> tuple[NDArray[Any] | Tensor, NDArray[np.bool_] | Tensor]:
+    image: NDArray[np.generic] | Tensor, keypoints: Keypoints, patch_size: int = 64, *, upright: bool = True
+) -> tuple[NDArray[np.generic] | Tensor, NDArray[np.bool_] | Tensor]:
     """Cut patches around keypoints.
 
     An upright patch at (x, y) covers [x - S/2, x + S/2) x [y - S/2, y + S/2), where S is `patch_size`: pixel (x, y) of

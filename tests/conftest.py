@@ -14,7 +14,7 @@ from rrl_match.pretrained import ModelConfig, save_folder
 
 @pytest.fixture(scope="session")
 def shared():
-    """The data, benchmarks and reference outputs beside the checkout; goes with the marker of the same name."""
+    """The folder with data, benchmarks and reference outputs beside the checkout; for tests marked `shared`."""
     folder = Path(__file__).resolve().parents[2] / "shared"
     if not folder.is_dir():
         pytest.skip("the folder shared is not beside the checkout")
@@ -43,7 +43,7 @@ def b(patches_b):
 
 @pytest.fixture
 def benchmark_file(tmp_path, patches_a, patches_b):
-    """A patch benchmark of two categories of six places, as ``rrl_match.training.evaluation`` reads it."""
+    """A patch benchmark of two categories of six locations, as ``rrl_match.training.evaluation`` reads it."""
     path = tmp_path / "places.npz"
     n = len(patches_a)
     pairs = [(k, k) for k in range(n)] + [(k, k ^ 1) for k in range(n)] + [(k, (k + 2) % n) for k in range(n)]
@@ -60,7 +60,7 @@ def benchmark_file(tmp_path, patches_a, patches_b):
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """Small training runs are faster so, above all beside other processes."""
+    """Small training runs are faster with one thread, in particular beside other processes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -9,7 +9,7 @@ import pkgutil
 import pytest
 
 import rrl_match
-from rrl_match import Matches, RRLMatcher, extract_patches
+from rrl_match import Matches, Near, RRLMatcher, extract_patches
 
 MODULES = [
     "rrl_match",
@@ -33,7 +33,7 @@ def test_examples(name):
 
 
 @pytest.mark.parametrize(
-    "what", [rrl_match, RRLMatcher.score, RRLMatcher.score_features, RRLMatcher.match, Matches, extract_patches]
+    "what", [rrl_match, RRLMatcher.score, RRLMatcher.score_features, RRLMatcher.match, Matches, Near, extract_patches]
 )
 def test_what_users_call_has_an_example(what):
     assert ">>> " in what.__doc__

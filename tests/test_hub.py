@@ -338,7 +338,7 @@ def session(tmp_path_factory):
     common = server.endpoint, manifest
     outcomes, stderr, contacted = load(online, tmp / "home", *common, **quiet)
     requests = list(server.requests)
-    # A commit is asked for by a process of its own, so that what it asks the server can be told apart.
+    # A commit is loaded in a separate process, to tell its requests from the others.
     more, bars, addresses = load(with_token, tmp / "other home", *common, **shown)
     outcomes |= more
     asked_before = len(server.requests)

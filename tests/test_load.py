@@ -132,7 +132,7 @@ def test_worker_process(matcher, a, b, method):
     receiver, sender = context.Pipe(duplex=False)
     worker = context.Process(target=score_into, args=(sender, matcher, a, b), daemon=True)
     # idle while the worker is made, not ending: a thread that ends may hold the lock of MKL's memory manager, which
-    # the worker would find locked for ever
+    # the worker would find locked forever
     pool = ThreadPoolExecutor(2)
     if method == "fork after threads":
         list(pool.map(matcher.score, [a, a], [b, b]))

@@ -19,7 +19,7 @@ KINDS = {"array": np.asarray, "tensor": torch.as_tensor}
 
 @pytest.fixture
 def tiny():
-    """For whatever does not depend on what it computes."""
+    """For tests that do not depend on the scores."""
     return tiny_matcher(descriptor_dim=4)
 
 

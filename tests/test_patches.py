@@ -76,6 +76,8 @@ SAME = {
     "tensor (N, 64, 64, 1)": torch.from_numpy(PLAIN)[..., None],
     "list of tensors": list(torch.from_numpy(PLAIN)),
     "tuple of tensors with grad": torch.from_numpy(UNIT).float().requires_grad_().unbind(),
+    "grey as RGB, channels first": np.repeat(PLAIN[:, None], 3, 1),
+    "tensor grey as RGB, channels first": torch.from_numpy(PLAIN)[:, None].expand(-1, 3, -1, -1),
     "grey as RGB": np.repeat(PLAIN[..., None], 3, -1),
     "tensor grey as RGB": torch.from_numpy(PLAIN)[..., None].expand(-1, -1, -1, 3),
 }
@@ -183,13 +185,13 @@ def with_value(value):
 WRONG_SHAPE = {
     "32 px": (np.zeros((2, 32, 32), np.uint8), "extract_patches"),
     "one of 65 px": (np.zeros((65, 65), np.uint8), "extract_patches"),
-    "whole picture": (np.zeros((480, 640, 3), np.uint8), "extract_patches"),
+    "whole image": (np.zeros((480, 640, 3), np.uint8), "extract_patches"),
     "64 x 32": (np.zeros((2, 64, 32), np.uint8), "extract_patches"),
     "none of 32 px": (np.zeros((0, 32, 32), np.uint8), "extract_patches"),
     "tensor of 63 px": (torch.zeros(2, 1, 63, 63), "extract_patches"),
     "list with 32 px": ([PLAIN[0], PLAIN[0, :32, :32]], r"\[1\] must.*extract_patches"),
-    "channels first": (np.zeros((2, 3, 64, 64), np.uint8), "colours last"),
-    "tensor channels first": (torch.zeros(2, 3, 64, 64), "colours last"),
+    "RGBA, channels first": (np.zeros((2, 4, 64, 64), np.uint8), r"drop alpha, patches\[:, :3\]"),
+    "list with RGB, channels first": ([torch.zeros(3, 64, 64)], r"\[0\] must.*stack patches"),
     "rank 0": (np.array(0.5), "stack patches"),
     "rank 1": (np.zeros(64), "stack patches"),
     "rank 5": (np.zeros((1, 1, 1, 64, 64)), "stack patches"),
@@ -266,41 +268,41 @@ def test_wrong_kind(case):
 # extract_patches
 
 H, W = 150, 200
-PICTURE = np.arange(H * W, dtype=np.uint16).reshape(H, W)  # every pixel another value
+IMAGE = np.arange(H * W, dtype=np.uint16).reshape(H, W)  # every pixel another value
 RAMP = (np.arange(W) * 0.5 + np.arange(H)[:, None] * 2.0).astype(np.float32)
 
 
-def padded(picture, x, y, size=64):
-    """The patch at whole (x, y), cut from a picture extended by reflection."""
+def padded(image, x, y, size=64):
+    """The patch at whole (x, y), cut from a image extended by reflection."""
     pad = 4 * size
-    return np.pad(picture, pad, mode="reflect")[y - size // 2 + pad :, x - size // 2 + pad :][:size, :size]
+    return np.pad(image, pad, mode="reflect")[y - size // 2 + pad :, x - size // 2 + pad :][:size, :size]
 
 
 @pytest.mark.parametrize(("x", "y"), [(32, 32), (100, 80), (W - 32, H - 32), (33, 117)])
 def test_patch_covers_half_open_window(x, y):
-    patches, valid = extract_patches(PICTURE, [(x, y)])
+    patches, valid = extract_patches(IMAGE, [(x, y)])
     assert patches.shape == (1, 64, 64)
     assert patches.dtype == np.uint16
     assert valid.dtype == np.bool_
     assert valid.tolist() == [True]
-    np.testing.assert_array_equal(patches[0], PICTURE[y - 32 : y + 32, x - 32 : x + 32])
-    assert patches[0, 32, 32] == PICTURE[y, x]
+    np.testing.assert_array_equal(patches[0], IMAGE[y - 32 : y + 32, x - 32 : x + 32])
+    assert patches[0, 32, 32] == IMAGE[y, x]
 
 
 @pytest.mark.parametrize(
     ("x", "y"), [(31, 32), (32, 31), (W - 31, 80), (80, H - 31), (0, 0), (W - 1, H - 1), (-20, 40), (80, H + 31)]
 )
 def test_patch_over_the_border_is_reflected(x, y):
-    patches, valid = extract_patches(PICTURE, [(x, y)])
+    patches, valid = extract_patches(IMAGE, [(x, y)])
     assert valid.tolist() == [False]
-    np.testing.assert_array_equal(patches[0], padded(PICTURE, x, y))
+    np.testing.assert_array_equal(patches[0], padded(IMAGE, x, y))
 
 
 @pytest.mark.parametrize(
     ("x", "expected"), [(31.99, False), (32.0, True), (32.5, True), (W - 32.5, True), (W - 32, True), (W - 31.9, False)]
 )
 def test_validity_between_pixels(x, expected):
-    assert extract_patches(PICTURE, [(x, 70.0)])[1].tolist() == [expected]
+    assert extract_patches(IMAGE, [(x, 70.0)])[1].tolist() == [expected]
 
 
 @pytest.mark.parametrize("offset", [(0.5, 0.0), (0.0, 0.25), (0.75, 0.5), (1 / 32, 31 / 32)])
@@ -345,37 +347,37 @@ def test_whole_and_broken_points_together_keep_their_order():
         (">f4", "float32"),
     ],
 )
-def test_dtype_of_the_picture_is_kept(dtype, expected):
-    picture = (PICTURE % 256).astype(dtype)
-    patches, _ = extract_patches(picture, [(50, 60), (50.5, 60), (3, 3)])
+def test_dtype_of_the_image_is_kept(dtype, expected):
+    image = (IMAGE % 256).astype(dtype)
+    patches, _ = extract_patches(image, [(50, 60), (50.5, 60), (3, 3)])
     assert patches.dtype == np.dtype(expected)
-    np.testing.assert_array_equal(patches[0], picture[28:92, 18:82].astype(expected))
+    np.testing.assert_array_equal(patches[0], image[28:92, 18:82].astype(expected))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_picture_as_a_tensor(dtype):
-    picture = torch.from_numpy((PICTURE % 256).astype(np.uint8)).to(dtype)
-    patches, _ = extract_patches(picture, [(50, 60)])
-    np.testing.assert_array_equal(patches[0], (PICTURE % 256)[28:92, 18:82])
+def test_image_as_a_tensor(dtype):
+    image = torch.from_numpy((IMAGE % 256).astype(np.uint8)).to(dtype)
+    patches, _ = extract_patches(image, [(50, 60)])
+    np.testing.assert_array_equal(patches[0], (IMAGE % 256)[28:92, 18:82])
 
 
-def test_picture_is_a_view_and_stays_as_it_is():
-    picture = read_only(PICTURE)[::-1, ::2]
-    patches, _ = extract_patches(picture, [(50, 60), (50.5, 60)])
-    np.testing.assert_array_equal(patches[0], picture[28:92, 18:82])
-    assert not np.shares_memory(patches, picture)
+def test_image_is_a_view_and_stays_as_it_is():
+    image = read_only(IMAGE)[::-1, ::2]
+    patches, _ = extract_patches(image, [(50, 60), (50.5, 60)])
+    np.testing.assert_array_equal(patches[0], image[28:92, 18:82])
+    assert not np.shares_memory(patches, image)
 
 
 @pytest.mark.parametrize(("dtype", "rounding"), [(np.uint8, 1), (np.uint16, 1), (np.float32, 1e-3)])
-def test_colour_picture_is_rgb(dtype, rounding):
+def test_colour_image_is_rgb(dtype, rounding):
     rgb = np.random.default_rng(2).integers(0, 256, (H, W, 3)).astype(dtype)
     patches, _ = extract_patches(rgb, [(50, 60)])
     np.testing.assert_allclose(patches[0], (rgb @ [0.299, 0.587, 0.114])[28:92, 18:82], atol=rounding)
 
 
-def test_one_channel_picture():
+def test_one_channel_image():
     np.testing.assert_array_equal(
-        extract_patches(PICTURE[..., None], [(50, 60)])[0], extract_patches(PICTURE, [(50, 60)])[0]
+        extract_patches(IMAGE[..., None], [(50, 60)])[0], extract_patches(IMAGE, [(50, 60)])[0]
     )
 
 
@@ -421,32 +423,32 @@ def test_kinds_of_keypoints(keypoints):
 
 
 def lafs(points, linear, size=64):
-    """As kornia has them: what takes [-1, 1] x [-1, 1] to the patch's place."""
+    """As in kornia: they map [-1, 1] x [-1, 1] to the patch."""
     linear = np.broadcast_to(np.asarray(linear, float), (len(points), 2, 2)) * (size / 2)
     return np.concatenate([linear, np.asarray(points, float)[:, :, None]], axis=2)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-def test_frame_that_neither_turns_nor_scales_is_upright(dtype):
-    picture = np.random.default_rng(0).integers(0, 200, (150, 170)).astype(dtype)
+def test_identity_frame_is_upright(dtype):
+    image = np.random.default_rng(0).integers(0, 200, (150, 170)).astype(dtype)
     points = [(40, 50), (80.5, 70.25), (10, 140), (160.2, 3.4)]
-    upright, valid = extract_patches(picture, points)
-    framed, inside = extract_patches(picture, lafs(points, np.eye(2)), upright=False)
+    upright, valid = extract_patches(image, points)
+    framed, inside = extract_patches(image, lafs(points, np.eye(2)), upright=False)
     assert framed.dtype == upright.dtype
     np.testing.assert_array_equal(inside, valid)
     np.testing.assert_allclose(framed[:2].astype(float), upright[:2], atol=1)
 
 
-def test_quarter_turn():
-    picture = np.random.default_rng(0).integers(0, 255, (130, 130), dtype=np.uint8)
-    turn = [[0, -1], [1, 0]]  # the patch's x axis points down the picture
-    patches, valid = extract_patches(picture, lafs([(60, 64)], turn), upright=False)
+def test_rotation_by_90_degrees():
+    image = np.random.default_rng(0).integers(0, 255, (130, 130), dtype=np.uint8)
+    rotation = [[0, -1], [1, 0]]  # the patch's x axis points down the image
+    patches, valid = extract_patches(image, lafs([(60, 64)], rotation), upright=False)
     assert valid.all()
     ys, xs = np.mgrid[:64, :64] - 32
-    np.testing.assert_array_equal(patches[0], picture[64 + xs, 60 - ys])
+    np.testing.assert_array_equal(patches[0], image[64 + xs, 60 - ys])
 
 
-def test_scaled_frames_show_the_same_of_a_picture_of_another_size():
+def test_scaled_frames_show_the_same_of_an_image_of_another_size():
     small = cv2.GaussianBlur(np.random.default_rng(0).random((120, 120)).astype(np.float32), (0, 0), 4)
     large = cv2.resize(small, None, fx=3, fy=3, interpolation=cv2.INTER_CUBIC)
     expected = extract_patches(small, [(60, 60)])[0]
@@ -463,17 +465,17 @@ def test_shrunk_frames_do_not_alias():
 
 
 def test_keypoints_of_opencv_bring_angle_and_size():
-    picture = np.random.default_rng(1).integers(0, 255, (200, 200), dtype=np.uint8)
+    image = np.random.default_rng(1).integers(0, 255, (200, 200), dtype=np.uint8)
     keypoints = [cv2.KeyPoint(100.0, 90.0, 64 / 6, 90.0), cv2.KeyPoint(100.0, 90.0, 64 / 6)]
-    patches, _ = extract_patches(picture, keypoints, upright=False)
-    framed, _ = extract_patches(picture, lafs([(100, 90)], [[0, -1], [1, 0]]), upright=False)
+    patches, _ = extract_patches(image, keypoints, upright=False)
+    framed, _ = extract_patches(image, lafs([(100, 90)], [[0, -1], [1, 0]]), upright=False)
     assert np.abs(patches[0].astype(int) - framed[0]).max() <= 2
-    assert np.abs(patches[1].astype(int) - extract_patches(picture, [(100, 90)])[0][0]).max() <= 2
+    assert np.abs(patches[1].astype(int) - extract_patches(image, [(100, 90)])[0][0]).max() <= 2
 
 
 @pytest.mark.parametrize("far", [1e3, 1e6, -1e9])
 def test_frames_far_outside(far):
-    patches, valid = extract_patches(PICTURE, lafs([(far, far)], 2 * np.eye(2)), upright=False)
+    patches, valid = extract_patches(IMAGE, lafs([(far, far)], 2 * np.eye(2)), upright=False)
     assert patches.shape == (1, 64, 64)
     assert not valid.any()
 
@@ -490,7 +492,7 @@ def test_frames_far_outside(far):
 def test_frames_that_are_not_finite(keypoints):
     """Nothing would be cut of them, and what memory held come back."""
     with pytest.raises(ValueError, match="keypoints holds NaN or infinite"):
-        extract_patches(PICTURE, keypoints, upright=False)
+        extract_patches(IMAGE, keypoints, upright=False)
 
 
 def test_frames_of_doubles_keep_their_resolution():
@@ -501,8 +503,8 @@ def test_frames_of_doubles_keep_their_resolution():
 
 def test_places_have_no_frame():
     with pytest.raises(ValueError, match=r"keypoints must be LAFs .* upright=False"):
-        extract_patches(PICTURE, POINTS, upright=False)
-    assert extract_patches(PICTURE, np.empty((0, 2)), upright=False)[0].shape == (0, 64, 64)
+        extract_patches(IMAGE, POINTS, upright=False)
+    assert extract_patches(IMAGE, np.empty((0, 2)), upright=False)[0].shape == (0, 64, 64)
 
 
 @pytest.mark.parametrize(
@@ -511,7 +513,7 @@ def test_places_have_no_frame():
     ids=["list", "tuple", "array", "tensor", "LAFs", "batch of LAFs"],
 )
 def test_no_keypoints(keypoints):
-    patches, valid = extract_patches(PICTURE, keypoints)
+    patches, valid = extract_patches(IMAGE, keypoints)
     assert patches.shape == (0, 64, 64)
     assert patches.dtype == np.uint16
     assert valid.shape == (0,)
@@ -527,49 +529,49 @@ def test_points_far_outside(far):
 
 
 @pytest.mark.parametrize("shape", [(20, 30), (1, 1), (64, 3)])
-def test_picture_smaller_than_a_patch(shape):
-    picture = PICTURE[: shape[0], : shape[1]]
-    patches, valid = extract_patches(picture, [(1, 1)])
+def test_image_smaller_than_a_patch(shape):
+    image = IMAGE[: shape[0], : shape[1]]
+    patches, valid = extract_patches(image, [(1, 1)])
     assert not valid.any()
-    np.testing.assert_array_equal(patches[0], padded(picture, 1, 1))
+    np.testing.assert_array_equal(patches[0], padded(image, 1, 1))
 
 
 @pytest.mark.parametrize("shape", [(70, 40_000), (40_000, 70)])
-def test_picture_longer_than_opencv_remaps(shape):
-    picture = np.broadcast_to((np.arange(max(shape)) % 251).astype(np.uint8), (70, 40_000))
+def test_image_longer_than_opencv_remaps(shape):
+    image = np.broadcast_to((np.arange(max(shape)) % 251).astype(np.uint8), (70, 40_000))
     points = np.array([[39_950.0, 35.0], [39_900.5, 34.5]])
     transposed = shape[0] > shape[1]
-    patches, valid = extract_patches(picture.T if transposed else picture, points[:, ::-1] if transposed else points)
+    patches, valid = extract_patches(image.T if transposed else image, points[:, ::-1] if transposed else points)
     assert valid.all()
     line = patches[1, :, 0] if transposed else patches[1, 0]
-    np.testing.assert_allclose(line, (picture[0, 39_868:39_932] + picture[0, 39_869:39_933].astype(float)) / 2, atol=1)
+    np.testing.assert_allclose(line, (image[0, 39_868:39_932] + image[0, 39_869:39_933].astype(float)) / 2, atol=1)
 
 
 @pytest.mark.parametrize("size", [2, 16, 128])
 def test_patch_size(size):
-    patches, _ = extract_patches(PICTURE, [(75, 70), (5, 5)], patch_size=size)
+    patches, _ = extract_patches(IMAGE, [(75, 70), (5, 5)], patch_size=size)
     assert patches.shape == (2, size, size)
-    np.testing.assert_array_equal(patches[0], padded(PICTURE, 75, 70, size))
-    np.testing.assert_array_equal(patches[1], padded(PICTURE, 5, 5, size))
+    np.testing.assert_array_equal(patches[0], padded(IMAGE, 75, 70, size))
+    np.testing.assert_array_equal(patches[1], padded(IMAGE, 5, 5, size))
 
 
 @pytest.mark.parametrize("size", [0, -2, 63, 64.0, "64", None])
 def test_bad_patch_size(size):
     for keypoints, upright in ((POINTS, True), (lafs(POINTS, np.eye(2)), False)):
         with pytest.raises((TypeError, ValueError), match="patch_size must be"):
-            extract_patches(PICTURE, keypoints, patch_size=size, upright=upright)
+            extract_patches(IMAGE, keypoints, patch_size=size, upright=upright)
 
 
 @pytest.mark.parametrize(
     ("image", "error"),
     [
         (None, TypeError),
-        ("picture.png", TypeError),
+        ("image.png", TypeError),
         ([[0.0, 1.0]], TypeError),
-        (PICTURE.astype(np.int32), TypeError),
-        (PICTURE > 9, TypeError),
-        (PICTURE.astype(complex), TypeError),
-        (np.ma.masked_less(PICTURE, 9), TypeError),
+        (IMAGE.astype(np.int32), TypeError),
+        (IMAGE > 9, TypeError),
+        (IMAGE.astype(complex), TypeError),
+        (np.ma.masked_less(IMAGE, 9), TypeError),
         (torch.zeros(H, W, dtype=torch.int64), TypeError),
         (torch.zeros(H, W).to_sparse(), TypeError),
         (np.zeros((3, H, W), np.uint8), ValueError),
@@ -599,7 +601,7 @@ def test_bad_patch_size(size):
         "inf",
     ],
 )
-def test_bad_picture(image, error):
+def test_bad_image(image, error):
     with pytest.raises(error, match="image "):
         extract_patches(image, POINTS)
 
@@ -637,7 +639,7 @@ def test_bad_picture(image, error):
 )
 def test_bad_keypoints(keypoints, error):
     with pytest.raises(error, match="keypoints "):
-        extract_patches(PICTURE, keypoints)
+        extract_patches(IMAGE, keypoints)
 
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
@@ -652,13 +654,13 @@ def test_percentiles_of_a_narrow_frame_make_its_value_range(kind):
 
 @pytest.mark.parametrize("shape", [(1000, 1000), (1080, 1920)])
 def test_percentiles_are_of_all_colours(shape):
-    picture = np.empty((*shape, 3), np.uint16)
-    picture[:] = (1000, 20_000, 50_000)
-    assert percentile_range(picture) == (1000, 50_000)
+    image = np.empty((*shape, 3), np.uint16)
+    image[:] = (1000, 20_000, 50_000)
+    assert percentile_range(image) == (1000, 50_000)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
-def test_percentiles_of_a_picture_of_one_value_can_be_used(dtype):
+def test_percentiles_of_an_image_of_one_value_can_be_used(dtype):
     flat = np.full((64, 64), 200.7, dtype)
     value_range = percentile_range(flat)
     assert value_range[0] < value_range[1]
@@ -666,11 +668,11 @@ def test_percentiles_of_a_picture_of_one_value_can_be_used(dtype):
 
 
 def test_percentiles_leave_out_what_is_not_finite():
-    picture = np.linspace(-25, 0, 10_000).reshape(100, 100)
-    picture[:20] = -np.inf
-    picture[90:] = np.nan
-    assert percentile_range(picture, 0, 100) == (picture[20, 0], picture[89, -1])
-    assert percentile_range(torch.from_numpy(picture).bfloat16(), 0, 100) == pytest.approx((-20, -2.5), rel=0.01)
+    image = np.linspace(-25, 0, 10_000).reshape(100, 100)
+    image[:20] = -np.inf
+    image[90:] = np.nan
+    assert percentile_range(image, 0, 100) == (image[20, 0], image[89, -1])
+    assert percentile_range(torch.from_numpy(image).bfloat16(), 0, 100) == pytest.approx((-20, -2.5), rel=0.01)
 
 
 @pytest.mark.parametrize(

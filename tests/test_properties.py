@@ -1,4 +1,4 @@
-"""Whatever is passed: the scores of the plain form of the same patches, or an error that names the argument."""
+"""Any input: either the scores of the same patches in their plain form, or an error that names the argument."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rrl_match import Near, extract_patches
 from rrl_match.patches import BT601
 
 SIZE = 16
-PATCHES, JUNK, PICTURES = 2000, 1500, 1000  # inputs tried by each test
+PATCHES, JUNK, IMAGES = 2000, 1500, 1000  # inputs tried by each test
 
 
 def tried(count):
@@ -189,7 +189,7 @@ WRONG_THINGS = [
 
 
 def wrong_kinds(good):
-    """Of two patches (2, S, S), float64 in [0, 1]: what is refused, made anew for each call."""
+    """Forms of two patches (2, S, S), float64 in [0, 1], that are refused; created for each call."""
     tensor = torch.from_numpy(good)
     return {
         "generator": lambda: (patch for patch in good),
@@ -396,8 +396,8 @@ def keypoints(draw):
 
 
 @st.composite
-def pictures(draw):
-    """A picture in any form, and the plain one: contiguous, in native byte order, its floats float32."""
+def images(draw):
+    """A image in any form, and the plain one: contiguous, in native byte order, its floats float32."""
     h, w = draw(st.integers(1, 50)), draw(st.integers(1, 50))
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     shape = (h, w, *draw(st.sampled_from([(), (1,), (3,)])))
@@ -416,32 +416,32 @@ def pictures(draw):
     return values, plain
 
 
-def test_pictures_and_keypoints_in_any_form(record_property):
+def test_images_and_keypoints_in_any_form(record_property):
     outcomes = Counter()
 
-    @tried(PICTURES)
-    @given(pictures(), keypoints(), st.sampled_from([2, SIZE, 64]))
-    def check(picture, points, size):
-        expected, inside = extract_patches(picture[1], points[1], size)
-        patches, valid = extract_patches(picture[0], points[0], size)
-        assert isinstance(patches, torch.Tensor) == isinstance(picture[0], torch.Tensor)
+    @tried(IMAGES)
+    @given(images(), keypoints(), st.sampled_from([2, SIZE, 64]))
+    def check(image, points, size):
+        expected, inside = extract_patches(image[1], points[1], size)
+        patches, valid = extract_patches(image[0], points[0], size)
+        assert isinstance(patches, torch.Tensor) == isinstance(image[0], torch.Tensor)
         np.testing.assert_array_equal(patches, expected)
         np.testing.assert_array_equal(valid, inside)
         outcomes["cut"] += 1
 
     check()
     record_property("inputs", dict(outcomes))
-    assert outcomes["cut"] >= PICTURES
+    assert outcomes["cut"] >= IMAGES
 
 
-def test_anything_for_pictures_and_keypoints(record_property):
-    picture = make_patches(1, 7, 64)[0]
+def test_anything_for_images_and_keypoints(record_property):
+    image = make_patches(1, 7, 64)[0]
     outcomes = Counter()
 
     @tried(JUNK)
     @given(st.sampled_from(["image", "keypoints", "patch_size"]), st.one_of(ANYTHING, st.sampled_from(WRONG_THINGS)))
     def check(name, value):
-        arguments = {"image": picture, "keypoints": [(5.0, 6.0)], "patch_size": 16, name: value}
+        arguments = {"image": image, "keypoints": [(5.0, 6.0)], "patch_size": 16, name: value}
         try:
             patches, valid = extract_patches(**arguments)
         except (TypeError, ValueError) as error:

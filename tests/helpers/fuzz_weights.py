@@ -100,15 +100,15 @@ def mutated(rng, tree):
     elif change == 3 and type(node[key]) is int:
         node[key] += rng.choice([-(2**40), -2, -1, 1, 2, 8, 2**40])
     elif change == 4:
-        other, place = rng.choice(spots)
-        other[place], node[key] = copy.deepcopy(node[key]), copy.deepcopy(other[place])
+        other, position = rng.choice(spots)
+        other[position], node[key] = copy.deepcopy(node[key]), copy.deepcopy(other[position])
     else:
         node[key] = copy.deepcopy(rng.choice(JUNK))
     return tree
 
 
 def flipped(rng, content, start=0, stop=None):
-    """With one to three bits flipped between two places."""
+    """With one to three bits flipped between two positions."""
     content = bytearray(content)
     for _ in range(rng.randint(1, 3)):
         content[rng.randrange(start, stop or len(content))] ^= 1 << rng.randrange(8)

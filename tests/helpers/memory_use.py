@@ -53,7 +53,7 @@ def over_many_pairs(matcher, a, b) -> int:
 
 
 def over_a_long_matrix(matcher, a, b) -> int:
-    """Three against many, whose codes would be 107 MB."""
+    """Three against many, whose features would be 107 MB."""
     many = np.broadcast_to(b[:1], (PATCHES, 16, 16))
     matcher.score_matrix(a[:3], many[:1000], batch_size=256)
     return max(

@@ -1,0 +1,74 @@
+"""A user's file that uses everything public; test_typing.py checks it with mypy --strict."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from typing_extensions import assert_type
+
+from rrl_match import Features, Matches, Near, Registration, RRLMatcher, extract_patches, percentile_range, register
+
+matcher = RRLMatcher.from_pretrained("vis-nir", device="cpu", dtype=torch.float32, local_files_only=True)
+assert_type(matcher, RRLMatcher)
+assert_type(matcher.modalities, tuple[str, str])
+assert_type(matcher.threshold, float)
+assert_type(matcher.patch_size, int)
+assert_type(matcher.device, torch.device)
+assert_type(matcher.dtype, torch.dtype)
+
+visible, infrared = np.zeros((5, 64, 64), np.uint8), np.zeros((5, 64, 64), np.uint16)
+one_visible, one_infrared = np.zeros((64, 64), np.uint8), np.zeros((64, 64), np.uint16)
+visible_tensor, infrared_tensor = torch.zeros(5, 1, 64, 64), torch.zeros(5, 3, 64, 64)
+
+assert_type(matcher.score(visible, infrared), NDArray[np.float32])
+assert_type(matcher.score([one_visible], (one_infrared,), batch_size=8, progress=True), NDArray[np.float32])
+assert_type(matcher.score(visible, infrared, value_range=(0, 255)), NDArray[np.float32])
+assert_type(matcher.score(visible, infrared, value_range=(None, (0.5, 99))), NDArray[np.float32])
+assert_type(matcher.score(visible_tensor, infrared_tensor), torch.Tensor)
+assert_type(matcher.score([visible_tensor[0]], (infrared_tensor[0, :1],)), torch.Tensor)
+assert_type(matcher.score_matrix(visible, infrared), NDArray[np.float32])
+assert_type(matcher.score_matrix(visible_tensor, infrared_tensor), torch.Tensor)
+
+features_a, features_b = matcher.encode(visible, "a"), matcher.encode(infrared_tensor, "b", value_range=(0, 1))
+assert_type(features_a, Features)
+assert_type(features_a.maps, tuple[torch.Tensor, ...])
+assert_type(features_a.descriptors, torch.Tensor)
+assert_type(len(features_a), int)
+assert_type(matcher.score_features(features_a, features_b, [(0, 0), (1, 2)]), NDArray[np.float32])
+assert_type(matcher.score_features(features_a, features_b, np.array([[0, 0]])), NDArray[np.float32])
+assert_type(matcher.score_features(features_a, features_b, torch.tensor([[0, 0]])), torch.Tensor)
+
+keypoints = np.zeros((5, 2))
+near = Near(radius=12, positions_a=keypoints, positions_b=[cv2.KeyPoint(1.0, 2.0, 3.0)] * 5)
+assert_type(near.radius, float)
+assert_type(near.positions_a, NDArray[np.float64])
+matches = matcher.match(visible, infrared, candidates=None, mutual=False, threshold=0.5, near=near)
+assert_type(matches, Matches[NDArray[np.int64], NDArray[np.float32]])
+assert_type(matches.indices, NDArray[np.int64])
+assert_type(matches.scores, NDArray[np.float32])
+assert_type(matches.to_cv2(), list[cv2.DMatch])
+assert_type(matches.to_kornia(), tuple[torch.Tensor, torch.Tensor])
+tensor_matches = matcher.match(visible_tensor, infrared_tensor, index_pairs=[(0, 1)])
+assert_type(tensor_matches.indices, torch.Tensor)
+assert_type(tensor_matches.scores, torch.Tensor)
+assert_type(matcher.match_features(features_a, features_b), Matches)
+
+image = np.zeros((100, 100, 3), np.uint8)
+patches, valid = extract_patches(image, keypoints)
+assert_type(patches, NDArray[np.uint8])
+assert_type(valid, NDArray[np.bool_])
+assert_type(extract_patches(image.astype(np.float64), [(50, 40)])[0], NDArray[np.float32])
+assert_type(extract_patches(one_infrared, torch.zeros(1, 2), 32, upright=True)[0], NDArray[np.uint16])
+assert_type(extract_patches(visible_tensor[0, 0], keypoints), tuple[torch.Tensor, torch.Tensor])
+assert_type(percentile_range(image, 1, 99), tuple[float, float])
+
+result = register(matcher, image, image, "affine")
+assert_type(result, Registration)
+assert_type(result.ok, bool)
+assert_type(result.reason, str)
+assert_type(result.matrix, NDArray[np.float64] | None)
+
+assert_type(matcher.save_pretrained("weights"), Path)
+assert_type(matcher.push_to_hub("owner/name", private=True), str)
