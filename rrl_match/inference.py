@@ -232,11 +232,11 @@ def pool(x: Tensor, out: Tensor | None = None) -> Tensor:
 class FusedEncoder(nn.Module):
     """:class:`ALFE`: prepared patches (N, 1, S, S) to its list of maps."""
 
-    def __init__(self, encoder: ALFE, patch_size: int, packed: bool) -> None:
+    def __init__(self, encoder: ALFE, size: int, packed: bool) -> None:
         super().__init__()
         stages: Any = encoder.stages
-        sizes = [patch_size >> k for k in range(len(stages))]
-        input_sizes = patch_size, *sizes[:-1]  # each stage convolves before it pools
+        sizes = [size >> k for k in range(len(stages))]
+        input_sizes = size, *sizes[:-1]  # each stage convolves before it pools
         self.convs = nn.ModuleList(fuse(stage.unit, s, packed) for stage, s in zip(stages, input_sizes, strict=True))
         self.attentions = nn.ModuleList(
             FusedMGLA(stage.attention, stage.unit.conv.out_channels, s) for stage, s in zip(stages, sizes, strict=True)
@@ -275,7 +275,7 @@ class FusedRelation(nn.Module):
         super().__init__()
         interactions: Any = network.interactions
         stages: Any = network.metric.stages
-        sizes = [network.config.patch_size >> k for k in range(len(stages))]
+        sizes = [network.config.map_size >> k for k in range(len(stages))]
         self.interactions = nn.ModuleList(FusedFIL(fil, s, packed) for fil, s in zip(interactions, sizes, strict=True))
         self.stages = nn.ModuleList(
             nn.Sequential(*(fuse(unit, s, packed) for unit in stage)) for stage, s in zip(stages, sizes, strict=True)
@@ -340,7 +340,7 @@ class InferenceRRLNet:
         folded = folded.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         with self._computing():
             packed = device.type == "cpu" and onednn_fuses(dtype)
-            size = self.config.patch_size
+            size = self.config.map_size
             self._encoders: dict[Band, FusedEncoder] = {
                 "a": FusedEncoder(folded.encoder_a, size, packed),
                 "b": FusedEncoder(folded.encoder_b, size, packed),

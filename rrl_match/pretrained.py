@@ -107,8 +107,9 @@ def _network_config(values: Any) -> RRLNetConfig:
     if (
         len(config.metric_channels) != stages
         or min(config.encoder_channels + config.metric_channels + config.hidden) < 1
-        or config.patch_size < 2 ** (stages - 1)
-        or config.patch_size % 2 ** (stages - 1)
+        or config.unshuffle < 1
+        or config.patch_size < config.unshuffle * 2 ** (stages - 1)
+        or config.patch_size % (config.unshuffle * 2 ** (stages - 1))
         or config.patch_size > 256
     ):
         raise ValueError(f"'network' does not describe an RRL-Net: {values!r}")

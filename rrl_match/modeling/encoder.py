@@ -37,16 +37,17 @@ class ALFE(nn.Module):
 
     Args:
         channels: channels of each stage.
-        patch_size: height and width of the patches, in pixels.
+        size: height and width of the input and of the first stage's map.
+        in_channels: channels of the input.
 
-    Shape: patches (N, 1, patch_size, patch_size) to a list of maps (N, channels[k], patch_size / 2**k, same).
+    Shape: prepared patches (N, in_channels, size, size) to a list of maps (N, channels[k], size / 2**k, same).
     """
 
-    def __init__(self, channels: Sequence[int], patch_size: int) -> None:
+    def __init__(self, channels: Sequence[int], size: int, in_channels: int = 1) -> None:
         super().__init__()
         self.stages = nn.ModuleList(
-            EncoderStage(in_channels, out_channels, patch_size >> k, pool=k > 0)
-            for k, (in_channels, out_channels) in enumerate(zip([1, *channels], channels, strict=False))
+            EncoderStage(previous, out, size >> k, pool=k > 0)
+            for k, (previous, out) in enumerate(zip([in_channels, *channels], channels, strict=False))
         )
 
     def forward(self, patches: Tensor) -> list[Tensor]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rrl_match.modeling.descriptor import DescriptorHead
@@ -27,6 +28,8 @@ class RRLNetConfig:
         metric_channels: channels of each stage of the metric network.
         hidden: widths of the dense layers of the score head.
         descriptor_dim: length of the descriptors for shortlisting; 0 for none (as published).
+        unshuffle: side of the square blocks of pixels that become channels before the first stage; 1, as published,
+            leaves patches as they are, 2 halves the height and width of all maps.
         standardise: bring each patch to the same mean and contrast first, see :func:`standardise` (not in the paper).
     """
 
@@ -35,7 +38,13 @@ class RRLNetConfig:
     metric_channels: tuple[int, ...] = (32, 64, 128, 256, 512)
     hidden: tuple[int, ...] = (512, 256)
     descriptor_dim: int = 0
+    unshuffle: int = 1
     standardise: bool = False
+
+    @property
+    def map_size(self) -> int:
+        """Height and width of the first stage's maps; each further stage halves them."""
+        return self.patch_size // self.unshuffle
 
 
 class RRLNet(nn.Module):
@@ -49,18 +58,20 @@ class RRLNet(nn.Module):
         super().__init__()
         self.config = config = config or RRLNetConfig()
         channels = config.encoder_channels
-        self.encoder_a = ALFE(channels, config.patch_size)
-        self.encoder_b = ALFE(channels, config.patch_size)
+        self.encoder_a = ALFE(channels, config.map_size, config.unshuffle**2)
+        self.encoder_b = ALFE(channels, config.map_size, config.unshuffle**2)
         self.interactions = nn.ModuleList(FIL(c) for c in channels)
         self.metric = MetricNetwork([2 * c for c in channels], config.metric_channels, config.hidden)
         if config.descriptor_dim:
-            deepest = channels[-1], config.patch_size >> (len(channels) - 1), config.descriptor_dim
+            deepest = channels[-1], config.map_size >> (len(channels) - 1), config.descriptor_dim
             self.descriptor_a = DescriptorHead(*deepest)
             self.descriptor_b = DescriptorHead(*deepest)
 
     def prepare(self, patches: Tensor) -> Tensor:
-        """Patches (N, 1, S, S) in [0, 1] as the encoders take them: standardised if the config says so."""
-        return standardise(patches) if self.config.standardise else patches
+        """Patches (N, 1, S, S) in [0, 1] as the encoders take them, (N, unshuffle**2, S / unshuffle, S / unshuffle)."""
+        if self.config.standardise:
+            patches = standardise(patches)
+        return F.pixel_unshuffle(patches, self.config.unshuffle) if self.config.unshuffle > 1 else patches
 
     def encode(self, patches: Tensor, band: Band) -> list[Tensor]:
         """Prepare and encode patches of one band.
@@ -70,7 +81,7 @@ class RRLNet(nn.Module):
             band: "a" or "b".
 
         Returns:
-            one map per stage, (N, encoder_channels[k], S >> k, S >> k).
+            one map per stage, (N, encoder_channels[k], map_size >> k, map_size >> k).
         """
         encoder = self.encoder_a if band == "a" else self.encoder_b
         maps: list[Tensor] = encoder(self.prepare(patches))

@@ -38,22 +38,23 @@ class DecoderStage(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Deepest map of one band's encoder back to the patch.
+    """Deepest map of one band's encoder back to the prepared patch.
 
     Args:
         encoder_channels: channels of the encoder's stages; the decoder walks them backwards.
-        patch_size: height and width of the patches in pixels.
+        size: height and width of the encoder's input.
+        out_channels: channels of the encoder's input.
     """
 
-    def __init__(self, encoder_channels: Sequence[int], patch_size: int) -> None:
+    def __init__(self, encoder_channels: Sequence[int], size: int, out_channels: int = 1) -> None:
         super().__init__()
         channels = list(reversed(encoder_channels))
-        smallest = patch_size >> (len(channels) - 1)
+        smallest = size >> (len(channels) - 1)
         self.stages = nn.Sequential(
             *(DecoderStage(channels[k], channels[k + 1], smallest << k) for k in range(len(channels) - 1))
         )
-        self.conv = nn.Conv2d(channels[-1], 1, 3, padding=1)
+        self.conv = nn.Conv2d(channels[-1], out_channels, 3, padding=1)
 
     def forward(self, deepest: Tensor) -> Tensor:
-        """(N, encoder_channels[-1], s, s) to a reconstruction (N, 1, patch_size, patch_size) in [0, 1]."""
+        """(N, encoder_channels[-1], s, s) to a reconstruction (N, out_channels, size, size) in [0, 1]."""
         return torch.sigmoid(self.conv(self.stages(deepest)))

@@ -51,8 +51,8 @@ class TrainingRRLNet(nn.Module):
         self.network = network or RRLNet()
         self.config = config = config or TrainingConfig()
         net = self.network.config
-        self.decoder_a = Decoder(net.encoder_channels, net.patch_size)
-        self.decoder_b = Decoder(net.encoder_channels, net.patch_size)
+        self.decoder_a = Decoder(net.encoder_channels, net.map_size, net.unshuffle**2)
+        self.decoder_b = Decoder(net.encoder_channels, net.map_size, net.unshuffle**2)
         self.interaction_heads = nn.ModuleDict(
             {str(k): InteractionHead(net.encoder_channels[k - 1], net.hidden) for k in config.interaction_stages}
         )
