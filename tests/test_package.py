@@ -40,7 +40,7 @@ LAYERS = [
     ["inference", "hub", "patches"],
     ["batching", "matching", "pretrained"],
     ["matcher", "refinement"],
-    ["export", "registration", "selftest"],
+    ["export", "registration", "selftest", "training.commands"],
     ["", "__main__"],
 ]
 LAYER = {f"rrl_match.{name}".rstrip("."): k for k, layer in enumerate(LAYERS) for name in layer}
