@@ -48,6 +48,7 @@ class Registration:
         matches: of their rows; pair n is row n of both.
         inliers: (K,) bool, matches that agree with the matrix.
         support: share of the keypoints whose patches score above the matcher's threshold under the transform.
+        rejected: the matrix that was not trusted, if there is one.
     """
 
     matrix: NDArray[np.float64] | None
@@ -58,6 +59,25 @@ class Registration:
     matches: Matches
     inliers: NDArray[np.bool_]
     support: float
+    rejected: NDArray[np.float64] | None = None
+
+    @property
+    def matched_fraction(self) -> float:
+        """Fraction of the keypoints whose patches match under the transform."""
+        return self.support
+
+    def warp(self, image_a: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+        """Image A (H, W) or (H, W, C) in the frame of an image B of `shape`, zero where A shows nothing."""
+        if self.matrix is None:
+            raise ValueError(f"there is no transform to warp by: {self.reason}")
+        return np.asarray(cv2.warpPerspective(image_a, _as_3x3(self.matrix), (shape[1], shape[0])))
+
+    def checkerboard(self, image_a: NDArray[Any], image_b: NDArray[Any]) -> NDArray[Any]:
+        """Cells of warped image A and of image B by turns; both of the same channels and dtype."""
+        y, x = np.indices(image_b.shape[:2]) // (max(image_b.shape[:2]) // 8 + 1)
+        odd = (x + y) % 2 == 1
+        warped = self.warp(image_a, image_b.shape)
+        return np.where(odd.reshape(odd.shape + (1,) * (image_b.ndim - 2)), image_b, warped)
 
 
 def register(
@@ -107,7 +127,8 @@ def register(
     a = _Pictures(image_a, mask_a, range_a, "a")
     b = _Pictures(image_b, mask_b, range_b, "b")
     with tqdm(desc="registering", unit=" steps") if progress else nullcontext() as bar:
-        return _Run(matcher, a, b, model, bar).register(turns_and_scales)
+        result = _Run(matcher, a, b, model, bar).register(turns_and_scales)
+    return result if result.ok else replace(result, matrix=None, rejected=result.matrix)
 
 
 def _checked_search(search: Any) -> list[tuple[float, float]]:
