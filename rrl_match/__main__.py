@@ -1,4 +1,4 @@
-"""Command line: ``python -m rrl_match selftest | export``; training has its own, ``python -m rrl_match.training``."""
+"""Command line: ``python -m rrl_match register | selftest | export``; training: ``python -m rrl_match.training``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rrl_match.errors import RRLMatchError
 from rrl_match.export import BATCHES, BOUND, PARTS, export_onnx, export_torch
 from rrl_match.matcher import RRLMatcher
 from rrl_match.pretrained import bundled_names
+from rrl_match.registration import command
 from rrl_match.selftest import run_checks, versions
 
 
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     export.add_argument("--format", choices=("onnx", "torch"), default="onnx")
     export.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
     export.set_defaults(run=_export)
+    command.add_command(commands)
     args = parser.parse_args(arguments)
     try:
         return int(args.run(args))

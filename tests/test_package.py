@@ -40,7 +40,7 @@ LAYERS = [
     ["matcher", "refinement"],
     ["export", "registration.register", "selftest"],
     ["registration"],
-    ["registration.reading"],
+    ["registration.reading", "registration.pairs"],
     ["registration.raster"],
     ["registration.writing"],
     ["registration.command"],
