@@ -259,7 +259,7 @@ def _overlap(dataset: Any, other: Any) -> tuple[int, int, int, int] | None:
             points = np.array(transform(other.crs, dataset.crs, *points.T)[:2]).T
         except CRSError:
             return None
-    points = apply(inverse(here.to_map), points)
+    points = apply(inverse(here.to_map), points) + 0.5
     if not np.isfinite(points).all():
         return None
     size = np.array([dataset.width, dataset.height])
@@ -267,8 +267,8 @@ def _overlap(dataset: Any, other: Any) -> tuple[int, int, int, int] | None:
     if (high - low < 1).any():
         return None
     margin = MARGIN * (high - low).max()
-    left, top = np.floor((low - margin).clip(0, size)).astype(int).tolist()
-    right, bottom = np.ceil((high + margin).clip(0, size)).astype(int).tolist()
+    left, top = (low - margin).clip(0, size).round().astype(int).tolist()
+    right, bottom = (high + margin).clip(0, size).round().astype(int).tolist()
     return left, top, right - left, bottom - top
 
 
@@ -366,14 +366,16 @@ def _warped_block(
 
 def _needed(source: Any, matrix: Matrix, window: Any) -> View | None:
     """What of the source a block of the target needs, reduced where the source is finer; None if nothing."""
-    corners = np.array([(x, y) for x in (0, window.width) for y in (0, window.height)], np.float64) - 0.5
+    width, height = window.width, window.height
+    corners = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float64) - 0.5
     corners += (window.col_off, window.row_off)
     if (corners @ matrix[2, :2] + matrix[2, 2] <= 0).any():  # beyond the horizon of a homography
         low, high = np.zeros(2), np.array([source.width, source.height], np.float64)
+        factor = math.sqrt(source.width * source.height / MAX_PIXELS)
     else:
         points = apply(matrix, corners)
         low, high = points.min(0), points.max(0)
-    factor = max(1.0, float(np.prod(high - low)) / (window.width * window.height)) ** 0.5
+        factor = math.sqrt(cv2.contourArea((points - low).astype(np.float32)) / (width * height))
     factor = factor if factor > 1.5 else 1.0
     size = np.array([source.width, source.height])
     left, top = np.floor(low - 2 * factor).clip(0, size).astype(int).tolist()
