@@ -303,7 +303,7 @@ def test_real_rasters_lie_on_top_of_each_other(shared, tmp_path, capsys, domain,
     size = np.array(a.size)
     corners = np.array([(0, 0), (1, 0), (0, 1), (1, 1)]) * (size - 1.0)
     on_map = apply(b.georeference.to_map, apply(matrix, corners))
-    truth = apply(a.georeference.to_map, corners) + (-10, 10)
+    truth = apply(a.georeference.to_map, corners) + np.array([-10, 10])
     assert np.linalg.norm(on_map - truth, axis=1).max() < 10  # five pixels
     warped, masks, facts = read_back(tmp_path / "out" / "warped.tif")
     assert warped.dtype == np.uint16

@@ -71,6 +71,7 @@ def write_table(path: Path, records: Sequence[dict[str, Any]]) -> None:
             start = [record["name"], record["image_a"], record["image_b"], outcome(record)]
             rows = record.get("matrix") or []
             matrix = [value for row in rows for value in row] + ([0, 0, 1] if len(rows) == 2 else [])
+            matrix = matrix or [""] * len(cells)
             reason = record.get("error", record.get("reason"))
             writer.writerow([*start, reason, *(record.get(number) for number in numbers), *matrix])
 

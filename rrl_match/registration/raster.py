@@ -46,12 +46,11 @@ class View(NamedTuple):
 
 def is_raster(path: Path) -> bool:
     """Whether rasterio should open a file: it is installed, and the file is no PNG, JPEG or the like without a map."""
-    if importlib.util.find_spec("rasterio") is None:
+    if importlib.util.find_spec("rasterio") is None or path.is_dir():
         return False
     suffix = path.suffix.lower()
-    return suffix not in _PLAIN or any(
-        path.with_suffix(world).is_file() for world in (f".{suffix[1:2]}{suffix[-1:]}w", f"{suffix}w", ".wld")
-    )
+    worlds = (f".{suffix[1:2]}{suffix[-1:]}w", f"{suffix}w", ".wld")
+    return suffix not in _PLAIN or any(path.with_suffix(world).is_file() for world in worlds)
 
 
 @contextmanager
@@ -127,12 +126,13 @@ def common_views(path_a: Path, path_b: Path) -> tuple[View, View] | None:
         each other, or the overlap is less than a patch.
     """
     with _opened(path_a) as a, _opened(path_b) as b:
-        if _georeference(a) is None or _georeference(b) is None or bool(a.crs) != bool(b.crs):
+        on_a, on_b = _georeference(a), _georeference(b)
+        if on_a is None or on_b is None or bool(a.crs) != bool(b.crs):
             return None
-        windows = [window for window in (_overlap(a, b), _overlap(b, a)) if window is not None]
+        windows = [window for window in (_overlap(a, on_a, b, on_b), _overlap(b, on_b, a, on_a)) if window is not None]
         if len(windows) < 2:
             return None
-        ground = [_ground_pixel(dataset) for dataset in (a, b)]
+        ground = _ground_pixel(a, on_a), _ground_pixel(b, on_b)
         coarsest = max(max(sizes) for sizes in ground)
         views = []
         for (left, top, width, height), sizes in zip(windows, ground, strict=True):
@@ -224,10 +224,8 @@ def _georeference(dataset: Any) -> Georeference | None:
     return Georeference(corner @ centre, dataset.crs.to_wkt() if dataset.crs else "")
 
 
-def _ground_pixel(dataset: Any) -> tuple[float, float]:
+def _ground_pixel(dataset: Any, georeference: Georeference) -> tuple[float, float]:
     """Width and height of a pixel, in metres if there is a reference system."""
-    georeference = _georeference(dataset)
-    assert georeference is not None
     linear = georeference.to_map[:2, :2].copy()
     if dataset.crs and dataset.crs.is_geographic:
         middle = apply(georeference.to_map, np.array([[dataset.width / 2, dataset.height / 2]]))
@@ -239,17 +237,11 @@ def _ground_pixel(dataset: Any) -> tuple[float, float]:
     return float(width), float(height)
 
 
-def _overlap(dataset: Any, other: Any) -> tuple[int, int, int, int] | None:
-    """Window of a dataset, (left, top, width, height), that the other one covers, with a margin; None if it does not.
-
-    Both are georeferenced.
-    """
+def _overlap(dataset: Any, here: Georeference, other: Any, there: Georeference) -> tuple[int, int, int, int] | None:
+    """Window of a dataset, (left, top, width, height), that the other one covers, with a margin; None if none."""
     from rasterio.errors import CRSError
     from rasterio.warp import transform
 
-    here, there = _georeference(dataset), _georeference(other)
-    assert here is not None
-    assert there is not None
     side = np.linspace(0, 1, 21)
     edges = [np.stack([side, np.full_like(side, k)], 1) for k in (0, 1)]
     outline: Matrix = np.concatenate(edges + [edge[:, ::-1] for edge in edges]) * (other.width, other.height) - 0.5
@@ -294,7 +286,7 @@ def _opened_or_made(a: ImageFile) -> Iterator[Any]:
 
 def _profile(source: Any, b: ImageFile, width: int, height: int) -> dict[str, Any]:
     """How the warped raster is created."""
-    from affine import Affine
+    from rasterio import Affine
     from rasterio.crs import CRS
 
     dtype = np.dtype(source.dtypes[0])
