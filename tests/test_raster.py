@@ -263,7 +263,7 @@ def test_what_is_no_raster(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_raster(tmp_path / "nothing.tif")
     (tmp_path / "text.tif").write_text("no image")
-    with pytest.raises(ValueError, match="cannot be read as a raster"):
+    with pytest.raises(ValueError, match="convert it to GeoTIFF"):
         read_raster(tmp_path / "text.tif")
 
 

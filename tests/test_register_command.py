@@ -11,7 +11,7 @@ import pytest
 
 from rrl_match import RRLMatcher
 from rrl_match.__main__ import main
-from rrl_match.registration import raster
+from rrl_match.registration import Search, raster
 from rrl_match.registration.pairs import read_pairs
 from rrl_match.registration.reading import read_image, tiff_tags
 
@@ -128,7 +128,7 @@ def test_options_reach_register(tmp_path, images, calls):
     np.testing.assert_array_equal(call.mask_a, shown > 0)
     assert call.value_range == (None, [-25, 5])
     assert call.model == "homography"
-    assert hasattr(call, "search")
+    assert call.search == Search(rotation=0, scale=(1, 1))
     assert calls.loaded == [("vis-lwir", "cpu")]
 
 
@@ -176,6 +176,13 @@ def test_refusal(tmp_path, images, calls, capsys):
     assert record["reason"] == "only 12% of the keypoints match"
     assert printed.err == "refused: only 12% of the keypoints match\n"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["registration.json"]  # nothing of the earlier run
+
+
+def test_results_do_not_overwrite_the_images(tmp_path, images, capsys):
+    path = encode(tmp_path / "warped.png", RGB)
+    assert run(path, images[1], "--out", tmp_path) == 2
+    assert "would be overwritten" in capsys.readouterr().err
+    assert path.is_file()
 
 
 def encode(path, image):

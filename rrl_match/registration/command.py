@@ -17,7 +17,7 @@ from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 from rrl_match._version import __version__
 from rrl_match.errors import RRLMatchError
 from rrl_match.matcher import RRLMatcher
-from rrl_match.registration import raster, register
+from rrl_match.registration import Search, raster, register
 from rrl_match.registration.pairs import TABLE, Pair, read_pairs, table, write_table
 from rrl_match.registration.reading import ImageFile, read_image, read_mask, with_mask
 from rrl_match.registration.writing import RECORD, as_json, describe, write_results
@@ -187,14 +187,13 @@ def _read(path: Path, mask: Path | None, bands: tuple[int, ...] | None, view: ra
 
 
 def _search(args: argparse.Namespace) -> dict[str, Any]:
-    """`search` of :func:`register`, nearest to no rotation and scale 1 first; nothing if it is left at its default."""
-    if args.max_rotation is None and args.scale is None:
-        return {}
-    most = 30.0 if args.max_rotation is None else args.max_rotation
-    low, high = args.scale or (0.8, 1.25)
-    rotations = [sign * k * 20.0 for k in range(int(most // 20) + 1) for sign in (1, -1)]
-    scales = sorted({1.25**k for k in range(-8, 9) if low <= 1.25**k <= high} | {low, high}, key=lambda s: abs(s - 1))
-    return {"search": [(rotation, scale) for scale in scales for rotation in dict.fromkeys(rotations)]}
+    """The argument `search` of :func:`register`; nothing if it is left at its default."""
+    given = {}
+    if args.max_rotation is not None:
+        given["rotation"] = args.max_rotation
+    if args.scale is not None:
+        given["scale"] = tuple(args.scale)
+    return {"search": Search(**given)} if given else {}
 
 
 def _settings(pair: Pair, args: argparse.Namespace) -> dict[str, Any]:

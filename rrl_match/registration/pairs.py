@@ -38,9 +38,9 @@ def read_pairs(path: Path) -> list[Pair]:
         raise ValueError(
             f"{path} must have columns image_a and image_b and a row for each pair, got: {header.strip()!r}"
         )
-    pairs, seen = [], set()
+    pairs, seen, folder = [], set(), path.parent.resolve()
     for number, row in enumerate(rows, 2):
-        files = {key: path.parent / row[key] if row.get(key) else None for key in Pair._fields[1:]}
+        files = {key: folder / row[key] if row.get(key) else None for key in Pair._fields[1:]}
         image_a, image_b = files["image_a"], files["image_b"]
         if image_a is None or image_b is None:
             raise ValueError(f"{path}, line {number}: image_a or image_b is empty")

@@ -67,7 +67,9 @@ def _opened(source: Any, *args: Any, **options: Any) -> Iterator[Any]:
             with rasterio.open(source, *args, **options) as dataset:
                 yield dataset
         except RasterioError as error:
-            raise ValueError(f"{source} cannot be {'written' if args else 'read'} as a raster: {error}") from error
+            if args:
+                raise ValueError(f"{source} cannot be written: {error}") from error
+            raise ValueError(f"{source} cannot be read ({error}): convert it to GeoTIFF, PNG or JPEG") from error
 
 
 def read_raster(path: Path, bands: tuple[int, ...] | None = None, view: View | None = None) -> ImageFile:

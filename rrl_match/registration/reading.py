@@ -191,7 +191,9 @@ def decode(path: Path) -> NDArray[Any]:
     try:
         image = cv2.imdecode(data, flags) if len(data) else None
     except cv2.error as error:
-        raise ValueError(f"{path} cannot be decoded: {error.err}") from error
+        raise ValueError(
+            f"{path} cannot be decoded ({error.err}): images of more than 2^30 pixels need {GEO_EXTRA}, as GeoTIFFs"
+        ) from error
     if image is None:
         raise ValueError(
             f"{path} cannot be read as an image: convert it to PNG, JPEG or TIFF; "

@@ -35,6 +35,19 @@ INLIERS = 12  # matches that agree with it
 SPREAD = 0.3  # of the area that the keypoints span, what those in agreement do; of the right pairs, half or more
 
 
+@dataclass(frozen=True)
+class Search:
+    """How far to look for the transform that takes image A to image B.
+
+    Attributes:
+        rotation: largest rotation in degrees, in either direction; 180 is any.
+        scale: smallest and largest scale, in pixels of B per pixel of A.
+    """
+
+    rotation: float = 180.0
+    scale: tuple[float, float] = (0.5, 2.0)
+
+
 @dataclass(frozen=True, eq=False)
 class Registration:
     """What :func:`register` found.
@@ -89,7 +102,7 @@ def register(
     mask_a: NDArray[Any] | Tensor | None = None,
     mask_b: NDArray[Any] | Tensor | None = None,
     value_range: Any = None,
-    search: Sequence[tuple[float, float]] = SEARCH,
+    search: Search | Sequence[tuple[float, float]] = SEARCH,
     progress: bool = False,
 ) -> Registration:
     """Estimate the transform that takes picture A to picture B.
@@ -133,6 +146,11 @@ def register(
 
 def _checked_search(search: Any) -> list[tuple[float, float]]:
     """Turns in degrees and scales, of which there is at least one."""
+    if isinstance(search, Search):
+        low, high = search.scale
+        turns = [sign * k * 20.0 for k in range(int(search.rotation // 20) + 1) for sign in (1, -1)]
+        scales = {1.25**k for k in range(-8, 9) if low <= 1.25**k <= high} | {low, high}
+        search = [(turn, scale) for scale in sorted(scales, key=lambda s: abs(s - 1)) for turn in dict.fromkeys(turns)]
     try:
         pairs = [(float(turn), float(scale)) for turn, scale in search]
     except (TypeError, ValueError) as error:

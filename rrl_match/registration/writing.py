@@ -79,8 +79,12 @@ def write_results(folder: Path, result: Registration, a: ImageFile, b: ImageFile
         OSError, ValueError: the folder or a file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (RECORD, CHECKERBOARD, TIE_POINTS, QGIS_POINTS, *WARPED):  # of an earlier run
-        (folder / name).unlink(missing_ok=True)
+    earlier = [folder / name for name in (RECORD, CHECKERBOARD, TIE_POINTS, QGIS_POINTS, *WARPED)]
+    for image in (a, b):
+        if image.path.resolve() in [path.resolve() for path in earlier]:
+            raise ValueError(f"{image.path} would be overwritten by the results: choose another folder for them")
+    for path in earlier:
+        path.unlink(missing_ok=True)
     matrix = file_matrix(result, a, b)
     if result.ok and matrix is not None:
         write_tie_points(folder / TIE_POINTS, result, a, b)
