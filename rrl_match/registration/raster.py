@@ -23,6 +23,7 @@ MAX_PIXELS = 16_000_000  # of a raster that are read for registration; larger on
 MARGIN = 0.15  # of the larger side of the overlap, added to it on every side
 BLOCK = 1024  # pixels of a side that are warped at once, a multiple of a tile
 TILE = 256
+CACHE = 256 * 2**20  # bytes of decoded tiles that GDAL keeps; its default is 5 % of the machine's memory
 _PLAIN = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})  # read by OpenCV, if no world file lies beside
 _DEGREE = 111_320.0  # metres along a meridian
 
@@ -64,7 +65,7 @@ def _opened(source: Any, *args: Any, **options: Any) -> Iterator[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
-            with rasterio.open(source, *args, **options) as dataset:
+            with rasterio.Env(GDAL_CACHEMAX=CACHE), rasterio.open(source, *args, **options) as dataset:
                 yield dataset
         except RasterioError as error:
             if args:
