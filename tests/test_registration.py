@@ -10,7 +10,18 @@ import torch
 from networks import tiny_matcher
 
 from rrl_match import Matches, Registration, RRLMatcher, register
-from rrl_match.registration import _apply, _as_3x3, _doubts, _enlarged, _fit, _jacobian, _peaks, _Pictures, _Run, _shown
+from rrl_match.registration.register import (
+    _apply,
+    _as_3x3,
+    _doubts,
+    _enlarged,
+    _fit,
+    _jacobian,
+    _peaks,
+    _Pictures,
+    _Run,
+    _shown,
+)
 from rrl_match.training.datasets import hold_back, read_pairs
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -61,7 +72,7 @@ def test_edges_do_not_undo_what_passed_the_checks(vis_nir, rendered, monkeypatch
     def agreed(image_a, image_b, points, predicted, linear, radius):
         return np.einsum("nij,nj->ni", np.linalg.inv(linear), 0.1 * points - predicted), np.ones(len(points), bool)
 
-    monkeypatch.setattr("rrl_match.registration.edge_offsets", agreed)
+    monkeypatch.setitem(register.__globals__, "edge_offsets", agreed)
     visible, infrared, truth = rendered
     result = register(vis_nir, visible, infrared)
     assert result.ok, result.reason

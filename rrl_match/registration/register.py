@@ -36,6 +36,19 @@ INLIERS = 12  # matches that agree with it
 SPREAD = 0.3  # of the area that the keypoints span, what those in agreement do; of the right pairs, half or more
 
 
+@dataclass(frozen=True)
+class Search:
+    """How far to look for the transform that takes image A to image B.
+
+    Attributes:
+        rotation: largest rotation in degrees, in either direction; 180 is any.
+        scale: smallest and largest scale, in pixels of B per pixel of A.
+    """
+
+    rotation: float = 180.0
+    scale: tuple[float, float] = (0.5, 2.0)
+
+
 @dataclass(frozen=True, eq=False)
 class Registration:
     """What :func:`register` found.
@@ -49,6 +62,7 @@ class Registration:
         matches: of their rows; pair n is row n of both.
         inliers: (K,) bool, matches that agree with the matrix.
         support: share of the keypoints whose patches score above the matcher's threshold under the transform.
+        rejected: the matrix that was not trusted, if there is one.
     """
 
     matrix: NDArray[np.float64] | None
@@ -59,6 +73,25 @@ class Registration:
     matches: Matches
     inliers: NDArray[np.bool_]
     support: float
+    rejected: NDArray[np.float64] | None = None
+
+    @property
+    def matched_fraction(self) -> float:
+        """Fraction of the keypoints whose patches match under the transform."""
+        return self.support
+
+    def warp(self, image_a: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+        """Image A (H, W) or (H, W, C) in the frame of an image B of `shape`, zero where A shows nothing."""
+        if self.matrix is None:
+            raise ValueError(f"there is no transform to warp by: {self.reason}")
+        return np.asarray(cv2.warpPerspective(image_a, _as_3x3(self.matrix), (shape[1], shape[0])))
+
+    def checkerboard(self, image_a: NDArray[Any], image_b: NDArray[Any]) -> NDArray[Any]:
+        """Cells of warped image A and of image B by turns; both of the same channels and dtype."""
+        y, x = np.indices(image_b.shape[:2]) // (max(image_b.shape[:2]) // 8 + 1)
+        odd = (x + y) % 2 == 1
+        warped = self.warp(image_a, image_b.shape)
+        return np.where(odd.reshape(odd.shape + (1,) * (image_b.ndim - 2)), image_b, warped)
 
 
 def register(
@@ -70,7 +103,7 @@ def register(
     mask_a: NDArray[Any] | Tensor | None = None,
     mask_b: NDArray[Any] | Tensor | None = None,
     value_range: Any = None,
-    search: Sequence[tuple[float, float]] = SEARCH,
+    search: Search | Sequence[tuple[float, float]] = SEARCH,
     progress: bool = False,
 ) -> Registration:
     """Estimate the transform that takes picture A to picture B.
@@ -108,11 +141,17 @@ def register(
     a = _Pictures(image_a, mask_a, range_a, "a")
     b = _Pictures(image_b, mask_b, range_b, "b")
     with tqdm(desc="registering", unit=" steps") if progress else nullcontext() as bar:
-        return _Run(matcher, a, b, model, bar).register(turns_and_scales)
+        result = _Run(matcher, a, b, model, bar).register(turns_and_scales)
+    return result if result.ok else replace(result, matrix=None, rejected=result.matrix)
 
 
 def _checked_search(search: Any) -> list[tuple[float, float]]:
     """Turns in degrees and scales, of which there is at least one."""
+    if isinstance(search, Search):
+        low, high = search.scale
+        turns = [sign * k * 20.0 for k in range(int(search.rotation // 20) + 1) for sign in (1, -1)]
+        scales = {1.25**k for k in range(-8, 9) if low <= 1.25**k <= high} | {low, high}
+        search = [(turn, scale) for scale in sorted(scales, key=lambda s: abs(s - 1)) for turn in dict.fromkeys(turns)]
     try:
         pairs = [(float(turn), float(scale)) for turn, scale in search]
     except (TypeError, ValueError) as error:
