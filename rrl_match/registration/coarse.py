@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rrl_match.registration.fields import Fields, pooled_fields
-from rrl_match.registration.geometry import Matrix, apply, similarity, translation
+from rrl_match.registration.geometry import Matrix, apply, inverse, similarity, translation
 from rrl_match.registration.images import Frame, Mask
 from rrl_match.registration.settings import Settings
 
@@ -59,6 +59,14 @@ def distinct(found: Sequence[Hypothesis], shape: tuple[int, int], distance: floa
     return kept
 
 
+class _Pooled(NamedTuple):
+    """Fields (H, W, 3) of one image, their mask, and the matrix from the full image's pixels to theirs."""
+
+    fields: Fields
+    mask: Mask
+    matrix: Matrix
+
+
 def _at_scale(
     frames: Sequence[Frame], rotations: Sequence[float], scale: float, settings: Settings
 ) -> list[Hypothesis]:
@@ -66,66 +74,80 @@ def _at_scale(
     a, b = frames[0]
     base = max(*a.shape, *b.shape) / settings.coarse_side
     factor_a, factor_b = (base / scale, base) if scale < 1 else (base, base * scale)
-    pooled = [(pooled_fields(f.a, factor_a, settings), pooled_fields(f.b, factor_b, settings)) for f in frames]
-    (_, mask_a, to_a), (_, mask_b, to_b) = pooled[0]
-    side = min(math.ceil(math.hypot(*mask_a.shape)) + 1, round(1.42 * settings.coarse_side))
-    side += side % 2
-    size = h, w = (
-        fast_length((mask_b.shape[0] + 3 * side // 4) // 2) * 2,
-        fast_length((mask_b.shape[1] + 3 * side // 4) // 2) * 2,
-    )
-    spectra_b = [_spectra(_planar(fields), mask, size) for _, (fields, mask, _) in pooled]
-    found, back = [], np.linalg.inv(to_b)
-    for some in (rotations[k : k + _AT_ONCE] for k in range(0, len(rotations), _AT_ONCE)):
-        product = shown = least = 0
-        for ((fields, mask, _), (_, other, _)), spectrum_b in zip(pooled, spectra_b, strict=True):
-            rotated, masks, matrices = _rotated(fields, mask, some, side)
-            spectrum_a = _spectra(rotated, masks, size)
-            product = product + (spectrum_b[0] * spectrum_a[0].conj()).sum(-3)
-            shown = shown + spectrum_b[1] * spectrum_a[1].conj()
-            least = least + masks.reshape(len(masks), -1).sum(1).clip(max=int(other.sum())).astype(np.float32)
-        overlap = torch.fft.irfft2(shown, (h // 2, w // 2)).mul_(4).clamp_(min=1)
-        root = overlap.sqrt()
-        weight = (root * root.sqrt()).reciprocal_()
-        weight[overlap < settings.min_overlap * torch.from_numpy(least)[:, None, None]] = 0
-        surface = torch.fft.irfft2(product, size) * weight.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    pooled_a = [_Pooled(*pooled_fields(frame.a, factor_a, settings)) for frame in frames]
+    pooled_b = [_Pooled(*pooled_fields(frame.b, factor_b, settings)) for frame in frames]
+    height, width = pooled_b[0].mask.shape
+    side = min(math.ceil(math.hypot(*pooled_a[0].mask.shape)) + 1, round(1.42 * settings.coarse_side))
+    size = [2 * fast_length((n + 3 * side // 4) // 2 + 1) for n in (height, width)]
+    spectra_b = [_spectra(np.ascontiguousarray(np.moveaxis(p.fields, -1, 0)), p.mask, size) for p in pooled_b]
+    found, back = [], inverse(pooled_b[0].matrix)
+    for start in range(0, len(rotations), _AT_ONCE):
+        matrices = [_about_centre(r, pooled_a[0].mask.shape, side) for r in rotations[start : start + _AT_ONCE]]
+        surface = _surface(pooled_a, pooled_b, spectra_b, matrices, side, size, settings.min_overlap)
         for row, score, x, y in _peaks(surface, settings.peaks):
-            shift = translation(x if x < mask_b.shape[1] else x - w, y if y < mask_b.shape[0] else y - h)
-            found.append(Hypothesis(score, back @ shift @ matrices[row] @ to_a))
+            shift = translation(x if x < width else x - size[1], y if y < height else y - size[0])
+            found.append(Hypothesis(score, back @ shift @ matrices[row] @ pooled_a[0].matrix))
     return found
 
 
-def _rotated(
-    fields: Fields, mask: Mask, rotations: Sequence[float], side: int
-) -> tuple[NDArray[np.float32], Mask, list[Matrix]]:
-    """Fields (R, 3, side, side) and masks (R, side, side) under each rotation about the centre, and the matrices."""
-    h, w = mask.shape
-    rotated = np.empty((len(rotations), 3, side, side), np.float32)
-    masks = np.empty((len(rotations), side, side), np.uint8)
-    matrices = []
-    for k, rotation in enumerate(rotations):
-        centre = translation(-(w - 1) / 2, -(h - 1) / 2)
-        matrix = translation((side - 1) / 2, (side - 1) / 2) @ similarity(rotation, 1) @ centre
+def _surface(
+    pooled_a: Sequence[_Pooled],
+    pooled_b: Sequence[_Pooled],
+    spectra_b: Sequence[tuple[Tensor, Tensor]],
+    matrices: Sequence[Matrix],
+    side: int,
+    size: Sequence[int],
+    min_overlap: float,
+) -> Tensor:
+    """Agreement (R, H, W) of all frames under each matrix and shift, 0 where they overlap too little.
+
+    The sum over the overlap grows with it, the mean shrinks: the sum is divided by the overlap to the power of 3/4.
+    """
+    products, overlaps, least = [], [], np.zeros(len(matrices), np.float32)
+    for a, b, (spectrum_b, shown_b) in zip(pooled_a, pooled_b, spectra_b, strict=True):
+        rotated, masks = _warped(a.fields, a.mask, matrices, side)
+        spectrum_a, shown_a = _spectra(rotated, masks, size)
+        products.append((spectrum_b * spectrum_a.conj()).sum(-3))
+        overlaps.append(shown_b * shown_a.conj())
+        least += min_overlap * masks.sum((1, 2)).clip(max=int(b.mask.sum()))
+    half = size[0] // 2, size[1] // 2
+    overlap = torch.fft.irfft2(sum(overlaps[1:], overlaps[0]), half).mul_(4).clamp_(min=1)
+    root = overlap.sqrt()
+    weight = (root * root.sqrt()).reciprocal_()
+    weight[overlap < torch.from_numpy(least)[:, None, None]] = 0
+    weight = weight.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    surface: Tensor = torch.fft.irfft2(sum(products[1:], products[0]), tuple(size)).mul_(weight)
+    return surface
+
+
+def _about_centre(rotation: float, shape: tuple[int, ...], side: int) -> Matrix:
+    """Rotation about the centre of an image of this shape, which goes to the centre of a square."""
+    h, w = shape
+    middle = (side - 1) / 2
+    return translation(middle, middle) @ similarity(rotation, 1) @ translation(-(w - 1) / 2, -(h - 1) / 2)
+
+
+def _warped(fields: Fields, mask: Mask, matrices: Sequence[Matrix], side: int) -> tuple[NDArray[np.float32], Mask]:
+    """Fields (R, 3, side, side) and masks (R, side, side) under rotations, with which the orientations rotate."""
+    warped = np.empty((len(matrices), 3, side, side), np.float32)
+    masks = np.empty((len(matrices), side, side), np.uint8)
+    for of_fields, of_mask, matrix in zip(warped, masks, matrices, strict=True):
         strength, x, y = cv2.split(cv2.warpAffine(fields, matrix[:2], (side, side), flags=cv2.INTER_LINEAR))
-        c, s = math.cos(math.radians(2 * rotation)), math.sin(math.radians(2 * rotation))
-        rotated[k, 0] = strength
-        cv2.addWeighted(x, c, y, -s, 0, dst=rotated[k, 1])
-        cv2.addWeighted(x, s, y, c, 0, dst=rotated[k, 2])
-        cv2.warpAffine(mask, matrix[:2], (side, side), dst=masks[k], flags=cv2.INTER_NEAREST)
-        matrices.append(matrix)
-    return rotated, masks, matrices
+        cosine, sine = matrix[0, 0], matrix[1, 0]
+        c, s = cosine * cosine - sine * sine, 2 * cosine * sine  # of the doubled angle
+        of_fields[0] = strength
+        cv2.addWeighted(x, c, y, -s, 0, dst=of_fields[1])
+        cv2.addWeighted(x, s, y, c, 0, dst=of_fields[2])
+        cv2.warpAffine(mask, matrix[:2], (side, side), dst=of_mask, flags=cv2.INTER_NEAREST)
+    return warped, masks
 
 
-def _planar(fields: Fields) -> NDArray[np.float32]:
-    return np.ascontiguousarray(np.moveaxis(fields, -1, 0))
-
-
-def _spectra(fields: NDArray[np.float32], mask: Mask, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _spectra(fields: NDArray[np.float32], mask: Mask, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Spectra of fields (..., 3, H, W), and of their mask (..., H, W) at half the resolution."""
     shown = torch.from_numpy(mask.astype(np.float32))
     h, w = shown.shape[-2] // 2, shown.shape[-1] // 2
     half = shown[..., : 2 * h, : 2 * w].unflatten(-1, (w, 2)).mean(-1).unflatten(-2, (h, 2)).mean(-2)
-    return torch.fft.rfft2(torch.from_numpy(fields), size), torch.fft.rfft2(half, (size[0] // 2, size[1] // 2))
+    return torch.fft.rfft2(torch.from_numpy(fields), tuple(size)), torch.fft.rfft2(half, (size[0] // 2, size[1] // 2))
 
 
 def _peaks(surface: Tensor, count: int) -> list[tuple[int, float, int, int]]:

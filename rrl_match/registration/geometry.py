@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -42,7 +42,13 @@ def similarity(rotation: float, scale: float) -> Matrix:
     return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
+def inverse(matrix: Matrix) -> Matrix:
+    """Inverse of a matrix (3, 3)."""
+    return np.asarray(np.linalg.inv(matrix), np.float64)
+
+
 def translation(x: float, y: float) -> Matrix:
+    """Shift, as a (3, 3) matrix."""
     return np.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
 
 
@@ -65,20 +71,25 @@ def fit(points: Points, matched: Points, model: Model, bound: float) -> tuple[Ma
     none = None, np.zeros(len(points), bool)
     if len(points) < 6:
         return none
-    options = {"ransacReprojThreshold": bound, "maxIters": 5000, "confidence": 0.9999}
+    magsac, rounds, confidence = cv2.USAC_MAGSAC, 5000, 0.9999
+    matrix: NDArray[Any] | None
     if model == "similarity":
-        matrix, agree = cv2.estimateAffinePartial2D(points, matched, method=cv2.RANSAC, **options)
+        matrix, agree = cv2.estimateAffinePartial2D(
+            points, matched, None, cv2.RANSAC, ransacReprojThreshold=bound, maxIters=rounds, confidence=confidence
+        )
     elif model == "affine":
-        matrix, agree = cv2.estimateAffine2D(points, matched, method=cv2.USAC_MAGSAC, **options)
+        matrix, agree = cv2.estimateAffine2D(
+            points, matched, None, magsac, ransacReprojThreshold=bound, maxIters=rounds, confidence=confidence
+        )
     else:
-        matrix, agree = cv2.findHomography(points, matched, method=cv2.USAC_MAGSAC, **options)
+        matrix, agree = cv2.findHomography(points, matched, magsac, bound, maxIters=rounds, confidence=confidence)
     if matrix is None or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:2, :2])) < 1e-6:
         return none
-    return as_3x3(np.asarray(matrix, np.float64)), agree.ravel().astype(bool)
+    return as_3x3(np.asarray(matrix, np.float64)), np.asarray(agree).ravel().astype(bool)
 
 
 def implausible(matrix: Matrix, centre: Points) -> str:
-    """What is wrong with a transform (3, 3) around a point (2,): it mirrors, or scales too much or too unevenly; or ""."""
+    """What is wrong with a transform (3, 3) around a point (2,), or "": it mirrors, or scales too much or unevenly."""
     derivative = jacobian(matrix, centre[None])[0]
     if not np.isfinite(derivative).all():
         return "it is not finite"
@@ -88,8 +99,3 @@ def implausible(matrix: Matrix, centre: Points) -> str:
     if scales[0] > 4 or scales[1] < 0.25 or scales[0] > 1.5 * scales[1]:
         return f"it scales by {scales[0]:.2f} and {scales[1]:.2f}"
     return ""
-
-
-def in_degrees(matrix: Matrix) -> float:
-    """Rotation of the linear part of a matrix (3, 3)."""
-    return math.degrees(math.atan2(matrix[1, 0] - matrix[0, 1], matrix[0, 0] + matrix[1, 1]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from rrl_match.patches import ValueRange, as_grey, checked_range, percentile_range
 from rrl_match.registration.geometry import Matrix, shrinking
 
+Pixels: TypeAlias = "NDArray[Any]"  # uint8, uint16 or floating point
 Grey = NDArray[np.float32]
 Mask = NDArray[np.uint8]
 
@@ -41,7 +42,7 @@ class PreparedImage:
         value_range: grey values that become 0 and 1.
     """
 
-    def __init__(self, grey: NDArray[np.generic], mask: Mask, value_range: ValueRange) -> None:
+    def __init__(self, grey: Pixels, mask: Mask, value_range: ValueRange) -> None:
         self.grey, self.mask, self.value_range = grey, mask, value_range
         self._levels: dict[tuple[int, int], Level] = {}
 
@@ -55,7 +56,8 @@ class PreparedImage:
         h, w = self.shape
         size = (max(1, round(w / factor)), max(1, round(h / factor))) if factor > 1 else (w, h)
         if size not in self._levels:
-            small, mask = self.grey, self.mask
+            small: Pixels = self.grey
+            mask = self.mask
             if size != (w, h):
                 small = cv2.resize(self.grey, size, interpolation=cv2.INTER_AREA)
                 mask = np.asarray(cv2.resize(self.mask, size, interpolation=cv2.INTER_NEAREST), np.uint8)
@@ -63,7 +65,7 @@ class PreparedImage:
             self._levels[size] = Level(self.normalised(small), mask, matrix)
         return self._levels[size]
 
-    def normalised(self, grey: NDArray[np.generic]) -> Grey:
+    def normalised(self, grey: Pixels) -> Grey:
         """Grey values of this image in [0, 1]."""
         low, high = self.value_range
         scaled: Grey = grey.astype(np.float32)
@@ -80,8 +82,8 @@ class Frame(NamedTuple):
 
 
 def prepare(
-    image: NDArray[np.generic] | Tensor,
-    mask: NDArray[np.generic] | Tensor | None,
+    image: Pixels | Tensor,
+    mask: Pixels | Tensor | None,
     value_range: ValueRange | None,
     band: str,
 ) -> PreparedImage:
@@ -111,7 +113,7 @@ def prepare(
     return PreparedImage(grey, shown.astype(np.uint8), given or default or _percentiles(grey, shown))
 
 
-def _grey_and_shown(image: NDArray[np.generic] | Tensor, name: str) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+def _grey_and_shown(image: Pixels | Tensor, name: str) -> tuple[Pixels, NDArray[np.bool_]]:
     """Grey image, and where it is finite and not transparent."""
     array = image.detach().cpu() if isinstance(image, Tensor) else image
     array = array.float().numpy() if isinstance(array, Tensor) and array.is_floating_point() else array
@@ -119,13 +121,13 @@ def _grey_and_shown(image: NDArray[np.generic] | Tensor, name: str) -> tuple[NDA
     opaque = None
     if isinstance(array, np.ndarray) and array.ndim == 3 and array.shape[2] == 4:
         opaque, array = array[..., 3] > 0, array[..., :3]
-    finite = None
+    finite: NDArray[np.bool_] | None = None
     if isinstance(array, np.ndarray) and array.dtype.kind == "f" and array.size and array.ndim in (2, 3):
         finite = np.isfinite(array)
         if not finite.any():
             raise ValueError(f"{name} holds no finite value")
         array = np.where(finite, array, 0) if not finite.all() else array
-        finite = finite.all(axis=2) if array.ndim == 3 else finite
+        finite = np.asarray(finite.all(axis=2) if array.ndim == 3 else finite)
     grey = as_grey(array, name)
     if array.ndim == 3 and array.shape[2] == 3:  # red and blue weigh the same, so that RGB and BGR give the same grey
         grey = cv2.addWeighted(grey, 0.5, as_grey(array[..., ::-1], name), 0.5, 0)
@@ -133,16 +135,14 @@ def _grey_and_shown(image: NDArray[np.generic] | Tensor, name: str) -> tuple[NDA
     return grey, shown if opaque is None else shown & opaque
 
 
-def _percentiles(grey: NDArray[np.generic], shown: NDArray[np.bool_]) -> ValueRange:
+def _percentiles(grey: Pixels, shown: NDArray[np.bool_]) -> ValueRange:
     step = max(1, int(np.sqrt(grey.size / 1_000_000)))
     sample, kept = grey[::step, ::step], shown[::step, ::step]
     return percentile_range(sample[kept] if kept.any() else sample)
 
 
-def _constant_borders(
-    grey: NDArray[np.generic], shown: NDArray[np.bool_], value_range: ValueRange
-) -> NDArray[np.bool_]:
-    """(H, W), where large areas that touch the image's border have the lowest or highest value, but for JPEG's noise."""
+def _constant_borders(grey: Pixels, shown: NDArray[np.bool_], value_range: ValueRange) -> NDArray[np.bool_]:
+    """(H, W), large areas at the image's border that have the lowest or highest value, but for JPEG's noise."""
     step = max(1, int(np.sqrt(grey.size / _BORDER_PIXELS)))
     small, (low, high) = grey[::step, ::step], value_range
     found = np.zeros(small.shape, np.uint8)
@@ -154,7 +154,7 @@ def _constant_borders(
         opened = cv2.morphologyEx(
             constant.astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8), borderType=cv2.BORDER_REPLICATE
         )
-        count, labels, stats, _ = cv2.connectedComponentsWithStats(opened, connectivity=4)
+        _, labels, stats, _ = cv2.connectedComponentsWithStats(opened, connectivity=4)
         x, y, w, h, area = stats.T
         touches = (x == 0) | (y == 0) | (x + w == small.shape[1]) | (y + h == small.shape[0])
         border = touches & (area > 0.005 * small.size)
@@ -162,6 +162,6 @@ def _constant_borders(
         found |= border[labels].astype(np.uint8)
     if not found.any():
         return np.zeros(grey.shape, bool)
-    found = cv2.dilate(found, np.ones((3, 3), np.uint8))
-    whole: NDArray[np.bool_] = cv2.resize(found, grey.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
+    wider = cv2.dilate(found, np.ones((3, 3), np.uint8))
+    whole: NDArray[np.bool_] = cv2.resize(wider, grey.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
     return whole

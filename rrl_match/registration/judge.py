@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rrl_match.matcher import RRLMatcher
 from rrl_match.patches import extract_patches
-from rrl_match.registration.geometry import Matrix, Points, apply, jacobian, scale_of
+from rrl_match.registration.geometry import Matrix, Points, apply, inverse, jacobian, scale_of
 from rrl_match.registration.images import Frame, Grey, Mask
 from rrl_match.registration.settings import Settings
 
@@ -38,7 +38,7 @@ class Judgement(NamedTuple):
 
 
 class _Patches(NamedTuple):
-    """Patches of A and of B, (N, size, size) each, their locations (N, 2) in A and their rows (N,) in what was given."""
+    """Patches of A and of B, (N, size, size), their locations (N, 2) in A and their rows (N,) in what was given."""
 
     a: NDArray[np.float32]
     b: NDArray[np.float32]
@@ -98,14 +98,14 @@ def _patches(
     shrink_a, shrink_b = _factors(frame, matrix, settings)
     image_a, mask_a, to_a = frame.a.level(shrink_a)
     image_b, mask_b, to_b = frame.b.level(shrink_b)
-    whole = to_b @ matrix @ np.linalg.inv(to_a)
+    whole = to_b @ matrix @ inverse(to_a)
     inside_b = cv2.warpPerspective(
         patch_inside(mask_b, size), whole, mask_a.shape[::-1], flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
     )
     allowed = patch_inside(mask_a, size) & np.asarray(inside_b, np.uint8)
     if locations is None:
         points = corners(image_a, allowed, count)
-        locations, rows = apply(np.linalg.inv(to_a), points), np.arange(len(points))
+        locations, rows = apply(inverse(to_a), points), np.arange(len(points))
     else:
         x, y = apply(to_a, locations).round().astype(int).T.clip(0, [[mask_a.shape[1] - 1], [mask_a.shape[0] - 1]])
         rows = np.flatnonzero(allowed[y, x])

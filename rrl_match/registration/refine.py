@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rrl_match.registration.coarse import Hypothesis, distinct, fast_length
 from rrl_match.registration.fields import Fields, eroded, fields_of
-from rrl_match.registration.geometry import Matrix, Model, Points, apply, fit, scale_of
+from rrl_match.registration.geometry import Matrix, Model, Points, apply, fit, inverse, scale_of
 from rrl_match.registration.images import Frame, Grey, Mask
 from rrl_match.registration.settings import Settings
 
@@ -52,21 +52,20 @@ class _Overlay(NamedTuple):
 
 
 def align(frames: Sequence[Frame], hypotheses: Sequence[Hypothesis], settings: Settings) -> list[Hypothesis]:
-    """Hypotheses aligned in small images, distinct ones, best first."""
+    """Hypotheses aligned in small images, distinct ones, best first; in each round only the best go on."""
     a, b = frames[0]
     factor = max(1.0, max(*a.shape, *b.shape) / settings.align_side)
     frames = frames[:: max(1, math.ceil(len(frames) / settings.coarse_frames))]
-    aligned = []
-    for hypothesis in hypotheses:
-        matrix = hypothesis.matrix
-        for radius in settings.align_radii:
+    found = list(hypotheses)
+    for radius, most in zip(settings.align_radii, settings.aligned, strict=True):
+        aligned = []
+        for _, matrix in found:
             blocks = match_blocks(frames, matrix, factor, radius, settings.align_half, settings.align_cells, settings)
             fitted, _ = fit(*_found(blocks), "similarity", settings.bound * factor)
-            if fitted is None:
-                break
-            matrix = fitted
-        aligned.append(Hypothesis(agreement(frames, matrix, factor, settings), matrix))
-    return distinct(aligned, a.shape, settings.distance * max(b.shape), settings.hypotheses)
+            if fitted is not None:
+                aligned.append(Hypothesis(agreement(frames, fitted, factor, settings), fitted))
+        found = distinct(aligned, a.shape, settings.distance * max(b.shape), most)
+    return found
 
 
 def refine(frames: Sequence[Frame], matrix: Matrix, model: Model, settings: Settings) -> Refined | None:
@@ -106,7 +105,7 @@ def agreement(frames: Sequence[Frame], matrix: Matrix, factor: float, settings: 
         b[:, 0] -= b[:, 0].mean()
         total += float(np.vdot(a, b))
         area += len(a)
-    return total / max(area, 1) ** 0.75
+    return float(total / max(area, 1) ** 0.75)
 
 
 def match_blocks(
@@ -136,8 +135,8 @@ def _match_frame(
         return Blocks(np.empty((0, 2)), np.empty((0, 2)), np.zeros(0, bool))
     offsets, inside = _offsets(overlay, centres, half, radius)
     predicted = centres.astype(np.float64)
-    points = apply(np.linalg.inv(overlay.to_level @ matrix), predicted)
-    matched = apply(np.linalg.inv(overlay.to_level), predicted + offsets)
+    points = apply(inverse(overlay.to_level @ matrix), predicted)
+    matched = apply(inverse(overlay.to_level), predicted + offsets)
     return Blocks(points, matched, inside)
 
 
@@ -148,13 +147,13 @@ def _overlay(frame: Frame, matrix: Matrix, factor: float, settings: Settings) ->
     scale = scale_of(to_level @ matrix, np.array([(w - 1) / 2, (h - 1) / 2]))
     shrink = 2.0 ** max(0, math.floor(math.log2(1 / scale) + 0.3)) if 0 < scale < 1 else 1.0
     image_a, mask_a, from_a = frame.a.level(shrink)
-    whole = to_level @ matrix @ np.linalg.inv(from_a)
+    whole = to_level @ matrix @ inverse(from_a)
     size = mask_b.shape[::-1]
     warped = np.asarray(cv2.warpPerspective(image_a, whole, size, flags=cv2.INTER_LINEAR), np.float32)
-    inside = cv2.warpPerspective(mask_a, whole, size, flags=cv2.INTER_NEAREST)
+    inside = np.asarray(cv2.warpPerspective(mask_a, whole, size, flags=cv2.INTER_NEAREST), np.uint8)
     inside = np.asarray(cv2.erode(inside, np.ones((5, 5), np.uint8)), np.uint8)
     mask_b = eroded(mask_b, 5)
-    both = inside & mask_b
+    both: Mask = inside & mask_b
     corners = np.asarray(cv2.cornerMinEigenVal(warped, 5), np.float32) * both
     fields = fields_of(warped, inside, settings), fields_of(image_b, mask_b, settings)
     return _Overlay(*fields, both, corners, to_level)

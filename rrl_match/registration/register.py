@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
@@ -67,9 +67,8 @@ class Registration:
         """
         if self.matrix is None:
             raise ValueError(f"there is no transform to warp by: {self.reason}")
-        size = int(shape[1]), int(shape[0])
-        warped: NDArray[np.generic] = cv2.warpPerspective(image_a, as_3x3(self.matrix), size, flags=cv2.INTER_LINEAR)
-        return warped
+        size, pixels = (int(shape[1]), int(shape[0])), np.asarray(image_a, dtype=None)
+        return np.asarray(cv2.warpPerspective(pixels, as_3x3(self.matrix), size, flags=cv2.INTER_LINEAR))
 
     def checkerboard(
         self, image_a: NDArray[np.generic], image_b: NDArray[np.generic], squares: int = 8
@@ -91,7 +90,7 @@ class Registration:
         return board
 
 
-def _displayed(image: NDArray[np.generic]) -> NDArray[np.uint8]:
+def _displayed(image: NDArray[Any]) -> NDArray[np.uint8]:
     """An image as uint8 RGB (H, W, 3)."""
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[..., 0]
@@ -99,8 +98,7 @@ def _displayed(image: NDArray[np.generic]) -> NDArray[np.uint8]:
         low, high = percentile_range(image)
         scaled = (np.nan_to_num(image.astype(np.float32), nan=low) - low) / (high - low)
         image = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
-    colour: NDArray[np.uint8] = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else image[..., :3]
-    return colour
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else image[..., :3], np.uint8)
 
 
 def register(
@@ -163,8 +161,8 @@ def _prepared(
     ranges = range_per_band(value_range)
     prepared = []
     for images, masks, given, band in ((image_a, mask_a, ranges[0], "a"), (image_b, mask_b, ranges[1], "b")):
-        listed = list(images) if isinstance(images, (list, tuple)) else [images]
-        of_each = list(masks) if isinstance(masks, (list, tuple)) else [masks] * len(listed)
+        listed: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
+        of_each: list[Any] = list(masks) if isinstance(masks, (list, tuple)) else [masks] * len(listed)
         if not listed:
             raise ValueError(f"image_{band} is an empty list")
         if len(of_each) != len(listed):

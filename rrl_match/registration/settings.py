@@ -34,7 +34,7 @@ class Settings:
     first_scale: float = 1.3
     min_overlap: float = 0.4  # of the smaller footprint
     peaks: int = 2  # of each rotation and scale
-    proposals: int = 16  # hypotheses to align
+    proposals: int = 14  # hypotheses to align
     distance: float = 0.04  # between hypotheses, of the image's side
 
     # fields of oriented gradients
@@ -45,6 +45,7 @@ class Settings:
     # block matching
     align_side: int = 256  # pixels of the longer side where hypotheses are aligned
     align_radii: tuple[int, ...] = (12, 8)
+    aligned: tuple[int, ...] = (8, 6)  # hypotheses that are left after each round
     align_half: int = 24  # half the width of a block
     align_cells: int = 7  # blocks in each direction
     fine_pixels: int = 3_000_000  # of the finest level
@@ -56,8 +57,7 @@ class Settings:
 
     # judgement
     judge_pixels: int = 400_000  # images are shrunk to this size
-    hypotheses: int = 6  # to be judged
-    quick_locations: int = 14
+    quick_locations: int = 10  # of each hypothesis
     quick_prior: float = 3.0  # see Judgement.support
     quick_support: float = 0.3  # hypotheses after the first one need this much
     attempts: int = 2  # hypotheses to refine
