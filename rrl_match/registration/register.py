@@ -186,14 +186,21 @@ def _searched(
 ) -> Registration:
     """Look near the identity first, and everywhere if what is found there is not beyond doubt."""
     best = _Outcome(0.0, _refusal("no transform was found under which the images agree"))
-    for grids in _grids(search, settings):
+    pool: list[_Judged] = []
+    stages = list(_grids(search, settings))
+    for grids in stages:
         hypotheses = [h for rotations, scales in grids for h in propose(frames, rotations, scales, settings)]
         step()
         hypotheses = align(frames, sorted(hypotheses, key=lambda h: -h.score)[: settings.proposals], settings)
         step()
-        for hypothesis in _best_supported(matcher, frames, hypotheses, settings):
+        pool = sorted(pool + _judged(matcher, frames, hypotheses, settings), key=lambda judged: -judged.rank)
+        least = 0.0 if grids is stages[-1] else settings.quick_support
+        for judged in pool[: settings.attempts]:
+            if judged.support < least:
+                continue
+            pool.remove(judged)
             step()
-            refined = refine(frames, hypothesis.matrix, model, settings)
+            refined = refine(frames, judged.matrix, model, settings)
             if refined is None:
                 continue
             outcome = _checked(matcher, frames, refined, model, settings)
@@ -201,6 +208,14 @@ def _searched(
             if best.registration.ok and best.support >= settings.certain_support:
                 return best.registration
     return best.registration
+
+
+class _Judged(NamedTuple):
+    """A hypothesis (3, 3), its support, and its rank, to which the agreement of the fields adds a little."""
+
+    matrix: Matrix
+    support: float
+    rank: float
 
 
 class _Outcome(NamedTuple):
@@ -233,16 +248,17 @@ def _grids(search: Search, settings: Settings) -> Iterator[list[_Grid]]:
         yield rest
 
 
-def _best_supported(
+def _judged(
     matcher: RRLMatcher, frames: list[Frame], hypotheses: list[Hypothesis], settings: Settings
-) -> list[Hypothesis]:
-    """The hypotheses that RRL-Net supports most, best first; of those it does not support, the best one."""
+) -> list[_Judged]:
+    """What RRL-Net makes of hypotheses at a few locations each."""
     if not hypotheses:
         return []
     judgements = judge(matcher, frames, [h.matrix for h in hypotheses], settings.quick_locations, settings)
     support = [judgement.support(settings.quick_prior) for judgement in judgements]
-    order = sorted(range(len(hypotheses)), key=lambda k: -support[k])[: settings.attempts]
-    return [hypotheses[k] for n, k in enumerate(order) if n == 0 or support[k] >= settings.quick_support]
+    highest = max(1e-6, *(h.score for h in hypotheses))
+    added = [settings.agreement_weight * h.score / highest for h in hypotheses]
+    return [_Judged(h.matrix, s, s + plus) for h, s, plus in zip(hypotheses, support, added, strict=True)]
 
 
 def _checked(matcher: RRLMatcher, frames: list[Frame], refined: Refined, model: Model, settings: Settings) -> _Outcome:

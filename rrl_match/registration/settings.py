@@ -59,8 +59,9 @@ class Settings:
     judge_pixels: int = 400_000  # images are shrunk to this size
     quick_locations: int = 10  # of each hypothesis
     quick_prior: float = 3.0  # see Judgement.support
-    quick_support: float = 0.3  # hypotheses after the first one need this much
-    attempts: int = 2  # hypotheses to refine
+    quick_support: float = 0.45  # hypotheses with less are refined only after everything was searched
+    agreement_weight: float = 0.15  # of the fields' agreement in the order of hypotheses
+    attempts: int = 2  # hypotheses to refine in each stage of the search
     locations: int = 48
     prior: float = 6.0
     certain_support: float = 0.72  # stop searching
