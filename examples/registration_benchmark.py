@@ -4,7 +4,7 @@
 
 Prints, for each method, AUC@10px (area under the cumulative curve of the corner error up to 10 px, in percent; refused
 pairs count as failures), refused pairs, wrong ones (off by more than 20 px but not refused) and the median time, its
-ratio to SIFT's, and where the time of `register` goes. The baselines are SIFT with 4,000 keypoints, ratio test and
+ratio to that of the last method, and where the time of `register` goes. The baselines are SIFT with 4,000 keypoints, ratio test and
 MAGSAC; and the dense search and block matching of `register` itself without RRL-Net.
 
 Pairs that come aligned get a known similarity put on image B first: rotation within 10 degrees, scale 0.9 to 1.1,
@@ -76,7 +76,7 @@ def main() -> None:
             began = time.perf_counter()
             found = methods[method](pair)
             seconds[method].append(time.perf_counter() - began)
-            for scene in (pair.scene, "all"):
+            for scene in {pair.scene, "all"}:
                 errors[method, scene].append(_corner_error(found, pair.a_to_b, pair.images_a[0].shape))
     print(f"{args.folder.name}, {args.weights}, {args.frames} frames; {_environment(matcher)}")
     for method, scene in sorted(errors, key=lambda key: (args.methods.index(key[0]), key[1] == "all", key[1])):
@@ -85,8 +85,10 @@ def main() -> None:
         wrong = int(np.sum(np.isfinite(e) & (e > 20)))
         print(f"{method:9} {scene:12} n={len(e):3}  AUC@10px {auc:5.1f}  refused {np.isinf(e).sum():3}  wrong {wrong}")
     for method in args.methods:
-        ratio = statistics.median(seconds[method]) / statistics.median(seconds.get("sift", seconds[method]))
-        print(f"{method:9} {statistics.median(seconds[method]):.2f} s a pair, {ratio:.1f} times the last one's")
+        ratio = statistics.median(seconds[method]) / statistics.median(seconds[args.methods[-1]])
+        print(
+            f"{method:9} {statistics.median(seconds[method]):.2f} s a pair, {ratio:.1f} times that of {args.methods[-1]}"
+        )
     for stage, of_calls in stages.items():
         if "register" in args.methods:
             print(f"  {stage:9} {1000 * sum(of_calls) / len(seconds['register']):.0f} ms a pair on average")
@@ -104,7 +106,7 @@ def _pairs(folder: Path, split: str, scene: str | None, every: int, frames: int)
             step = max(1, len(alike) // max(1, frames - 1))
             others = alike[n % step :: step][: frames - 1]
         images_a, images_b = [a, *(r[2] for r in others)], []
-        for _, _, other_a, other_b, matrix in [(name, of_scene, a, b, a_to_b), *others]:
+        for _, _, _, other_b, matrix in [(name, of_scene, a, b, a_to_b), *others]:
             # a rig has one displacement: what another frame had is replaced by that of this one
             back = a_to_b @ np.linalg.inv(matrix)
             same = np.allclose(back, np.eye(3))
@@ -185,14 +187,18 @@ def _timed_stages() -> dict[str, list[float]]:
     for name in ("propose", "align", "judge", "refine", "judge_at"):
         stages[name] = []
 
-        def timed(*args: object, call: Callable[..., object] = getattr(module, name), name: str = name) -> object:
-            began = time.perf_counter()
-            result = call(*args)
-            stages[name].append(time.perf_counter() - began)
-            return result
-
-        setattr(module, name, timed)
+        setattr(module, name, _timed(getattr(module, name), stages[name]))
     return stages
+
+
+def _timed(call: Callable[..., object], seconds: list[float]) -> Callable[..., object]:
+    def timed(*args: object) -> object:
+        began = time.perf_counter()
+        result = call(*args)
+        seconds.append(time.perf_counter() - began)
+        return result
+
+    return timed
 
 
 def _environment(matcher: RRLMatcher) -> str:
