@@ -36,11 +36,16 @@ LAYERS = [
     ["modeling.encoder"],
     ["modeling.network"],
     ["modeling"],
-    ["inference", "matching", "patches", "pretrained"],
-    ["matcher", "refinement"],
-    ["export", "registration", "selftest"],
+    ["inference", "matching", "patches", "pretrained", "registration.geometry", "registration.settings"],
+    ["matcher", "registration.images"],
+    ["export", "registration.fields", "registration.judge", "selftest"],
+    ["registration.coarse"],
+    ["registration.refine"],
+    ["registration.register"],
+    ["registration"],
     ["", "__main__"],
 ]
+REGISTRATION = {f"rrl_match.{name}" for layer in LAYERS for name in layer if name.startswith("registration.")}
 LAYER = {f"rrl_match.{name}".rstrip("."): k for k, layer in enumerate(LAYERS) for name in layer}
 
 # Prints what a fresh process looks like before and after the import.
@@ -191,7 +196,7 @@ def test_modeling_imports_only_modeling_and_torch(path):
 @pytest.mark.parametrize(
     ("package", "users"),
     [
-        ("cv2", {"rrl_match.patches", "rrl_match.matching", "rrl_match.refinement", "rrl_match.registration"}),
+        ("cv2", {"rrl_match.patches", "rrl_match.matching", *REGISTRATION}),
         ("safetensors", {"rrl_match.pretrained"}),
         ("onnx", {"rrl_match.export"}),
         ("onnxruntime", {"rrl_match.export"}),

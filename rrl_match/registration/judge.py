@@ -17,6 +17,10 @@ from rrl_match.registration.images import Frame, Grey, Mask
 from rrl_match.registration.settings import Settings
 
 
+class ScoringError(Exception):
+    """The network gave no scores, as where float16 overflows."""
+
+
 class Judgement(NamedTuple):
     """Scores of locations under a transform.
 
@@ -87,7 +91,10 @@ def _judged(matcher: RRLMatcher, cut: Sequence[Sequence[_Patches]]) -> list[Judg
 
 
 def _scores(matcher: RRLMatcher, patches_a: NDArray[np.float32], patches_b: NDArray[np.float32]) -> NDArray[np.float32]:
-    scores: NDArray[np.float32] = matcher.score(patches_a, patches_b)
+    try:
+        scores: NDArray[np.float32] = matcher.score(patches_a, patches_b)
+    except ValueError as error:  # the patches are sound, so that only the network can have failed
+        raise ScoringError(str(error)) from error
     return scores
 
 

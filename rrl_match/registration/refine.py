@@ -87,6 +87,17 @@ def refine(frames: Sequence[Frame], matrix: Matrix, model: Model, settings: Sett
         factor = max(finest, factor / 2)
 
 
+def examine(frames: Sequence[Frame], matrix: Matrix, settings: Settings) -> Refined:
+    """A transform as it is, with the blocks that are found near it on the finest level."""
+    b = frames[0].b
+    factor = max(1.0, math.sqrt(b.shape[0] * b.shape[1] / settings.fine_pixels))
+    radius, half, cells = settings.fine_radii[-1], settings.fine_half, settings.fine_cells
+    blocks = match_blocks(frames, matrix, factor, radius, half, cells, settings)
+    points, matched = _found(blocks)
+    near = np.linalg.norm(apply(matrix, points) - matched, axis=1) < settings.bound * factor
+    return Refined(matrix, float(near.sum()) / max(1, sum(len(of_frame.points) for of_frame in blocks)), blocks)
+
+
 def _found(blocks: Sequence[Blocks]) -> tuple[Points, Points]:
     """Points of all frames and where they were found."""
     return np.concatenate([b.points[b.found] for b in blocks]), np.concatenate([b.matched[b.found] for b in blocks])

@@ -20,7 +20,7 @@ from rrl_match.patches import ValueRange, percentile_range, range_per_band
 from rrl_match.registration.coarse import Hypothesis, propose
 from rrl_match.registration.geometry import MODELS, Matrix, Model, Points, apply, as_3x3, implausible
 from rrl_match.registration.images import Frame, prepare
-from rrl_match.registration.judge import judge, judge_at
+from rrl_match.registration.judge import ScoringError, judge, judge_at
 from rrl_match.registration.refine import Refined, align, refine
 from rrl_match.registration.settings import Search, Settings
 
@@ -151,7 +151,10 @@ def register(
     if smallest < matcher.patch_size:
         return _refusal(f"an image is {smallest} pixels wide or high, less than a patch")
     with tqdm(desc="registering", unit=" steps") if progress else nullcontext() as bar:
-        return _searched(matcher, frames, model, search, settings, bar.update if bar is not None else lambda: None)
+        try:
+            return _searched(matcher, frames, model, search, settings, bar.update if bar is not None else lambda: None)
+        except ScoringError as error:
+            return _refusal(f"the patches could not be scored: {error}")
 
 
 def _prepared(
@@ -185,7 +188,7 @@ def _searched(
     step: Callable[[], object],
 ) -> Registration:
     """Look near the identity first, and everywhere if what is found there is not beyond doubt."""
-    best = _Outcome(0.0, _refusal("no transform was found under which the images agree"))
+    best = Outcome(0.0, _refusal("no transform was found under which the images agree"))
     pool: list[_Judged] = []
     stages = list(_grids(search, settings))
     for grids in stages:
@@ -203,7 +206,7 @@ def _searched(
             refined = refine(frames, judged.matrix, model, settings)
             if refined is None:
                 continue
-            outcome = _checked(matcher, frames, refined, model, settings)
+            outcome = check(matcher, frames, refined, model, settings)
             best = max(best, outcome, key=lambda o: (o.registration.ok, o.support))
             if best.registration.ok and best.support >= settings.certain_support:
                 return best.registration
@@ -218,7 +221,9 @@ class _Judged(NamedTuple):
     rank: float
 
 
-class _Outcome(NamedTuple):
+class Outcome(NamedTuple):
+    """A registration and its support, from 0 to 1."""
+
     support: float
     registration: Registration
 
@@ -261,7 +266,7 @@ def _judged(
     return [_Judged(h.matrix, s, s + plus) for h, s, plus in zip(hypotheses, support, added, strict=True)]
 
 
-def _checked(matcher: RRLMatcher, frames: list[Frame], refined: Refined, model: Model, settings: Settings) -> _Outcome:
+def check(matcher: RRLMatcher, frames: list[Frame], refined: Refined, model: Model, settings: Settings) -> Outcome:
     """The registration that a refined transform gives, or the reason to refuse it."""
     matrix, blocks = refined.matrix, refined.blocks
     judged = judge_at(matcher, frames, matrix, [b.points for b in blocks], settings.locations, settings)
@@ -288,7 +293,7 @@ def _checked(matcher: RRLMatcher, frames: list[Frame], refined: Refined, model: 
         inliers=inliers,
         matched_fraction=float((judged.scores > matcher.threshold).mean()) if len(judged.scores) else 0.0,
     )
-    return _Outcome(support, registration)
+    return Outcome(support, registration)
 
 
 def _doubts(

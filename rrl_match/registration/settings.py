@@ -17,6 +17,13 @@ class Search:
     rotation: float = 180.0
     scale: tuple[float, float] = (0.5, 2.0)
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.rotation <= 180:
+            raise ValueError(f"rotation must be degrees from 0 to 180, got {self.rotation!r}")
+        low, high = self.scale
+        if not 0 < low <= high < float("inf"):
+            raise ValueError(f"scale must be two positive numbers (low, high), low <= high, got {self.scale!r}")
+
 
 @dataclass(frozen=True)
 class Settings:
