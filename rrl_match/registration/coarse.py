@@ -144,10 +144,15 @@ def _warped(fields: Fields, mask: Mask, matrices: Sequence[Matrix], side: int) -
 
 def _spectra(fields: NDArray[np.float32], mask: Mask, size: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Spectra of fields (..., 3, H, W), and of their mask (..., H, W) at half the resolution."""
-    shown = torch.from_numpy(mask.astype(np.float32))
+    shown = _aligned(mask.astype(np.float32))
     h, w = shown.shape[-2] // 2, shown.shape[-1] // 2
     half = shown[..., : 2 * h, : 2 * w].unflatten(-1, (w, 2)).mean(-1).unflatten(-2, (h, 2)).mean(-2)
-    return torch.fft.rfft2(torch.from_numpy(fields), tuple(size)), torch.fft.rfft2(half, (size[0] // 2, size[1] // 2))
+    return torch.fft.rfft2(_aligned(fields), tuple(size)), torch.fft.rfft2(half, (size[0] // 2, size[1] // 2))
+
+
+def _aligned(values: NDArray[np.float32]) -> Tensor:
+    """A copy at an aligned address: how the Fourier transform rounds depends on it."""
+    return torch.from_numpy(values).to("cpu", copy=True)
 
 
 def _peaks(surface: Tensor, count: int) -> list[tuple[int, float, int, int]]:

@@ -20,7 +20,7 @@ def gradients(image: Grey) -> Fields:
     cosine and sine of twice the angle.
     """
     dx, dy = cv2.Sobel(image, cv2.CV_32F, 1, 0), cv2.Sobel(image, cv2.CV_32F, 0, 1)
-    strength = cv2.magnitude(dx, dy)
+    strength = np.sqrt(dx * dx + dy * dy)  # cv2.magnitude rounds differently from one memory address to the next
     inverse = 1 / np.maximum(strength, 1e-9)
     return np.asarray(cv2.merge([strength, (dx * dx - dy * dy) * inverse, 2 * dx * dy * inverse]), np.float32)
 
@@ -32,11 +32,17 @@ def normalised(fields: Fields, mask: Mask, floor: float, settings: Settings) -> 
     sensing image registration", TGRS 2019): the two lowest harmonics of its channels hold nearly all of their energy.
     """
     fields[..., 1:] *= settings.orientation_weight
-    length = np.sqrt(np.einsum("hwc,hwc->hw", fields, fields))
-    shown = length[mask > 0]
-    length += floor * (float(shown.mean()) if shown.size else 1.0) + 1e-6
+    length = np.sqrt(energy(fields))
+    length += floor * cv2.mean(length, mask=mask)[0] + 1e-6
     fields *= ((mask > 0) / length)[..., None]
     return fields
+
+
+def energy(fields: Fields) -> Grey:
+    """Squared length (H, W) of fields (H, W, 3)."""
+    squared = fields * fields
+    total: Grey = squared[..., 0] + squared[..., 1] + squared[..., 2]
+    return total
 
 
 def fields_of(image: Grey, mask: Mask, settings: Settings) -> Fields:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rrl_match.registration.coarse import Hypothesis, distinct, fast_length
-from rrl_match.registration.fields import Fields, eroded, fields_of
+from rrl_match.registration.fields import Fields, energy, eroded, fields_of
 from rrl_match.registration.geometry import Matrix, Model, Points, apply, fit, inverse, scale_of
 from rrl_match.registration.images import Frame, Grey, Mask
 from rrl_match.registration.settings import Settings
@@ -114,7 +114,7 @@ def agreement(frames: Sequence[Frame], matrix: Matrix, factor: float, settings: 
         a, b = overlay.fields_a[shown], overlay.fields_b[shown]
         a[:, 0] -= a[:, 0].mean()
         b[:, 0] -= b[:, 0].mean()
-        total += float(np.vdot(a, b))
+        total += float((a * b).sum(dtype=np.float64))
         area += len(a)
     return float(total / max(area, 1) ** 0.75)
 
@@ -199,19 +199,19 @@ def _offsets(overlay: _Overlay, centres: NDArray[np.int64], half: int, radius: i
     spectra_a = torch.fft.rfft2(_cut(overlay.fields_a, x - half, y - half, side), size)
     spectra_b = torch.fft.rfft2(_cut(overlay.fields_b, x - half - radius, y - half - radius, outer), size)
     correlation = torch.fft.irfft2((spectra_b * spectra_a.conj()).sum(1), size)[:, :reach, :reach].numpy()
-    energy = cv2.integral(np.einsum("hwc,hwc->hw", overlay.fields_b, overlay.fields_b))
-    energy = energy[side:, side:] - energy[:-side, side:] - energy[side:, :-side] + energy[:-side, :-side]
+    summed = cv2.integral(energy(overlay.fields_b))
+    summed = summed[side:, side:] - summed[:-side, side:] - summed[side:, :-side] + summed[:-side, :-side]
     around = np.arange(-half - radius, -half + radius + 1)
-    energies = energy[(y[:, None] + around)[:, :, None], (x[:, None] + around)[:, None]]
+    energies = summed[(y[:, None] + around)[:, :, None], (x[:, None] + around)[:, None]]
     return lowest((energies - 2 * correlation) / side**2)
 
 
 def _cut(fields: Fields, left: NDArray[np.int64], top: NDArray[np.int64], side: int) -> Tensor:
     """Square windows (N, 3, side, side) of fields (H, W, 3)."""
-    windows = np.empty((len(left), 3, side, side), np.float32)
-    for window, x, y in zip(windows, left.tolist(), top.tolist(), strict=True):
+    windows = torch.empty(len(left), 3, side, side, dtype=torch.float32, device="cpu")
+    for window, x, y in zip(windows.numpy(), left.tolist(), top.tolist(), strict=True):
         window[:] = np.moveaxis(fields[y : y + side, x : x + side], -1, 0)
-    return torch.from_numpy(windows)
+    return windows
 
 
 def lowest(cost: NDArray[np.float64]) -> tuple[Points, NDArray[np.bool_]]:
