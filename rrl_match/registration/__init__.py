@@ -1,5 +1,6 @@
-"""Registration of images: :func:`register` and what it returns."""
+"""Registration of two images: dense search proposes, RRL-Net judges, block matching refines."""
 
-from rrl_match.registration.register import Registration, Search, register
+from rrl_match.registration.register import Registration, register
+from rrl_match.registration.settings import Search, Settings
 
-__all__ = ["Registration", "Search", "register"]
+__all__ = ["Registration", "Search", "Settings", "register"]

@@ -1,12 +1,12 @@
-"""From two pictures to the transform between them, or an honest refusal."""
+"""From two images to the transform between them, or a refusal."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
@@ -14,39 +14,19 @@ from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rrl_match.matcher import Features, RRLMatcher
-from rrl_match.matching import Matches, similarities
-from rrl_match.modeling import Band
-from rrl_match.patches import as_grey, checked_range, extract_patches, percentile_range, range_per_band
-from rrl_match.refinement import edge_offsets, warped_patches
+from rrl_match.matcher import RRLMatcher
+from rrl_match.matching import Matches
+from rrl_match.patches import ValueRange, percentile_range, range_per_band
+from rrl_match.registration.coarse import Hypothesis, propose
+from rrl_match.registration.geometry import MODELS, Matrix, Model, Points, apply, as_3x3, implausible
+from rrl_match.registration.images import Frame, prepare
+from rrl_match.registration.judge import ScoringError, judge, judge_at
+from rrl_match.registration.refine import Refined, align, refine
+from rrl_match.registration.settings import Search, Settings
 
-Points = NDArray[np.float64]
-Picture = NDArray[np.float32]
-
-KEYPOINTS = 160  # of picture A that are looked for in B
-EDGES = 300  # places of picture A whose edges are looked for at the end
-EDGES_AGREE = 0.3  # share of them that must agree on one transform for it to be taken; by chance, 0.04 do
-GRID = 1200  # places of picture B that they are looked for at
-COARSE_PIXELS = 400_000  # pictures are shrunk to this size for the first pass
-SEARCH = ((0.0, 1.0), (-22.0, 1.0), (22.0, 1.0), (0.0, 0.8), (0.0, 1.25))  # turns in degrees and scales tried in turn
-# What a transform must have to be trusted. Of held-back training pairs, right ones had a support of 0.72 and 40 inliers
-# or more; pictures of different places had up to 0.33 and 38, but for those that shrank to a point.
-SUPPORT = 0.45  # share of keypoints that score as matches under the transform
-INLIERS = 12  # matches that agree with it
-SPREAD = 0.3  # of the area that the keypoints span, what those in agreement do; of the right pairs, half or more
-
-
-@dataclass(frozen=True)
-class Search:
-    """How far to look for the transform that takes image A to image B.
-
-    Attributes:
-        rotation: largest rotation in degrees, in either direction; 180 is any.
-        scale: smallest and largest scale, in pixels of B per pixel of A.
-    """
-
-    rotation: float = 180.0
-    scale: tuple[float, float] = (0.5, 2.0)
+Array: TypeAlias = "NDArray[np.generic] | Tensor"
+Images: TypeAlias = "Array | Sequence[Array]"
+BandRanges: TypeAlias = "ValueRange | tuple[ValueRange | None, ValueRange | None]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,423 +34,294 @@ class Registration:
     """What :func:`register` found.
 
     Attributes:
-        matrix: takes pixel (x, y) of A to B, pixel centres at integers: float64 (2, 3), (3, 3) for a homography, None
-            where there is none to show. Not to be used unless `ok`.
+        matrix: takes pixel (x, y) of A to B, pixel centres at integers: float64 (2, 3), (3, 3) for a homography; None
+            unless `ok`.
+        rejected: the transform that did not pass the checks, of the same kind, or None.
         ok: whether the transform passed all checks.
         reason: why not, or "".
-        keypoints_a, keypoints_b: (K, 2) xy float64, places in both pictures that were matched.
+        keypoints_a, keypoints_b: (K, 2) xy float64, locations that match under the transform; of all frames.
         matches: of their rows; pair n is row n of both.
-        inliers: (K,) bool, matches that agree with the matrix.
-        support: share of the keypoints whose patches score above the matcher's threshold under the transform.
-        rejected: the matrix that was not trusted, if there is one.
+        inliers: (K,) bool, matches that agree with the transform.
+        matched_fraction: part of the locations whose patches score above the matcher's threshold under the transform.
     """
 
     matrix: NDArray[np.float64] | None
+    rejected: NDArray[np.float64] | None
     ok: bool
     reason: str
     keypoints_a: Points
     keypoints_b: Points
     matches: Matches
     inliers: NDArray[np.bool_]
-    support: float
-    rejected: NDArray[np.float64] | None = None
+    matched_fraction: float
 
-    @property
-    def matched_fraction(self) -> float:
-        """Fraction of the keypoints whose patches match under the transform."""
-        return self.support
+    def warp(self, image_a: NDArray[np.generic], shape: tuple[int, ...]) -> NDArray[np.generic]:
+        """Image A, or anything that lies on its pixels, resampled into B's frame; zero where A shows nothing.
 
-    def warp(self, image_a: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-        """Image A (H, W) or (H, W, C) in the frame of an image B of `shape`, zero where A shows nothing."""
+        Args:
+            image_a: (H, W) or (H, W, C).
+            shape: of image B; its first two numbers are height and width.
+
+        Raises:
+            ValueError: the registration is not `ok`.
+        """
         if self.matrix is None:
             raise ValueError(f"there is no transform to warp by: {self.reason}")
-        return np.asarray(cv2.warpPerspective(image_a, _as_3x3(self.matrix), (shape[1], shape[0])))
+        size, pixels = (int(shape[1]), int(shape[0])), np.asarray(image_a, dtype=None)
+        return np.asarray(cv2.warpPerspective(pixels, as_3x3(self.matrix), size, flags=cv2.INTER_LINEAR))
 
-    def checkerboard(self, image_a: NDArray[Any], image_b: NDArray[Any]) -> NDArray[Any]:
-        """Cells of warped image A and of image B by turns; both of the same channels and dtype."""
-        y, x = np.indices(image_b.shape[:2]) // (max(image_b.shape[:2]) // 8 + 1)
-        odd = (x + y) % 2 == 1
-        warped = self.warp(image_a, image_b.shape)
-        return np.where(odd.reshape(odd.shape + (1,) * (image_b.ndim - 2)), image_b, warped)
+    def checkerboard(
+        self, image_a: NDArray[np.generic], image_b: NDArray[np.generic], squares: int = 8
+    ) -> NDArray[np.uint8]:
+        """Squares of A, warped, and of B in turns, as uint8 RGB (H, W, 3) of B's size, to look at.
+
+        Args:
+            image_a, image_b: (H, W) or RGB (H, W, 3); other than uint8, they are mapped from their percentile range.
+            squares: along the longer side.
+
+        Raises:
+            ValueError: the registration is not `ok`.
+        """
+        warped, b = _displayed(self.warp(_displayed(image_a), image_b.shape)), _displayed(image_b)
+        h, w = b.shape[:2]
+        side = max(1, math.ceil(max(h, w) / squares))
+        odd = (np.arange(h)[:, None] // side + np.arange(w) // side) % 2 == 1
+        board: NDArray[np.uint8] = np.where(odd[..., None], b, warped)
+        return board
+
+
+def _displayed(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """An image as uint8 RGB (H, W, 3)."""
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[..., 0]
+    if image.dtype != np.uint8:
+        low, high = percentile_range(image)
+        scaled = (np.nan_to_num(image.astype(np.float32), nan=low) - low) / (high - low)
+        image = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else image[..., :3], np.uint8)
 
 
 def register(
     matcher: RRLMatcher,
-    image_a: NDArray[Any] | Tensor,
-    image_b: NDArray[Any] | Tensor,
-    model: str = "affine",
+    image_a: Images,
+    image_b: Images,
+    model: Model = "affine",
     *,
-    mask_a: NDArray[Any] | Tensor | None = None,
-    mask_b: NDArray[Any] | Tensor | None = None,
-    value_range: Any = None,
-    search: Search | Sequence[tuple[float, float]] = SEARCH,
+    mask_a: Images | None = None,
+    mask_b: Images | None = None,
+    value_range: BandRanges | None = None,
+    search: Search = Search(),  # noqa: B008
     progress: bool = False,
+    settings: Settings = Settings(),  # noqa: B008
 ) -> Registration:
-    """Estimate the transform that takes picture A to picture B.
+    """Estimate the transform that takes image A to image B.
 
-    First, keypoints of A are looked for all over B on a grid: the descriptors propose, the metric network decides, and
-    a robust fit follows. Where that fails, A is turned and scaled and it is tried again. Then the keypoints are looked
-    for anew around where the transform predicts them, in patches of B that it has warped, on ever finer pictures,
-    each time with a robust fit (MAGSAC++, Barath et al., 2020). At last, where most edges of both pictures agree on
-    it, the transform is the one under which they coincide: edges are less sure than the network, but sharper.
+    Dense search proposes hypotheses: oriented gradients are correlated over shift, rotation and scale. RRL-Net judges
+    them. Block matching refines the best one, on ever finer levels, and RRL-Net judges the result once more.
+
+    Lists of images are frames of a rig, two cameras that do not move against each other: one transform is estimated
+    from all frames.
 
     Args:
-        matcher: with descriptors; its modalities are those of A and B.
-        image_a, image_b: (H, W), (H, W, 1) or RGB (H, W, 3); uint8, uint16 or floating point; at least a patch wide
-            and high. Other than uint8, they are mapped from the :func:`percentile_range` of what they show, unless
-            told.
+        matcher: its modalities are those of A and B.
+        image_a, image_b: (H, W), (H, W, 1), RGB (H, W, 3) or RGBA (H, W, 4); uint8, uint16 or floating point; at least
+            a patch wide and high. Other than uint8, they are mapped from their :func:`percentile_range` if no
+            `value_range` is given. NaN and transparent pixels show nothing. Or lists of as many such images, all
+            images of a band of one size.
         model: "similarity", "affine" or "homography".
-        mask_a, mask_b: (H, W), zero where a picture shows nothing, as outside its footprint.
+        mask_a, mask_b: (H, W), zero where an image shows nothing, as outside its footprint; one for all frames, or a
+            list. If not given, constant borders at either end of the range of values count as showing nothing.
         value_range: as in :meth:`RRLMatcher.score`.
-        search: turns of A in degrees and scales to try, in this order, until one passes. The network itself stands
-            about 12 degrees and 12 %.
-        progress: show a bar of the steps done; how many there will be depends on the pictures.
+        search: how far to look.
+        progress: show a bar of the steps done; how many there will be depends on the images.
+        settings: numbers of the method.
 
     Returns:
-        the transform, or why there is none to be trusted; mistakes in the arguments apart, this never raises.
+        The transform, or why there is none to trust. Mistakes in the arguments apart, this never raises.
 
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    if model not in _MODELS:
-        raise ValueError(f"model must be one of {', '.join(_MODELS)}, got {model!r}")
-    if not matcher.config.network.descriptor_dim:
-        raise ValueError("matcher must have weights with descriptors to find matches by, as the bundled ones, got none")
-    turns_and_scales = _checked_search(search)
-    range_a, range_b = range_per_band(value_range)
-    a = _Pictures(image_a, mask_a, range_a, "a")
-    b = _Pictures(image_b, mask_b, range_b, "b")
+    if model not in MODELS:
+        raise ValueError(f"model must be one of {', '.join(MODELS)}, got {model!r}")
+    if not isinstance(search, Search):
+        raise TypeError(f"search must be a Search(rotation=..., scale=(low, high)), got {search!r}")
+    frames = _prepared(image_a, image_b, mask_a, mask_b, value_range)
+    smallest = min(*frames[0].a.shape, *frames[0].b.shape)
+    if smallest < matcher.patch_size:
+        return _refusal(f"an image is {smallest} pixels wide or high, less than a patch")
     with tqdm(desc="registering", unit=" steps") if progress else nullcontext() as bar:
-        result = _Run(matcher, a, b, model, bar).register(turns_and_scales)
-    return result if result.ok else replace(result, matrix=None, rejected=result.matrix)
+        try:
+            return _searched(matcher, frames, model, search, settings, bar.update if bar is not None else lambda: None)
+        except ScoringError as error:
+            return _refusal(f"the patches could not be scored: {error}")
 
 
-def _checked_search(search: Any) -> list[tuple[float, float]]:
-    """Turns in degrees and scales, of which there is at least one."""
-    if isinstance(search, Search):
-        low, high = search.scale
-        turns = [sign * k * 20.0 for k in range(int(search.rotation // 20) + 1) for sign in (1, -1)]
-        scales = {1.25**k for k in range(-8, 9) if low <= 1.25**k <= high} | {low, high}
-        search = [(turn, scale) for scale in sorted(scales, key=lambda s: abs(s - 1)) for turn in dict.fromkeys(turns)]
-    try:
-        pairs = [(float(turn), float(scale)) for turn, scale in search]
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"search must be pairs (turn in degrees, scale), got {search!r}") from error
-    if not pairs or not all(math.isfinite(turn) and 0 < scale < math.inf for turn, scale in pairs):
-        raise ValueError(f"search must be one or more finite turns, each with a positive scale, got {search!r}")
-    return pairs
+def _prepared(
+    image_a: Images, image_b: Images, mask_a: Images | None, mask_b: Images | None, value_range: BandRanges | None
+) -> list[Frame]:
+    """Checked frames, one or more, of equal shapes."""
+    ranges = range_per_band(value_range)
+    prepared = []
+    for images, masks, given, band in ((image_a, mask_a, ranges[0], "a"), (image_b, mask_b, ranges[1], "b")):
+        listed: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
+        of_each: list[Any] = list(masks) if isinstance(masks, (list, tuple)) else [masks] * len(listed)
+        if not listed:
+            raise ValueError(f"image_{band} is an empty list")
+        if len(of_each) != len(listed):
+            raise ValueError(f"mask_{band} must be one mask or {len(listed)}, one for each image, got {len(of_each)}")
+        prepared.append([prepare(i, m, given, band) for i, m in zip(listed, of_each, strict=True)])
+        shapes = {one.shape for one in prepared[-1]}
+        if len(shapes) > 1:
+            raise ValueError(f"image_{band} must be images of one size, got {sorted(shapes)}")
+    if len(prepared[0]) != len(prepared[1]):
+        raise ValueError(f"image_a and image_b must be equally many, got {len(prepared[0])} and {len(prepared[1])}")
+    return [Frame(a, b) for a, b in zip(*prepared, strict=True)]
 
 
-class _Pictures:
-    """A picture in [0, 1] with its mask, 1 where it shows something, and smaller versions of both."""
-
-    def __init__(self, image: Any, mask: Any, value_range: Any, band: str) -> None:
-        grey = as_grey(image, f"image_{band}")
-        given = checked_range(value_range, f"image_{band}")
-        if mask is None:
-            shown = np.ones(grey.shape, bool)
-        else:
-            shown = (mask != 0).cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask) != 0
-        if shown.shape != grey.shape:
-            raise ValueError(f"mask_{band} must have the shape of image_{band}, {grey.shape}, got {shown.shape}")
-        if given is not None:
-            low, high = given
-        elif grey.dtype == np.uint8:
-            low, high = 0, 255
-        else:
-            low, high = percentile_range(grey[shown] if shown.any() else grey)
-        self.full: Picture = np.clip((grey.astype(np.float32) - low) / (high - low), 0, 1)
-        self.mask: NDArray[np.uint8] = shown.astype(np.uint8)
-
-    def shrunk(self, factor: float) -> tuple[Picture, NDArray[np.uint8]]:
-        """Picture and mask, `factor` times smaller."""
-        if factor <= 1:
-            return self.full, self.mask
-        size = [max(1, round(n / factor)) for n in self.full.shape[::-1]]
-        picture: Picture = np.asarray(cv2.resize(self.full, size, interpolation=cv2.INTER_AREA), np.float32)
-        return picture, np.asarray(cv2.resize(self.mask, size, interpolation=cv2.INTER_NEAREST), np.uint8)
-
-
-class _Level(NamedTuple):
-    """Both pictures and their masks, `factor` times smaller than they came, and places of A with structure."""
-
-    factor: float
-    image_a: Picture
-    image_b: Picture
-    mask_a: NDArray[np.uint8]
-    mask_b: NDArray[np.uint8]
-    points: Points
-
-
-class _Grid(NamedTuple):
-    """Places of B that keypoints are looked for at, `spacing` pixels apart, and their encoded patches."""
-
-    places: Points
-    spacing: float
-    codes: Features
-
-
-class _Run:
-    """One registration; matrices are 3 x 3 here."""
-
-    def __init__(self, matcher: RRLMatcher, a: _Pictures, b: _Pictures, model: str, bar: Any = None) -> None:
-        self.matcher, self.a, self.b, self.model, self.bar = matcher, a, b, model, bar
-        self.size = matcher.patch_size
-
-    def register(self, search: Sequence[tuple[float, float]]) -> Registration:
-        smallest = min(*self.a.full.shape, *self.b.full.shape)
-        if smallest < self.size:
-            return _refusal(f"a picture is {smallest} pixels wide or high, less than a patch")
-        factor = math.sqrt(max(self.a.full.size, self.b.full.size) / COARSE_PIXELS)
-        level = self._level(min(max(1.0, factor), smallest / self.size))
-        places, spacing = self._places(level.image_b, level.mask_b)
-        if min(len(level.points), len(places)) < INLIERS:
-            return _refusal(f"too few places with structure, {len(level.points)} and {len(places)}")
-        grid = _Grid(places, spacing, self._encode(extract_patches(level.image_b, places, self.size)[0], "b"))
-        best = _refusal("too few matches agree on one transform")
-        for turn, scale in search:
-            found = self._first_pass(level, grid, turn, scale)
-            if found is None:
+def _searched(
+    matcher: RRLMatcher,
+    frames: list[Frame],
+    model: Model,
+    search: Search,
+    settings: Settings,
+    step: Callable[[], object],
+) -> Registration:
+    """Look near the identity first, and everywhere if what is found there is not beyond doubt."""
+    best = Outcome(0.0, _refusal("no transform was found under which the images agree"))
+    pool: list[_Judged] = []
+    stages = list(_grids(search, settings))
+    for grids in stages:
+        hypotheses = [h for rotations, scales in grids for h in propose(frames, rotations, scales, settings)]
+        step()
+        hypotheses = align(frames, sorted(hypotheses, key=lambda h: -h.score)[: settings.proposals], settings)
+        step()
+        pool = sorted(pool + _judged(matcher, frames, hypotheses, settings), key=lambda judged: -judged.rank)
+        least = 0.0 if grids is stages[-1] else settings.quick_support
+        for judged in pool[: settings.attempts]:
+            if judged.support < least:
                 continue
-            result = self._refined(found, level, 0.7 * grid.spacing)
-            if result.ok:
-                return result
-            if result.support >= best.support:
-                best = result
-        return best
+            pool.remove(judged)
+            step()
+            refined = refine(frames, judged.matrix, model, settings)
+            if refined is None:
+                continue
+            outcome = check(matcher, frames, refined, model, settings)
+            best = max(best, outcome, key=lambda o: (o.registration.ok, o.support))
+            if best.registration.ok and best.support >= settings.certain_support:
+                return best.registration
+    return best.registration
 
-    def _level(self, factor: float) -> _Level:
-        (image_a, mask_a), (image_b, mask_b) = self.a.shrunk(factor), self.b.shrunk(factor)
-        return _Level(factor, image_a, image_b, mask_a, mask_b, self._keypoints(image_a, mask_a, KEYPOINTS))
 
-    def _encode(self, patches: NDArray[Any], band: Band) -> Features:
-        """What every step spends its time on."""
-        if self.bar is not None:
-            self.bar.update()
-        return self.matcher.encode(patches, band)
+class _Judged(NamedTuple):
+    """A hypothesis (3, 3), its support, and its rank, to which the agreement of the fields adds a little."""
 
-    def _keypoints(self, image: Picture, mask: NDArray[np.uint8], count: int) -> Points:
-        """Places of A with structure in both directions, spread over the picture."""
-        spacing = math.sqrt(max(1, int(mask.sum())) / count)
-        smooth = cv2.GaussianBlur(image, (0, 0), 1.5)
-        inside = _patch_inside(mask, self.size)
-        corners = cv2.goodFeaturesToTrack(smooth, count, 1e-4, max(4.0, 0.7 * spacing), mask=inside, blockSize=7)
-        return np.empty((0, 2)) if corners is None else corners.reshape(-1, 2).astype(np.float64)
+    matrix: Matrix
+    support: float
+    rank: float
 
-    def _places(self, image: Picture, mask: NDArray[np.uint8]) -> tuple[Points, float]:
-        """Places of B to look at, a grid but for what is flat; and its spacing."""
-        h, w = image.shape
-        spacing = max(6.0, math.sqrt(int(mask.sum()) / GRID))
-        half = self.size / 2
-        xs = np.arange(half, w - half + 1e-6, spacing).round()
-        ys = np.arange(half, h - half + 1e-6, spacing).round()
-        places = np.stack(np.meshgrid(xs, ys), -1).reshape(-1, 2)
-        mean = cv2.blur(image, (self.size, self.size))
-        variance = cv2.blur(image * image, (self.size, self.size)) - mean * mean
-        x, y = places.T.astype(int).clip(0, [[w - 1], [h - 1]])
-        useful = (_patch_inside(mask, self.size)[y, x] > 0) & (variance[y, x] > 1e-6)
-        kept: Points = places[useful]
-        return kept, spacing
 
-    def _first_pass(self, level: _Level, grid: _Grid, turn: float, scale: float) -> NDArray[np.float64] | None:
-        """A transform from keypoints that are looked for all over B."""
-        points = level.points
-        angle = math.radians(turn)
-        linear = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-        codes_a = self._encode(self._warped(level.image_a, points, linear), "a")
-        similarity = similarities(codes_a.descriptors, grid.codes.descriptors)
-        nearest = similarity.topk(min(3, len(grid.places)), dim=1).indices.cpu().numpy()
-        rows = np.arange(len(points))
-        pairs = np.stack([rows.repeat(nearest.shape[1]), nearest.ravel()], 1)
-        scores = self.matcher.score_features(codes_a, grid.codes, pairs).reshape(nearest.shape)
-        best = scores.argmax(1)
-        kept = scores[rows, best] > self.matcher.threshold
-        matched = grid.places[nearest[rows, best]]
-        matrix, _ = _fit(points[kept], matched[kept], "similarity", 1.2 * grid.spacing)
-        # many keypoints may look like one place of a picture that does not show theirs, and agree to shrink to it
-        plausible = matrix is not None and 0.6 < math.sqrt(np.linalg.det(matrix[:2, :2])) * scale < 1.6
-        return matrix if plausible else None
+class Outcome(NamedTuple):
+    """A registration and its support, from 0 to 1."""
 
-    def _refined(self, matrix: NDArray[np.float64], level: _Level, radius: float) -> Registration:
-        """Look again within `radius` of the predicted places, then on ever finer pictures, and check what comes out."""
-        found = self._look_around(matrix, level, radius, "similarity")
-        while found.matrix is not None:
-            found = self._look_around(_as_3x3(found.matrix), level, 3.0, self.model)
-            if not found.ok:
-                break
-            if level.factor < 2:  # near enough for edges, whose search is a matter of pixels
-                sharpened = self._sharpened(_enlarged(found, level.factor))
-                if sharpened is not None:
-                    return sharpened
-            if level.factor <= 1:
-                break
-            finer = self._level(max(1.0, level.factor / 2))
-            found, level = _enlarged(found, level.factor / finer.factor), finer
-        return _enlarged(found, level.factor)
+    support: float
+    registration: Registration
 
-    def _sharpened(self, found: Registration) -> Registration | None:
-        """With the transform under which edges coincide, if enough of them agree on one."""
-        points = self._keypoints(self.a.full, self.a.mask, EDGES)
-        matrix = _as_3x3(np.asarray(found.matrix))
-        for radius in (8, 4):
-            points = points[_shown(self.b.mask, _apply(matrix, points), 0)]
-            predicted, linear = _apply(matrix, points), _jacobian(matrix, points)
-            offsets, seen = edge_offsets(self.a.full, self.b.full, points, predicted, linear, radius)
-            matched = predicted + np.einsum("nij,nj->ni", linear, offsets)
-            fitted, inliers = _fit(points[seen], matched[seen], self.model, 2.0)
-            if fitted is None or inliers.sum() < max(24, EDGES_AGREE * len(inliers)):
-                return None
-            matrix = fitted
-        inliers = np.linalg.norm(_apply(matrix, found.keypoints_a) - found.keypoints_b, axis=1) < 4.0
-        if _doubts(matrix, found.keypoints_a[inliers], points, found.support, self.a.full.shape):
-            return None
-        whole = matrix if self.model == "homography" else matrix[:2]
-        return replace(found, matrix=whole, inliers=inliers)
 
-    def _look_around(self, matrix: NDArray[np.float64], level: _Level, radius: float, model: str) -> Registration:
-        """Fit anew to where the patches of keypoints are most alike within `radius` of where they are predicted."""
-        points = level.points[_shown(level.mask_b, _apply(matrix, level.points), self.size / 4)]
-        predicted, linear = _apply(matrix, points), _jacobian(matrix, points)
-        if len(points) < INLIERS:
-            return _refusal("the pictures hardly overlap under the only transform that was found")
-        steps = radius * np.array([-1.0, 0.0, 1.0])
-        offsets = np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)
-        own = self._encode(extract_patches(level.image_a, points, self.size)[0], "a")
-        similarity = np.empty((len(points), len(offsets)), np.float32)
-        for k, offset in enumerate(offsets):
-            there = self._encode(self._warped(level.image_b, predicted + linear @ offset, linear), "b")
-            similarity[:, k] = (own.descriptors * there.descriptors).sum(1).cpu().numpy()
-        shifts = _peaks(similarity.reshape(-1, 3, 3)) * radius
-        matched = predicted + np.einsum("nij,nj->ni", linear, shifts)
-        final = self._encode(self._warped(level.image_b, matched, linear), "b")
-        rows = np.repeat(np.arange(len(points))[:, None], 2, axis=1)
-        scores = self.matcher.score_features(own, final, rows)
-        kept = scores > self.matcher.threshold
-        fitted, inliers = _fit(points[kept], matched[kept], model, max(2.0, radius))
-        support = float(kept.mean())
-        indices = np.repeat(np.arange(int(kept.sum()))[:, None], 2, axis=1)
-        reason = _doubts(fitted, points[kept][inliers], points, support, level.image_a.shape)
-        return Registration(
-            fitted if fitted is None or self.model == "homography" else fitted[:2],
-            not reason,
-            reason,
-            points[kept],
-            matched[kept],
-            Matches(indices, scores[kept]),
-            inliers,
-            support,
-        )
+_Grid: TypeAlias = "tuple[list[float], list[float]]"
 
-    def _warped(self, image: Picture, points: Points, linear: NDArray[np.float64]) -> NDArray[Any]:
-        """Patches whose pixels are taken to the picture by `linear`, (2, 2) or one for each."""
-        return warped_patches(image, points, linear, self.size)[0].clip(0, 1)
+
+def _grids(search: Search, settings: Settings) -> Iterator[list[_Grid]]:
+    """Rotations in degrees and scales to search first, and then all others; each grid holds all combinations."""
+    low, high = search.scale
+    count = max(0, math.ceil(math.log(high / low) / math.log(settings.scale_step)))
+    scales = [low * (high / low) ** (k / max(1, count)) for k in range(count + 1)]
+    count = max(0, math.ceil(search.rotation / settings.rotation_step))
+    rotations = [search.rotation * k / max(1, count) for k in range(-count, count + 1)]
+    if search.rotation > 180 - settings.rotation_step / 2:
+        rotations = rotations[1:]  # the first is the same as the last
+    near_rotations = [r for r in rotations if abs(r) <= settings.first_rotation]
+    near_scales = [s for s in scales if 1 / settings.first_scale <= s <= settings.first_scale]
+    rest = [
+        ([r for r in rotations if r not in near_rotations], near_scales),
+        (rotations, [s for s in scales if s not in near_scales]),
+    ]
+    rest = [(some, at) for some, at in rest if some and at]
+    if near_rotations and near_scales:
+        yield [(near_rotations, near_scales)]
+    if rest:
+        yield rest
+
+
+def _judged(
+    matcher: RRLMatcher, frames: list[Frame], hypotheses: list[Hypothesis], settings: Settings
+) -> list[_Judged]:
+    """What RRL-Net makes of hypotheses at a few locations each."""
+    if not hypotheses:
+        return []
+    judgements = judge(matcher, frames, [h.matrix for h in hypotheses], settings.quick_locations, settings)
+    support = [judgement.support(settings.quick_prior) for judgement in judgements]
+    highest = max(1e-6, *(h.score for h in hypotheses))
+    added = [settings.agreement_weight * h.score / highest for h in hypotheses]
+    return [_Judged(h.matrix, s, s + plus) for h, s, plus in zip(hypotheses, support, added, strict=True)]
+
+
+def check(matcher: RRLMatcher, frames: list[Frame], refined: Refined, model: Model, settings: Settings) -> Outcome:
+    """The registration that a refined transform gives, or the reason to refuse it."""
+    matrix, blocks = refined.matrix, refined.blocks
+    judged = judge_at(matcher, frames, matrix, [b.points for b in blocks], settings.locations, settings)
+    support = judged.support(settings.prior)
+    matched, found = (np.concatenate([getattr(b, k) for b in blocks]) for k in ("matched", "found"))
+    first = np.cumsum([0, *(len(b.points) for b in blocks)])[judged.frame]
+    rows = first + judged.rows
+    kept = (judged.scores > matcher.threshold) & found[rows]
+    points_a, points_b = judged.locations[kept], matched[rows][kept]
+    inliers = np.linalg.norm(apply(matrix, points_a) - points_b, axis=1) < settings.bound
+    reason = _doubts(
+        matrix, support, points_a[inliers], judged.locations, frames[0].a.shape, refined.agreeing, settings
+    )
+    public = matrix if model == "homography" else matrix[:2].copy()
+    indices = np.repeat(np.arange(len(points_a))[:, None], 2, axis=1)
+    registration = Registration(
+        matrix=None if reason else public,
+        rejected=public if reason else None,
+        ok=not reason,
+        reason=reason,
+        keypoints_a=points_a,
+        keypoints_b=points_b,
+        matches=Matches(indices, judged.scores[kept]),
+        inliers=inliers,
+        matched_fraction=float((judged.scores > matcher.threshold).mean()) if len(judged.scores) else 0.0,
+    )
+    return Outcome(support, registration)
 
 
 def _doubts(
-    matrix: NDArray[np.float64] | None, inliers: Points, points: Points, support: float, shape: tuple[int, ...]
+    matrix: Matrix,
+    support: float,
+    inliers: Points,
+    locations: Points,
+    shape: tuple[int, int],
+    agreeing: float,
+    settings: Settings,
 ) -> str:
-    """Why a transform is not to be trusted, or ""; `inliers` are some of the `points` that were looked for."""
-    if matrix is None or len(inliers) < INLIERS:
+    """Why a transform is not to be trusted, or ""; `inliers` are those of the `locations` in A that match under it."""
+    if support < settings.min_support:
+        return f"the patches of only {support:.0%} of the locations match under the transform"
+    if len(inliers) < settings.min_matches:
         return f"too few matches agree on one transform, {len(inliers)}"
-    if support < SUPPORT:
-        return f"only {support:.0%} of the keypoints match under the transform"
-    scales = np.linalg.svd(_jacobian(matrix, inliers.mean(0)[None])[0], compute_uv=False)
-    if np.linalg.det(matrix[:2, :2]) <= 0 or scales[0] > 4 or scales[1] < 0.25 or scales[0] > 2 * scales[1]:
-        return f"the transform is implausible, it scales by {scales[0]:.2f} and {scales[1]:.2f}"
-    area, whole = (cv2.contourArea(cv2.convexHull(some.astype(np.float32))) for some in (inliers, points))
-    if area < max(SPREAD * whole, 0.05 * shape[0] * shape[1]):
-        return "the matches lie together in a small part of the picture, or on a line"
+    if agreeing < settings.min_agreeing:
+        return f"only {agreeing:.0%} of the blocks agree on one transform"
+    wrong = implausible(matrix, locations.mean(0))
+    if wrong:
+        return f"the transform is implausible: {wrong}"
+    area, whole = (cv2.contourArea(cv2.convexHull(some.astype(np.float32))) for some in (inliers, locations))
+    if area < max(settings.min_spread * whole, settings.min_area * shape[0] * shape[1]):
+        return "the matches lie together in a small part of the image, or on a line"
     return ""
-
-
-def _patch_inside(mask: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Where a patch lies inside the picture, and inside the mask but for its margin."""
-    half = size // 2
-    inside = np.zeros_like(mask)
-    inside[half : mask.shape[0] - half + 1, half : mask.shape[1] - half + 1] = 1
-    kernel = np.ones((size // 4 * 3, size // 4 * 3), np.uint8)
-    return np.asarray(cv2.erode(mask, kernel) * inside, np.uint8)
-
-
-def _shown(mask: NDArray[np.uint8], places: Points, margin: float) -> NDArray[np.bool_]:
-    """(N,) whether places (N, 2) lie in the mask, and `margin` pixels or more from the picture's border."""
-    h, w = mask.shape
-    inside = np.all((places >= margin) & (places <= (w - 1 - margin, h - 1 - margin)), axis=1)
-    x, y = np.where(inside[:, None], places, 0).round().astype(int).T
-    shown: NDArray[np.bool_] = inside & (mask[y, x] > 0)
-    return shown
-
-
-def _peaks(surface: NDArray[np.float32]) -> Points:
-    """Places (N, 2), xy in steps from the middle, of the maxima of surfaces (N, 3, 3), by a parabola between steps."""
-    top = surface.reshape(len(surface), -1).argmax(1)
-    row, column = np.divmod(top, 3)
-    rows = np.arange(len(surface))
-    peak = np.empty((len(surface), 2))
-    for axis, at, line in ((0, column, surface[rows, row]), (1, row, surface[rows, :, column])):
-        before, middle, after = line.T
-        bend = 2 * middle - before - after
-        between = np.where(bend > 1e-6, (after - before) / (2 * np.maximum(bend, 1e-6)), at - 1)
-        peak[:, axis] = between.clip(-1.5, 1.5)  # also where the maximum lies at the border
-    return peak
-
-
-def _enlarged(found: Registration, factor: float) -> Registration:
-    """The same of pictures that are `factor` times as large; the corner of a picture lies at -1/2 in both."""
-    grow = np.array([[factor, 0, (factor - 1) / 2], [0, factor, (factor - 1) / 2], [0, 0, 1]])
-    matrix = found.matrix
-    if matrix is not None:
-        matrix = (grow @ _as_3x3(matrix) @ np.linalg.inv(grow))[: len(matrix)]
-    points_a, points_b = _apply(grow, found.keypoints_a), _apply(grow, found.keypoints_b)
-    return replace(found, matrix=matrix, keypoints_a=points_a, keypoints_b=points_b)
-
-
-def _as_3x3(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    return matrix if matrix.shape == (3, 3) else np.vstack([matrix, [0, 0, 1]])
-
-
-def _apply(matrix: NDArray[np.float64], points: Points) -> Points:
-    """Points (N, 2) under a matrix (3, 3)."""
-    moved = points @ matrix[:, :2].T + matrix[:, 2]
-    result: Points = moved[:, :2] / moved[:, 2:]
-    return result
-
-
-def _jacobian(matrix: NDArray[np.float64], points: Points) -> NDArray[np.float64]:
-    """How a matrix (3, 3) turns and scales the surroundings of points (N, 2): (N, 2, 2)."""
-    moved = points @ matrix[:, :2].T + matrix[:, 2]
-    place = moved[:, :2] / moved[:, 2:]
-    derivative: NDArray[np.float64] = (matrix[:2, :2] - place[:, :, None] * matrix[2, :2]) / moved[:, 2, None, None]
-    return derivative
-
-
-def _fit(
-    points: Points, matched: Points, model: str, bound: float
-) -> tuple[NDArray[np.float64] | None, NDArray[np.bool_]]:
-    """A robust transform (3, 3), or None, and which pairs agree with it within `bound` pixels."""
-    none = None, np.zeros(len(points), bool)
-    if len(points) < 6:
-        return none
-    matrix, agree = _MODELS[model](points, matched, bound)
-    if matrix is None or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:2, :2])) < 1e-6:
-        return none
-    return _as_3x3(np.asarray(matrix, np.float64)), agree.ravel().astype(bool)
-
-
-_MODELS: dict[str, Any] = {
-    "similarity": lambda a, b, bound: cv2.estimateAffinePartial2D(
-        a, b, method=cv2.RANSAC, ransacReprojThreshold=bound, maxIters=5000, confidence=0.9999
-    ),
-    "affine": lambda a, b, bound: cv2.estimateAffine2D(
-        a, b, method=cv2.USAC_MAGSAC, ransacReprojThreshold=bound, maxIters=5000, confidence=0.9999
-    ),
-    "homography": lambda a, b, bound: cv2.findHomography(
-        a, b, method=cv2.USAC_MAGSAC, ransacReprojThreshold=bound, maxIters=5000, confidence=0.9999
-    ),
-}
 
 
 def _refusal(reason: str) -> Registration:
     nothing = np.empty((0, 2))
     none = Matches(np.empty((0, 2), np.int64), np.empty(0, np.float32))
-    return Registration(None, False, reason, nothing, nothing, none, np.zeros(0, bool), 0.0)
+    return Registration(None, None, False, reason, nothing, nothing, none, np.zeros(0, bool), 0.0)
