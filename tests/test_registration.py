@@ -1,6 +1,6 @@
 """From two pictures to a transform, or a refusal."""
 
-import importlib.util
+import csv
 from pathlib import Path
 
 import cv2
@@ -13,17 +13,18 @@ from rrl_match import Matches, Registration, RRLMatcher, register
 from rrl_match.registration import _apply, _as_3x3, _doubts, _enlarged, _fit, _jacobian, _peaks, _Pictures, _Run, _shown
 from rrl_match.training.datasets import hold_back, read_pairs
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+IMAGES = Path(__file__).resolve().parents[1] / "examples" / "images"
 
 
 @pytest.fixture(scope="module")
 def rendered():
-    """Visible RGB (H, W, 3), part of a larger near infrared (H, W), and the true matrix (2, 3)."""
-    spec = importlib.util.spec_from_file_location("rendered_scene", EXAMPLES / "rendered_scene.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    visible, infrared, truth = module.render_pair()
-    return visible[100:480, 100:520], infrared, np.hstack([truth[:, :2], truth @ np.array([[100], [100], [1.0]])])
+    """Part of the visible NAIP image (H, W, 3), its near-infrared image (H, W), and the true matrix (2, 3)."""
+    with open(IMAGES / "manifest.csv", newline="", encoding="utf-8") as manifest:
+        row = next(csv.DictReader(manifest))
+    truth = np.array([[float(row[f"m{i}{j}"]) for j in range(3)] for i in range(2)])
+    visible = cv2.cvtColor(cv2.imread(str(IMAGES / row["image_a"])), cv2.COLOR_BGR2RGB)
+    infrared = cv2.imread(str(IMAGES / row["image_b"]), cv2.IMREAD_GRAYSCALE)
+    return visible[100:540, 100:560], infrared, np.hstack([truth[:, :2], truth @ np.array([[100], [100], [1.0]])])
 
 
 @pytest.fixture(scope="module")
