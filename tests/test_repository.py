@@ -1,4 +1,4 @@
-"""Files that GitHub reads: nothing else would notice a mistake in them before they are needed."""
+"""Files that are read on GitHub and the Hub: links lead somewhere, and what is named is there."""
 
 from __future__ import annotations
 
@@ -9,63 +9,47 @@ import pytest
 
 from rrl_match import __version__
 
-yaml = pytest.importorskip("yaml")
 ROOT = Path(__file__).resolve().parents[1]
-PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+PAGES = [
+    *ROOT.glob("*.md"),
+    *(path for folder in ("examples", "rrl_match", "weights") for path in (ROOT / folder).rglob("*.md")),
+]
+CARDS = sorted((ROOT / "weights").glob("*/README.md"))
 
 
-def parsed(name):
-    return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+def anchors(page):
+    """GitHub's names of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.fixture(scope="module")
-def versions():
-    return parsed(".github/workflows/ci.yml")["jobs"]["versions"]["strategy"]["matrix"]["include"]
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
 
 
-def test_python_versions_agree(versions):
-    supported = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', PYPROJECT)
-    assert [job["python"] for job in versions] == supported
-    assert f'requires-python = ">={supported[0]}"' in PYPROJECT
-
-
-def test_the_oldest_pytorch_is_tested_and_the_newest(versions):
-    oldest = re.search(r'"torch>=([\d.]+)"', PYPROJECT)[1]
-    assert {job["torch"] for job in versions} == {f"torch=={oldest}.*", "torch"}
-
-
-@pytest.mark.parametrize(
-    ("column", "wanted"),
-    [
-        ("opencv", {"opencv-python-headless<5", "opencv-python-headless>=5"}),
-        ("hub", {"huggingface-hub<2", "huggingface-hub>=2"}),
-    ],
-)
-def test_both_lines_of_a_dependency_are_tested(versions, column, wanted):
-    assert {job[column] for job in versions} == wanted
-
-
-def test_ci_runs_the_script_that_runs_here():
-    steps = parsed(".github/workflows/ci.yml")["jobs"]["check"]["steps"]
-    assert ".ci/run" in [step.get("run") for step in steps]
-    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
-
-
-def test_release_publishes_only_what_was_built_and_tested():
-    jobs = parsed(".github/workflows/release.yml")["jobs"]
-    commands = " ".join(step.get("run", "") for step in jobs["build"]["steps"])
-    assert commands.index("python -m build") < commands.index("twine check") < commands.index("pytest")
-    assert jobs["publish"]["needs"] == "build"
-    assert jobs["publish"]["environment"] == "pypi"
-    assert jobs["publish"]["permissions"] == {"id-token": "write"}
-    assert jobs["publish"]["steps"][-1]["uses"].startswith("pypa/gh-action-pypi-publish@")
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.parent.name)
+def test_cards_are_short_and_complete(card):
+    text = card.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 70
+    found = re.findall(r"^## (.*)$", text, re.M)
+    assert found == ["Input", "Training data and terms", "Training", "Figures", "Limits"]
 
 
 def test_citation():
-    citation = parsed("CITATION.cff")
+    yaml = pytest.importorskip("yaml")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    licence = re.search(r'license = "(.*)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))[1]
     assert citation["cff-version"] == "1.2.0"
     assert citation["version"] == __version__
-    assert citation["license"] == re.search(r'license = "(.*)"', PYPROJECT)[1]
+    assert citation["license"] == licence
     paper = citation["preferred-citation"]
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert paper["title"] in readme
