@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from rrl_match import Matches, Near, RRLMatcher, extract_patches
 
-paths = sys.argv[1:3] or [IMAGES / "naip_visible.jpg", IMAGES / "naip_nir.jpg"]
-images = [read_image(Path(path)) for path in paths]
+paths = [Path(path) for path in sys.argv[1:3]] or [IMAGES / "naip_visible.jpg", IMAGES / "naip_nir.jpg"]
+images = [read_image(path) for path in paths]
 matcher = RRLMatcher.from_pretrained(sys.argv[3] if len(sys.argv) > 3 else "vis-nir")
 detector = cv2.GFTTDetector.create(maxCorners=300, qualityLevel=1e-4, minDistance=15, blockSize=7)
 

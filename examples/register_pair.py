@@ -32,7 +32,7 @@ def main() -> int:
     matcher = RRLMatcher.from_pretrained(args.weights)
     image_a, image_b = read_image(args.image_a), read_image(args.image_b)
     result = register(matcher, image_a, image_b, args.model)
-    if not result.ok:
+    if result.matrix is None:  # as it is unless result.ok
         print(f"not registered: {result.reason}")
         return 1
 

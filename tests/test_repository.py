@@ -40,7 +40,7 @@ def test_cards_are_short_and_complete(card):
     text = card.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 70
     found = re.findall(r"^## (.*)$", text, re.M)
-    assert found == ["Input", "Training data and terms", "Training", "Figures", "Limits"]
+    assert found == ["Input", "Training data and terms", "Training", "Accuracy", "Limits"]
 
 
 def test_citation():
