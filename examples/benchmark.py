@@ -81,18 +81,16 @@ def main() -> None:
                 f"| {100 * row['of_matrix_product']:.0f} % |",
                 flush=True,
             )
+    took = results["seconds"]
     if args.matrix:
-        call = functools.partial(matcher.score_matrix, patches_a[: args.matrix], patches_b[: args.matrix])
-        results["seconds"]["score_matrix"] = seconds(call)
+        took["score_matrix"] = seconds(lambda: matcher.score_matrix(patches_a[: args.matrix], patches_b[: args.matrix]))
     if args.match:
-        results["seconds"]["match"] = seconds(
-            functools.partial(matcher.match, patches_a[: args.match], patches_b[: args.match])
-        )
+        took["match"] = seconds(lambda: matcher.match(patches_a[: args.match], patches_b[: args.match]))
     if args.register:
-        call = functools.partial(register, matcher, image_a, image_b)
-        results["seconds"]["register"] = statistics.median(seconds(call) for _ in range(args.register))
+        runs = [seconds(lambda: register(matcher, image_a, image_b)) for _ in range(args.register)]
+        took["register"] = statistics.median(runs)
     results["peak_memory_mb"] = round(peak_memory(matcher.device) / 1e6)
-    print(f"\n{matcher.dtype}: {results['seconds']} s, peak memory {results['peak_memory_mb']} MB")
+    print(f"\n{matcher.dtype}: {took} s, peak memory {results['peak_memory_mb']} MB")
     if args.save:
         args.save.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
