@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from rrl_match import RRLMatcher, __version__, extract_patches, register
 
 GFLOP_PER_PAIR = 1.253
-BATCH_SIZES = (1, 8, 64, 512)
 ROUNDS = 3  # the median counts
 
 Call: TypeAlias = Callable[[], object]
@@ -50,6 +49,7 @@ def main() -> None:
     parser.add_argument("--weights", default="vis-nir", help="a bundled name, a folder or a Hub repo id")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8, 64, 512])
     parser.add_argument("--seconds", type=float, default=3.0, help="duration of each measurement of score")
     parser.add_argument("--matrix", type=int, default=500, help="patches per band for score_matrix; 0 to skip")
     parser.add_argument("--match", type=int, default=2000, help="patches per band for match; 0 to skip")
@@ -59,7 +59,7 @@ def main() -> None:
 
     matcher = RRLMatcher.from_pretrained(args.weights, device=args.device)
     image_a, image_b, a_to_b = read_pair("naip")
-    count = max(*BATCH_SIZES, args.matrix, args.match)
+    count = max(*args.batch_sizes, args.matrix, args.match)
     points = np.random.default_rng(0).uniform(150, 500, (count, 2))
     patches_a, _ = extract_patches(image_a, points)
     patches_b, _ = extract_patches(image_b, points @ a_to_b[:, :2].T + a_to_b[:, 2])
@@ -74,7 +74,8 @@ def main() -> None:
     print("| dtype | batch size | pairs/s | GFLOP/s | of matrix product |")
     print("| --- | ---: | ---: | ---: | ---: |")
     for dtype in args.dtypes:
-        for row in score_rates(args.weights, matcher.device, dtype, patches_a, patches_b, args.seconds):
+        scorer = RRLMatcher.from_pretrained(args.weights, device=matcher.device, dtype=dtype)
+        for row in score_rates(scorer, args.batch_sizes, patches_a, patches_b, args.seconds):
             results["score"].append(row)
             print(
                 f"| {row['dtype']} | {row['batch_size']} | {row['pairs_per_second']:.0f} | {row['gflops']:.0f} "
@@ -96,19 +97,18 @@ def main() -> None:
 
 
 def score_rates(
-    weights: str, device: torch.device, dtype: str, patches_a: NDArray[Any], patches_b: NDArray[Any], duration: float
+    matcher: RRLMatcher, batch_sizes: Sequence[int], patches_a: NDArray[Any], patches_b: NDArray[Any], duration: float
 ) -> Iterator[dict[str, Any]]:
     """A row for each batch size: pairs per second, beside a matrix product in the same dtype."""
-    matcher = RRLMatcher.from_pretrained(weights, device=device, dtype=dtype)
-    size = 2048 if device.type == "cpu" else 8192
-    x, y = (torch.randn(size, size, device=device).to(matcher.dtype) for _ in range(2))
+    size = 2048 if matcher.device.type == "cpu" else 8192
+    x, y = (torch.randn(size, size, device=matcher.device).to(matcher.dtype) for _ in range(2))
     product = functools.partial(torch.mm, x, y)
-    for batch_size in BATCH_SIZES:
+    for batch_size in batch_sizes:
         score = functools.partial(matcher.score, patches_a[:batch_size], patches_b[:batch_size])
-        calls, products = rates([score, product], duration, device)
+        calls, products = rates([score, product], duration, matcher.device)
         gflops, ceiling = calls * batch_size * GFLOP_PER_PAIR, products * 2 * size**3 / 1e9
         yield {
-            "dtype": dtype,
+            "dtype": str(matcher.dtype).removeprefix("torch."),
             "batch_size": batch_size,
             "pairs_per_second": round(calls * batch_size, 1),
             "gflops": round(gflops, 1),

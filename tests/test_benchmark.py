@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "benchmark.py"
-SMALL = "--seconds 0.01 --matrix 3 --match 4 --register 0 --dtypes float32 --device cpu"
+SMALL = "--batch-sizes 1 8 --seconds 0.01 --matrix 3 --match 4 --register 0 --dtypes float32 --device cpu"
 
 
 @pytest.mark.slow
@@ -19,9 +19,9 @@ def test_benchmark_example(weights_folder, tmp_path):
     command = [sys.executable, SCRIPT, "--weights", str(weights_folder), *SMALL.split(), "--save", str(saved)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("| float32 |") == 4
+    assert done.stdout.count("| float32 |") == 2
     results = json.loads(saved.read_text())
-    assert [row["batch_size"] for row in results["score"]] == [1, 8, 64, 512]
+    assert [row["batch_size"] for row in results["score"]] == [1, 8]
     seconds = results["seconds"]
     assert seconds["import_to_first_score"] > seconds["first_score"] > 0
     assert {"score_matrix", "match"} <= set(seconds)
