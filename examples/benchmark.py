@@ -1,9 +1,9 @@
-"""How fast this machine scores pairs, and what share of its matrix-product rate that is.
+"""Measure how fast this machine encodes, scores, matches and registers.
 
-    python examples/benchmark.py [--device cuda] [--save figures.json] [--markdown]
+    python examples/benchmark.py [--device cuda] [--save results.json]
 
-Rates are comparable within one run only: a plain matrix product in the same dtype takes turns with each of them, and
-the share of its rate carries over between machines.
+Compare rates within one run only. A plain matrix product in the same dtype alternates with the scoring: the ratio of
+both rates is comparable between machines.
 """
 
 from __future__ import annotations
@@ -22,122 +22,127 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from example_pair import read_pair
+from numpy.typing import NDArray
 
-from rrl_match import RRLMatcher, __version__
+from rrl_match import RRLMatcher, __version__, extract_patches, register
 
 GFLOP_PER_PAIR = 1.253
-BATCHES = (1, 8, 64, 512)
-ROUNDS = 3  # of which the median counts
+ROUNDS = 3  # the median counts
 
 Call: TypeAlias = Callable[[], object]
 
 FIRST_SCORE = """
 import sys, time
 import numpy, torch
-began = time.perf_counter()
+start = time.perf_counter()
 from rrl_match import RRLMatcher
 matcher = RRLMatcher.from_pretrained(sys.argv[1], device=sys.argv[2])
 loaded = time.perf_counter()
 matcher.score(*numpy.zeros((2, 64, 64), numpy.uint8))
-print(time.perf_counter() - began, time.perf_counter() - loaded)
+print(time.perf_counter() - start, time.perf_counter() - loaded)
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", default="vis-nir")
+    parser.add_argument("--weights", default="vis-nir", help="a bundled name, a folder or a Hub repo id")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each figure")
-    parser.add_argument("--matrix", type=int, default=500, help="patches of each band for score_matrix; 0 to leave out")
-    parser.add_argument("--places", type=int, default=2000, help="patches of each band for match; 0 to leave out")
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8, 64, 512])
+    parser.add_argument("--seconds", type=float, default=3.0, help="duration of each measurement of score")
+    parser.add_argument("--matrix", type=int, default=500, help="patches per band for score_matrix; 0 to skip")
+    parser.add_argument("--match", type=int, default=2000, help="patches per band for match; 0 to skip")
+    parser.add_argument("--register", type=int, default=3, help="repetitions of register; 0 to skip")
     parser.add_argument("--save", type=Path, metavar="FILE.json")
-    parser.add_argument("--markdown", action="store_true", help="print the table of the README")
     args = parser.parse_args()
 
-    figures: dict[str, Any] = {}
-    for part in measure(args):
-        figures |= part
-        if not args.markdown:
-            print(json.dumps(part), flush=True)
-    if args.markdown:
-        print("\n".join(markdown(figures)))
-    if args.save:
-        args.save.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    matcher = RRLMatcher.from_pretrained(args.weights, device=args.device)
+    image_a, image_b, a_to_b = read_pair("naip")
+    count = max(*args.batch_sizes, args.matrix, args.match)
+    points = np.random.default_rng(0).uniform(150, 500, (count, 2))
+    patches_a, _ = extract_patches(image_a, points)
+    patches_b, _ = extract_patches(image_b, points @ a_to_b[:, :2].T + a_to_b[:, 2])
 
-
-def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """All figures, part by part."""
-    fastest = RRLMatcher.from_pretrained(args.weights, device=args.device)
-    device = fastest.device
-    count = max(*BATCHES, args.matrix, args.places)
-    patches_a, patches_b = np.random.default_rng(0).integers(0, 256, (2, count, 64, 64), dtype=np.uint8)
-
-    yield {"machine": machine(device)}
-    yield {"versions": {"rrl_match": __version__, "torch": torch.__version__, "python": platform.python_version()}}
-    yield {"seconds": first_score(args.weights, device)}
-    rows: list[dict[str, Any]] = []
+    results: dict[str, Any] = {
+        "machine": machine(matcher.device),
+        "versions": {"rrl_match": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "seconds": first_score(args.weights, matcher.device),
+        "score": [],
+    }
+    print(f"{results['machine']}; PyTorch {torch.__version__}; {results['seconds']}\n", flush=True)
+    print("| dtype | batch size | pairs/s | GFLOP/s | of matrix product |")
+    print("| --- | ---: | ---: | ---: | ---: |")
     for dtype in args.dtypes:
-        matcher = RRLMatcher.from_pretrained(args.weights, device=device, dtype=dtype)
-        rows += speed(matcher, patches_a, patches_b, args.seconds)
-    yield {"speed": rows}
+        scorer = RRLMatcher.from_pretrained(args.weights, device=matcher.device, dtype=dtype)
+        for row in score_rates(scorer, args.batch_sizes, patches_a, patches_b, args.seconds):
+            results["score"].append(row)
+            print(
+                f"| {row['dtype']} | {row['batch_size']} | {row['pairs_per_second']:.0f} | {row['gflops']:.0f} "
+                f"| {100 * row['of_matrix_product']:.0f} % |",
+                flush=True,
+            )
+    took = results["seconds"]
     if args.matrix:
-        some = patches_a[: args.matrix], patches_b[: args.matrix]
-        yield {"score_matrix": timed(lambda: fastest.score_matrix(*some), args.matrix**2)}
-    if args.places:
-        many = patches_a[: args.places], patches_b[: args.places]
-        yield {"match": timed(lambda: fastest.match(*many), args.places)}
-    yield {"peak_memory_mb": round(peak_memory(device) / 1e6)}
+        took["score_matrix"] = seconds(lambda: matcher.score_matrix(patches_a[: args.matrix], patches_b[: args.matrix]))
+    if args.match:
+        took["match"] = seconds(lambda: matcher.match(patches_a[: args.match], patches_b[: args.match]))
+    if args.register:
+        runs = [seconds(lambda: register(matcher, image_a, image_b)) for _ in range(args.register)]
+        took["register"] = statistics.median(runs)
+    results["peak_memory_mb"] = round(peak_memory(matcher.device) / 1e6)
+    print(f"\n{matcher.dtype}: {took} s, peak memory {results['peak_memory_mb']} MB")
+    if args.save:
+        args.save.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
-def speed(matcher: RRLMatcher, patches_a: Any, patches_b: Any, seconds: float) -> Iterator[dict[str, Any]]:
-    """A row for each batch, beside a matrix product in the same dtype."""
+def score_rates(
+    matcher: RRLMatcher, batch_sizes: Sequence[int], patches_a: NDArray[Any], patches_b: NDArray[Any], duration: float
+) -> Iterator[dict[str, Any]]:
+    """A row for each batch size: pairs per second, beside a matrix product in the same dtype."""
     size = 2048 if matcher.device.type == "cpu" else 8192
     x, y = (torch.randn(size, size, device=matcher.device).to(matcher.dtype) for _ in range(2))
-    for batch in BATCHES:
-        some = patches_a[:batch], patches_b[:batch]
-        calls: list[Call] = [functools.partial(matcher.score, *some), functools.partial(torch.mm, x, y)]
-        pairs, products = rates(calls, seconds, matcher.device)
-        gflops, ceiling = pairs * batch * GFLOP_PER_PAIR, products * 2 * size**3 / 1e9
+    product = functools.partial(torch.mm, x, y)
+    for batch_size in batch_sizes:
+        score = functools.partial(matcher.score, patches_a[:batch_size], patches_b[:batch_size])
+        calls, products = rates([score, product], duration, matcher.device)
+        gflops, ceiling = calls * batch_size * GFLOP_PER_PAIR, products * 2 * size**3 / 1e9
         yield {
             "dtype": str(matcher.dtype).removeprefix("torch."),
-            "batch": batch,
-            "pairs_per_second": round(pairs * batch, 1),
-            "milliseconds_per_call": round(1e3 / pairs, 2),
+            "batch_size": batch_size,
+            "pairs_per_second": round(calls * batch_size, 1),
             "gflops": round(gflops, 1),
-            "matrix_product_gflops": round(ceiling, 1),
-            "share": round(gflops / ceiling, 3),
+            "of_matrix_product": round(gflops / ceiling, 3),
         }
 
 
-def rates(calls: Sequence[Call], seconds: float, device: torch.device) -> list[float]:
-    """Calls per second of each, measured in turns, over about `seconds` each."""
+def rates(calls: Sequence[Call], duration: float, device: torch.device) -> list[float]:
+    """Calls per second of each, alternating, over about `duration` seconds each."""
 
     def run(call: Call, times: int) -> float:
-        began = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(times):
             call()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
     for call in calls:
-        run(call, 1)  # warm
-    times = [max(1, int(seconds / ROUNDS / run(call, 1))) for call in calls]
+        run(call, 1)  # warm up
+    times = [max(1, int(duration / ROUNDS / run(call, 1))) for call in calls]
     rounds = [[n / run(call, n) for call, n in zip(calls, times, strict=True)] for _ in range(ROUNDS)]
     return [statistics.median(of_call) for of_call in zip(*rounds, strict=True)]
 
 
-def timed(call: Call, items: int) -> dict[str, float]:
-    """Seconds of one call, and how many of its items that is a second."""
-    began = time.perf_counter()
+def seconds(call: Call) -> float:
+    """Seconds that one call takes."""
+    start = time.perf_counter()
     call()
-    seconds = time.perf_counter() - began
-    return {"patches_or_pairs": items, "seconds": round(seconds, 2), "per_second": round(items / seconds, 1)}
+    return round(time.perf_counter() - start, 2)
 
 
 def first_score(weights: str, device: torch.device) -> dict[str, float]:
-    """In a fresh process that has imported torch: to the first score, and that score alone."""
+    """Seconds from import to the first score, and of that score alone, in a new process that has imported torch."""
     command = [sys.executable, "-c", FIRST_SCORE, weights, str(device)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     total, alone = map(float, printed.split())
@@ -145,7 +150,7 @@ def first_score(weights: str, device: torch.device) -> dict[str, float]:
 
 
 def machine(device: torch.device) -> str:
-    """The device in words."""
+    """Name of the device; for a CPU also threads and instruction set."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
@@ -157,7 +162,7 @@ def machine(device: torch.device) -> str:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process has had, on the device or, for a CPU, in memory; 0 where nobody says."""
+    """Peak bytes of this process, on the GPU or in memory; 0 where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -165,23 +170,6 @@ def peak_memory(device: torch.device) -> int:
     except ImportError:  # Windows
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def markdown(figures: dict[str, Any]) -> Iterator[str]:
-    """The README's table, and the other figures below."""
-    yield f"{figures['machine']}; PyTorch {figures['versions']['torch']}"
-    yield ""
-    yield "| dtype | batch | pairs/s | GFLOP/s | of matrix product |"
-    yield "| --- | ---: | ---: | ---: | ---: |"
-    for row in figures["speed"]:
-        yield (
-            f"| {row['dtype']} | {row['batch']} | {row['pairs_per_second']:.0f} "
-            f"| {row['gflops']:.0f} | {100 * row['share']:.0f} % |"
-        )
-    yield ""
-    for name in ("seconds", "score_matrix", "match", "peak_memory_mb"):
-        if name in figures:
-            yield f"- {name}: {json.dumps(figures[name])}"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Write a network as ONNX, score pairs in ONNX Runtime, and compare with the matcher.
+"""Export the network to ONNX, score patch pairs in ONNX Runtime, and compare with the matcher.
 
     pip install 'rrl-match[onnx]'
     python examples/export_onnx.py [FOLDER] [--weights vis-nir]
 
-Where the file runs, neither PyTorch nor rrl-match is needed. Patches go in as float32 in [0, 1], one channel.
+The exported file needs neither PyTorch nor rrl-match. It takes patches (N, 1, 64, 64), float32 in [0, 1].
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from rendered_scene import render_pair
+from example_pair import read_pair
 
 from rrl_match import RRLMatcher, extract_patches
 from rrl_match.export import export_onnx
@@ -29,11 +29,11 @@ def main() -> None:
     (scorer,) = export_onnx(matcher, args.folder, ["scorer"])
     print(f"{scorer.path}: {scorer.path.stat().st_size / 1e6:.1f} MB, within {scorer.deviation:.1e} of PyTorch")
 
-    visible, infrared, a_to_b = render_pair()
-    points = np.random.default_rng(0).uniform(200, 560, (32, 2))
+    visible, infrared, a_to_b = read_pair("naip")
+    points = np.random.default_rng(0).uniform(200, 500, (32, 2))
     patches_a, _ = extract_patches(visible, points)
     patches_b, _ = extract_patches(infrared, points @ a_to_b[:, :2].T + a_to_b[:, 2])
-    patches_b[16:] = np.roll(patches_b[16:], 1, axis=0)  # the second half: different places
+    patches_b[16:] = np.roll(patches_b[16:], 1, axis=0)  # the second half shows different locations
 
     session = onnxruntime.InferenceSession(scorer.path, providers=["CPUExecutionProvider"])
     feed = {"patches_a": patches_a[:, None] / np.float32(255), "patches_b": patches_b[:, None] / np.float32(255)}

@@ -1,31 +1,31 @@
-"""rrl-match inside a pipeline of kornia's: local affine frames (LAFs) in, what kornia's matchers return out.
+"""rrl-match in a pipeline of kornia: from local affine frames (LAFs) to what kornia's matchers return.
 
     pip install kornia
     python examples/kornia_pipeline.py
 
-Everything is a tensor here, and stays on the device that it is on.
+All values are tensors and stay on their device.
 """
 
-# %% Two pictures as tensors; these are rendered, not photographed
+# %% Two images as grey tensors in [0, 1]
 
 import kornia.feature as KF
 import torch
 import torch.nn.functional as F
+from example_pair import read_pair
+from kornia.color import rgb_to_grayscale
 from kornia.geometry import RANSAC
-from rendered_scene import render_pair
 from torch import Tensor
 
 from rrl_match import RRLMatcher, extract_patches
 
-visible, infrared, truth = render_pair()
 device = "cuda" if torch.cuda.is_available() else "cpu"
 matcher = RRLMatcher.from_pretrained("vis-nir", device=device)
-bt601 = torch.tensor([0.299, 0.587, 0.114], device=device)
-image_a = torch.from_numpy(visible).to(device).float() / 255 @ bt601  # (H, W) in [0, 1]
-image_b = torch.from_numpy(infrared).to(device).float() / 255
+visible, infrared, _ = read_pair("naip")
+image_a = rgb_to_grayscale(torch.from_numpy(visible).to(device).movedim(-1, 0) / 255)[0]  # (H, W)
+image_b = torch.from_numpy(infrared).to(device) / 255
 
 
-# %% LAFs: from any of kornia's detectors; here corners, upright and of one size, which need no weights
+# %% LAFs from any detector of kornia; here upright corners of one size, which need no weights
 
 
 def detect(image: Tensor, count: int = 300, spacing: int = 15) -> Tensor:
@@ -39,7 +39,7 @@ def detect(image: Tensor, count: int = 300, spacing: int = 15) -> Tensor:
     return lafs
 
 
-# %% Patches of the LAFs; those that reach beyond the picture are left out
+# %% The patches of the LAFs; those that cross the border are left out
 
 lafs, patches = [], []
 for image in (image_a, image_b):
@@ -47,19 +47,13 @@ for image in (image_a, image_b):
     cut, inside = extract_patches(image, found, upright=False)
     lafs.append(found[:, inside])
     patches.append(cut[inside])
+print(f"{lafs[0].shape[1]} and {lafs[1].shape[1]} LAFs")
 
-# %% Matches as kornia's own: distances (K, 1) and indices (K, 2); then whatever takes them
+# %% Matches as kornia returns them, distances (K, 1) and indices (K, 2), then a homography
 
 distances, indices = matcher.match(patches[0], patches[1], candidates=4).to_kornia()
-points = [KF.get_laf_center(some)[0, indices[:, k]] for k, some in enumerate(lafs)]
-print(f"{lafs[0].shape[1]} and {lafs[1].shape[1]} LAFs, {len(indices)} matches")
-matrix, inliers = RANSAC("homography", inl_th=4.0)(*points)
-print(f"{int(inliers.sum())} of them agree on a homography")
-
-# %% How far off it is; the truth is known because the pair is rendered
-
-h, w = image_a.shape
-corners = torch.tensor([(0, 0, 1), (w - 1, 0, 1), (0, h - 1, 1), (w - 1, h - 1, 1)], dtype=torch.float64)
-there = corners @ matrix.cpu().double().T
-error = (there[:, :2] / there[:, 2:] - corners @ torch.from_numpy(truth).T).norm(dim=1).mean()
-print(f"mean distance from the true place of the four corners: {error:.2f} px")
+points_a = KF.get_laf_center(lafs[0])[0, indices[:, 0]]
+points_b = KF.get_laf_center(lafs[1])[0, indices[:, 1]]
+matrix, inliers = RANSAC("homography", inl_th=4.0)(points_a, points_b)
+print(f"{len(indices)} matches, {int(inliers.sum())} inliers")
+print(matrix.cpu().numpy())

@@ -1,67 +1,61 @@
-"""rrl-match inside a pipeline that has its own keypoints: any of OpenCV's detectors in, a transform of OpenCV's out.
+"""rrl-match in a pipeline with its own keypoints: from a detector of OpenCV to cv2.estimateAffine2D.
 
-    python examples/opencv_pipeline.py                                  # a pair that the example renders
-    python examples/opencv_pipeline.py VISIBLE.png THERMAL.png vis-lwir # 8-bit pictures, and the weights for them
+    python examples/opencv_pipeline.py                                    # the NAIP pair of examples/images
+    python examples/opencv_pipeline.py VISIBLE.png THERMAL.png vis-lwir   # 8-bit images, and weights for them
 
-To register two pictures and be done, take rrl_match.register: it needs no corner in the other band, and may refuse.
+To register two images and nothing else, use rrl_match.register: it needs no keypoints in B and can refuse.
 """
 
-# %% Two pictures, and a detector of your own
+# %% Two images, and any detector
 
 import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
+from example_pair import IMAGES, read_image
 from numpy.typing import NDArray
-from register_pair import read
-from rendered_scene import render_pair
 
-from rrl_match import Near, RRLMatcher, extract_patches
+from rrl_match import Matches, Near, RRLMatcher, extract_patches
 
-if len(sys.argv) > 2:
-    image_a, image_b, truth = read(Path(sys.argv[1])), read(Path(sys.argv[2])), None
-else:
-    image_a, image_b, truth = render_pair()
+paths = [Path(path) for path in sys.argv[1:3]] or [IMAGES / "naip_visible.jpg", IMAGES / "naip_nir.jpg"]
+images = [read_image(path) for path in paths]
 matcher = RRLMatcher.from_pretrained(sys.argv[3] if len(sys.argv) > 3 else "vis-nir")
 detector = cv2.GFTTDetector.create(maxCorners=300, qualityLevel=1e-4, minDistance=15, blockSize=7)
 
-# %% Keypoints, and a patch of each; those at the border are left out
+# %% Keypoints, and the patch around each; patches that cross the border are left out
 
-keypoints, patches = [], []
-for image in (image_a, image_b):
-    found = detector.detect(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.ndim == 3 else image)
-    cut, inside = extract_patches(image, found)
-    keypoints.append([keypoint for keypoint, kept in zip(found, inside, strict=True) if kept])
+points, patches = [], []
+for image in images:
+    keypoints = detector.detect(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.ndim == 3 else image)
+    cut, inside = extract_patches(image, keypoints)
+    points.append(np.array([keypoint.pt for keypoint in keypoints])[inside])
     patches.append(cut[inside])
-places_a, places_b = (np.array([keypoint.pt for keypoint in some]) for some in keypoints)
+points_a, points_b = points
+patches_a, patches_b = patches
+print(f"{len(points_a)} and {len(points_b)} keypoints")
 
-# %% Matches of OpenCV's kind, and a transform from them
+# %% Matches, and the affine transform that most of them agree on
 
 
-def fit(a: list[int], b: list[int]) -> NDArray[np.float64]:
-    """The affine transform (2, 3) that most pairs of keypoints, row of A and row of B, agree on."""
-    if len(a) < 6:
-        raise SystemExit(f"{len(a)} matches are too few to estimate a transform from")
-    matrix, inliers = cv2.estimateAffine2D(places_a[a], places_b[b], method=cv2.USAC_MAGSAC, ransacReprojThreshold=4)
+def fit(matches: Matches) -> NDArray[np.float64]:
+    if len(matches) < 6:
+        raise SystemExit(f"{len(matches)} matches are too few for an affine transform")
+    rows_a, rows_b = matches.indices.T
+    matrix, inliers = cv2.estimateAffine2D(
+        points_a[rows_a], points_b[rows_b], method=cv2.USAC_MAGSAC, ransacReprojThreshold=4
+    )
     if matrix is None:
         raise SystemExit("the matches agree on no transform")
-    print(f"{len(a)} matches, {int(inliers.sum())} of them agree on a transform")
+    print(f"{len(matches)} matches, {int(inliers.sum())} inliers")
     return np.asarray(matrix, np.float64)
 
 
-print(f"{len(places_a)} and {len(places_b)} keypoints")
-matches = matcher.match(patches[0], patches[1], candidates=4).to_cv2()
-matrix = fit([m.queryIdx for m in matches], [m.trainIdx for m in matches])
+matrix = fit(matcher.match(patches_a, patches_b, candidates=4))  # .to_cv2() gives a list of cv2.DMatch
 
-# %% Once more, but only among keypoints near where that transform predicts them
+# %% Again, among the keypoints near where this transform predicts them
 
-near = Near(8, cv2.transform(places_a[None], matrix)[0], places_b)
-matches = matcher.match(patches[0], patches[1], near=near).to_cv2()
-matrix = fit([m.queryIdx for m in matches], [m.trainIdx for m in matches])
+predicted = cv2.transform(points_a[None], matrix)[0]
+near = Near(radius=8, positions_a=predicted, positions_b=points_b)
+matrix = fit(matcher.match(patches_a, patches_b, near=near))
 print(np.array2string(matrix, precision=5, suppress_small=True))
-if truth is not None:
-    h, w = image_a.shape[:2]
-    corners = np.array([[(0, 0), (w - 1, 0), (0, h - 1), (w - 1, h - 1)]], float)
-    error = np.linalg.norm(cv2.transform(corners, matrix - truth), axis=2).mean()
-    print(f"mean distance from the true place of the four corners: {error:.2f} px")

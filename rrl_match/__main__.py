@@ -10,10 +10,14 @@ from collections.abc import Sequence
 from rrl_match import export, selftest
 from rrl_match._version import __version__
 from rrl_match.errors import RRLMatchError
+from rrl_match.registration import command as registration
+from rrl_match.training import commands as training
 
 # In the order of the help. Each adds one or more parsers to argparse's subparsers, with the default `run`: a function
 # from the parsed arguments to the exit code.
 COMMANDS = (
+    registration.add_command,
+    training.add_commands,
     export.add_command,
     selftest.add_command,
 )

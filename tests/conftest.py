@@ -44,7 +44,7 @@ def b(patches_b):
 @pytest.fixture
 def benchmark_file(tmp_path, patches_a, patches_b):
     """A patch benchmark of two categories of six locations, as ``rrl_match.training.evaluation`` reads it."""
-    path = tmp_path / "places.npz"
+    path = tmp_path / "locations.npz"
     n = len(patches_a)
     pairs = [(k, k) for k in range(n)] + [(k, k ^ 1) for k in range(n)] + [(k, (k + 2) % n) for k in range(n)]
     np.savez(

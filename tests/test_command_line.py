@@ -18,7 +18,7 @@ def test_help_lists_the_commands(capsys):
     assert caught.value.code == 0
     output = capsys.readouterr().out
     assert output.startswith("usage: rrl-match")
-    for command in ("selftest", "export"):
+    for command in ("train", "evaluate", "convert", "selftest", "export"):
         assert f"\n    {command} " in output
 
 

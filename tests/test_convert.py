@@ -1,14 +1,14 @@
+import argparse
 import re
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from rrl_match import RRLMatcher, WeightsError
 from rrl_match.modeling import RRLNet
-from rrl_match.training.__main__ import app
+from rrl_match.training import commands
 from rrl_match.training.convert import load_keras_weights
 from rrl_match.training.network import TrainingRRLNet
 
@@ -171,12 +171,18 @@ def test_file_without_the_group_of_weights(tmp_path):
         load_keras_weights(path)
 
 
-def test_command_writes_a_folder_that_loads(train_file, recorded, tmp_path):
+def run(*arguments):
+    parser = argparse.ArgumentParser()
+    commands.add_commands(parser.add_subparsers(required=True))
+    args = parser.parse_args([str(argument) for argument in arguments])
+    return args.run(args)
+
+
+def test_command_writes_a_folder_that_loads(train_file, recorded, tmp_path, capsys):
     folder = tmp_path / "converted"
     options = ["--modalities", "optical", "sar", "--threshold", "0.25"]
-    result = CliRunner().invoke(app, ["convert", str(train_file), str(folder), *options])
-    assert result.exit_code == 0, result.output
-    assert str(folder) in result.output
+    assert run("convert", train_file, folder, *options) == 0
+    assert capsys.readouterr().out == f"weights: {folder}\n"
     matcher = RRLMatcher.from_pretrained(folder, device="cpu", dtype="float32")
     assert matcher.modalities == ("optical", "sar")
     assert matcher.threshold == 0.25
@@ -186,6 +192,6 @@ def test_command_writes_a_folder_that_loads(train_file, recorded, tmp_path):
 
 
 def test_command_refuses_a_threshold_that_would_not_load(graph_file, tmp_path):
-    result = CliRunner().invoke(app, ["convert", str(graph_file), str(tmp_path / "out"), "--threshold", "2"])
-    assert result.exit_code != 0
+    with pytest.raises(ValueError, match="threshold"):
+        run("convert", graph_file, tmp_path / "out", "--threshold", "2")
     assert not (tmp_path / "out" / "config.json").exists()

@@ -1,10 +1,12 @@
-"""The pipelines that the examples plug the matcher into."""
+"""The examples run on the image pairs that come with them and find the true transform."""
 
+import csv
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,28 +14,66 @@ import torch
 from rrl_match import extract_patches
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+IMAGES = EXAMPLES / "images"
 
 
-def corner_error(script):
-    """What an example prints of the pair that it renders."""
-    done = subprocess.run([sys.executable, EXAMPLES / script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"\d+ matches", done.stdout)
-    return float(re.search(r"four corners: (\S+) px", done.stdout)[1])
+def true_matrix(name):
+    with open(IMAGES / "manifest.csv", newline="", encoding="utf-8") as manifest:
+        row = next(row for row in csv.DictReader(manifest) if row["pair"] == name)
+    return np.array([[float(row[f"m{i}{j}"]) for j in range(3)] for i in range(2)] + [[0, 0, 1]])
+
+
+def run(script, *arguments):
+    command = [sys.executable, EXAMPLES / script, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def corner_error(output, name="naip"):
+    """Mean distance in pixels, over the corners of A, between the matrix that an example printed and the true one."""
+    printed = re.findall(r"-?\d+\.\d*(?:e[+-]\d+)?", output[output.rindex("[[") :])
+    matrix = np.array(printed[:9] if len(printed) >= 9 else [*printed[:6], 0, 0, 1], float).reshape(3, 3)
+    h, w = cv2.imread(str(next(IMAGES.glob(f"{name}_[vo]*.jpg")))).shape[:2]
+    corners = np.array([[(0, 0), (w - 1, 0), (0, h - 1), (w - 1, h - 1)]], float)
+    there = [cv2.perspectiveTransform(corners, m) for m in (matrix, true_matrix(name))]
+    return np.linalg.norm(there[0] - there[1], axis=2).mean()
+
+
+@pytest.mark.slow
+def test_register_pair(tmp_path):
+    assert corner_error(run("register_pair.py", "--out", tmp_path)) < 2
+    assert cv2.imread(str(tmp_path / "registered.jpg")).shape == (640, 1212, 3)
+
+
+@pytest.mark.slow
+def test_register_pair_of_radar(tmp_path):
+    images = IMAGES / "sentinel_optical.jpg", IMAGES / "sentinel_radar.jpg"
+    output = run("register_pair.py", *images, "--weights", "optical-sar", "--out", tmp_path)
+    assert corner_error(output, "sentinel") < 10  # the bands themselves are a few pixels apart
 
 
 @pytest.mark.slow
 def test_opencv_pipeline():
-    assert corner_error("opencv_pipeline.py") < 4
+    assert corner_error(run("opencv_pipeline.py")) < 8
 
 
 @pytest.mark.slow
 def test_kornia_pipeline():
-    assert corner_error("kornia_pipeline.py") < 8
+    pytest.importorskip("kornia")
+    assert corner_error(run("kornia_pipeline.py")) < 15
+
+
+@pytest.mark.slow
+def test_export_onnx(tmp_path):
+    pytest.importorskip("onnxruntime")
+    output = run("export_onnx.py", tmp_path)
+    assert "16 of 16 true pairs" in output
+    assert float(re.search(r"difference from the matcher: (\S+)", output)[1]) < 1e-5
 
 
 def test_lafs_in_and_what_kornia_matches_with_out(small):
-    """Tensors all the way, of the shapes that kornia has, which is not needed for it."""
+    """Tensors throughout, with the shapes of kornia, which the test does not need."""
     image = torch.rand(120, 140, generator=torch.Generator().manual_seed(0))
     centres = torch.tensor([(30.0, 40.0), (70.0, 60.0), (100.0, 90.0)])
     half = small.patch_size / 2
@@ -47,3 +87,16 @@ def test_lafs_in_and_what_kornia_matches_with_out(small):
     assert distances.shape == (3, 1)
     assert indices.shape == (3, 2)
     assert lafs[0, indices[:, 0], :, 2].tolist() == centres.tolist()
+
+
+def test_images_are_small():
+    assert sum(path.stat().st_size for path in IMAGES.iterdir()) < 1_500_000
+
+
+@pytest.mark.parametrize("name", ["naip", "sentinel"])
+def test_images_are_of_known_origin(name):
+    assert true_matrix(name).shape == (3, 3)
+    about = (IMAGES / "README.md").read_text(encoding="utf-8")
+    for path in IMAGES.glob(f"{name}_*.jpg"):
+        assert path.name in about
+    assert "Contains modified Copernicus Sentinel data" in about

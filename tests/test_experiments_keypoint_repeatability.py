@@ -1,12 +1,10 @@
 import cv2
 import numpy as np
 import pytest
-import typer.testing
 from image_folder import textured, write_folder, write_manifest
+from keypoint_repeatability import DETECTORS, _strongest, main, repeatability, table
 
-from rrl_match.training.__main__ import app
 from rrl_match.training.datasets import read_pairs
-from rrl_match.training.repeatability import DETECTORS, _strongest, repeatability, table
 
 
 def measured(tmp_path, image_a, image_b, **row):
@@ -15,27 +13,27 @@ def measured(tmp_path, image_a, image_b, **row):
     return repeatability(read_pairs(write_manifest(tmp_path, [row])), (40,), margin=8)
 
 
-def test_all_keypoints_of_the_same_picture_repeat(tmp_path):
-    picture = textured(200, 180)
-    result = measured(tmp_path, picture, picture)
+def test_all_keypoints_of_the_same_image_repeat(tmp_path):
+    image = textured(200, 180)
+    result = measured(tmp_path, image, image)
     assert list(result) == [*DETECTORS, "grid"]
     for name in DETECTORS:
-        figures = result[name][40]
-        assert 10 <= figures["found"] <= 40
-        assert figures["repeated"] == 100
-        assert figures["chance"] < 10
+        metrics = result[name][40]
+        assert 10 <= metrics["found"] <= 40
+        assert metrics["repeated"] == 100
+        assert metrics["chance"] < 10
     assert abs(result["grid"][40]["repeated"] - result["grid"][40]["chance"]) < 15
 
 
-def test_keypoints_are_looked_for_at_their_true_place(tmp_path):
-    """B is A moved by (40, 20): as the manifest says, or as it does not."""
+def test_keypoints_are_compared_at_their_true_location(tmp_path):
+    """B is A moved by (40, 20), with the right matrix in the manifest or with a wrong one."""
     large = textured(300, 280, corners=30)
     a, b = large[50:230, 50:250], large[30:210, 10:210]
-    told = measured(tmp_path, a, b, m02=40, m12=20)
-    untold = measured(tmp_path, a, b, m02=0, m12=0)
+    right = measured(tmp_path, a, b, m02=40, m12=20)
+    wrong = measured(tmp_path, a, b, m02=0, m12=0)
     for name in ("FAST", "Harris", "least eigenvalue", "gradient"):
-        assert told[name][40]["repeated"] > 90
-        assert untold[name][40]["repeated"] < 50
+        assert right[name][40]["repeated"] > 90
+        assert wrong[name][40]["repeated"] < 50
 
 
 def test_strongest():
@@ -48,26 +46,25 @@ def test_strongest():
     assert _strongest(found[:0], mask, 2, 4).shape == (0, 2)
 
 
-def test_pictures_without_keypoints(tmp_path):
+def test_images_without_keypoints(tmp_path):
     flat = np.full((180, 200), 90, np.uint8)
     result = measured(tmp_path, flat, flat)
     assert {name: row[40]["found"] for name, row in result.items() if name != "grid"} == dict.fromkeys(DETECTORS, 0)
     assert all(row[40]["repeated"] == 0 for name, row in result.items() if name != "grid")
 
 
-def test_pictures_that_share_nothing(tmp_path):
-    picture = textured(200, 180)
-    result = measured(tmp_path, picture, picture, m02=500)
+def test_images_that_do_not_overlap(tmp_path):
+    image = textured(200, 180)
+    result = measured(tmp_path, image, image, m02=500)
     assert all(row[40] == {"found": 0, "repeated": 0, "chance": 0} for row in result.values())
 
 
-def test_command_prints_a_table(tmp_path):
-    data = write_folder(tmp_path / "pictures", pairs=3)
-    arguments = ["--data", data, "--keypoints", 5, "--keypoints", 9, "--pictures", 2, "--smooth", 1]
-    result = typer.testing.CliRunner().invoke(app, ["repeatability", *map(str, arguments)])
-    assert result.exit_code == 0, result.output
-    lines = result.output.splitlines()
-    assert "pictures, 2 pairs of split train; within 3 px" in lines[0]
+def test_script_prints_a_table(tmp_path, capsys):
+    data = write_folder(tmp_path / "images", pairs=3)
+    arguments = ["--data", data, "--keypoints", 5, 9, "--images", 2, "--smooth", 1]
+    main([str(argument) for argument in arguments])
+    lines = capsys.readouterr().out.splitlines()
+    assert "images, 2 image pairs of split train; within 3 px" in lines[0]
     assert len(lines) == 2 + 2 * (len(DETECTORS) + 1)
 
 

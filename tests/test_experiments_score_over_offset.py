@@ -2,33 +2,31 @@ import cv2
 import numpy as np
 import pytest
 import torch
-import typer.testing
 from image_folder import textured, write_folder, write_manifest
+from score_over_offset import OffsetCurve, main, score_over_offset
 
 from rrl_match import DataError
-from rrl_match.training.__main__ import app
 from rrl_match.training.datasets import read_pairs
-from rrl_match.training.offsets import OffsetCurve, score_over_offset
 
 
-def test_figures_by_hand():
+def test_metrics_by_hand():
     offsets = np.array([-4.0, -2.0, 0.0, 2.0, 4.0])
     one = [0.1, 0.2, 0.9, 0.8, 0.1]  # peaks at 0
     other = [0.1, 0.6, 0.6, 0.2, 0.1]  # at -2 and 0 alike
     curve = OffsetCurve(offsets, np.array([[one, other], [one, one]], np.float32).transpose(0, 2, 1))
     np.testing.assert_allclose(curve.peaks(), [[0, -1], [0, 0]])
-    assert curve.figures(0.5) == {
+    assert curve.metrics(0.5) == {
         "bias_x": -0.5,
         "bias_y": 0,
         "spread": 0.25,
         "above_threshold_at_0": 1,
-        "half_width": 2,  # at -2 one of four places is above
+        "half_width": 2,  # at -2 one of four locations is above
     }
-    assert curve.figures(0.0)["half_width"] == np.inf
+    assert curve.metrics(0.0)["half_width"] == np.inf
 
 
-class Likeness:
-    """Stands in for a matcher: the score of two patches is high where their grey values are alike."""
+class Similarity:
+    """Stands in for a matcher: the score of two patches is high where their grey values are similar."""
 
     patch_size = 64
 
@@ -42,30 +40,29 @@ class Likeness:
 
 @pytest.mark.parametrize("apart", [(0, 0), (4, -2)])
 def test_peaks_lie_where_the_bands_agree(tmp_path, apart):
-    """Of a picture and the same picture moved by (x, y), which the manifest says nothing of."""
-    picture = textured(220, 200)
-    moved = np.roll(picture, (apart[1], apart[0]), axis=(0, 1))
-    cv2.imwrite(str(tmp_path / "a0.png"), picture)
+    """Of an image and the same image moved by (x, y), of which the manifest says nothing."""
+    image = textured(220, 200)
+    moved = np.roll(image, (apart[1], apart[0]), axis=(0, 1))
+    cv2.imwrite(str(tmp_path / "a0.png"), image)
     cv2.imwrite(str(tmp_path / "b0.png"), moved)
-    curve = score_over_offset(Likeness(), read_pairs(write_manifest(tmp_path, [{}])), reach=6, step=2, places=5)
+    curve = score_over_offset(Similarity(), read_pairs(write_manifest(tmp_path, [{}])), reach=6, step=2, locations=5)
     assert curve.scores.shape == (2, 7, 5)
     if apart == (0, 0):
         assert (curve.peaks() == 0).all()
-    else:  # B's place (x, y) is A's (x - 4, y + 2)
-        assert curve.figures(0.0)["bias_x"] == -4
-        assert curve.figures(0.0)["bias_y"] == 2
+    else:  # location (x, y) of B is (x - 4, y + 2) of A
+        assert curve.metrics(0.0)["bias_x"] == -4
+        assert curve.metrics(0.0)["bias_y"] == 2
 
 
-def test_no_place_far_enough_inside(tmp_path, matcher):
+def test_no_location_far_enough_inside(tmp_path, matcher):
     pairs = read_pairs(write_folder(tmp_path))
     with pytest.raises(DataError, match="24 pixels"):
         score_over_offset(matcher, pairs, reach=24)
 
 
-def test_command_draws_the_curve(tmp_path, weights_folder):
-    data, picture = write_folder(tmp_path / "pictures", width=200, height=180), tmp_path / "curve.png"
-    arguments = ["--weights", weights_folder, "--data", data, "--picture", picture, "--split", "train", "--places", "4"]
-    result = typer.testing.CliRunner().invoke(app, ["offsets", *map(str, arguments), "--device", "cpu"])
-    assert result.exit_code == 0, result.output
-    assert "half_width:" in result.output
-    assert picture.read_bytes().startswith(b"\x89PNG")
+def test_script_plots_the_curve(tmp_path, weights_folder, capsys):
+    data, plot = write_folder(tmp_path / "images", pairs=2, width=200, height=180), tmp_path / "curve.png"
+    arguments = ["--weights", weights_folder, "--data", data, "--plot", plot, "--split", "train", "--locations", "2"]
+    main([*map(str, arguments), "--device", "cpu"])
+    assert "half_width:" in capsys.readouterr().out
+    assert plot.read_bytes().startswith(b"\x89PNG")

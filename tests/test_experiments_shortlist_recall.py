@@ -1,12 +1,10 @@
 import numpy as np
 import pytest
 import torch
-import typer.testing
+from shortlist_recall import main, shortlist_recall, table
 
 from rrl_match import Features
-from rrl_match.training.__main__ import app
 from rrl_match.training.evaluation import Benchmark
-from rrl_match.training.shortlist import shortlist_recall, table
 
 
 class Directions:
@@ -30,7 +28,7 @@ def benchmark(angles_a, angles_b, category):
 
 def test_recall_by_hand():
     # sea: 0 of A has its partner first, 1 and 2 have it second; of 1, the partner has it first, of 2, second.
-    # wood: alike, so that nothing tells the partner from the other; across categories nothing is compared.
+    # wood: all equal, so that the partner cannot be found; categories are not compared with each other.
     given = benchmark([10, 50, 90, 7, 7], [10, 64, 60, 7, 7], ["sea"] * 3 + ["wood"] * 2)
     result = shortlist_recall(Directions(), given, (1, 2))
     third = 100 / 3
@@ -40,12 +38,10 @@ def test_recall_by_hand():
     assert list(result) == ["sea", "wood", "mean"]
 
 
-def test_command_prints_recall(weights_folder, benchmark_file):
-    arguments = ["--weights", weights_folder, "--benchmark", benchmark_file, "--candidates", 3, "--candidates", 6]
-    arguments += ["--device", "cpu", "--dtype", "float32"]
-    result = typer.testing.CliRunner().invoke(app, ["recall", *map(str, arguments)])
-    assert result.exit_code == 0, result.output
-    line = result.output.splitlines()[2].split()
+def test_script_prints_recall(weights_folder, benchmark_file, capsys):
+    arguments = ["--weights", weights_folder, "--benchmark", benchmark_file, "--candidates", 3, 6]
+    main([*map(str, arguments), "--device", "cpu", "--dtype", "float32"])
+    line = capsys.readouterr().out.splitlines()[2].split()
     assert line[:2] == ["forest", "6"]
     assert float(line[2]) <= float(line[4])  # at 3: of A, of either
     assert line[3] == line[5] == "100.00"

@@ -37,12 +37,21 @@ LAYERS = [
     ["modeling.encoder"],
     ["modeling.network"],
     ["modeling"],
-    ["inference", "hub", "patches"],
-    ["batching", "matching", "pretrained"],
-    ["matcher", "refinement"],
-    ["export", "registration", "selftest"],
+    ["inference", "hub", "patches", "registration.geometry", "registration.settings"],
+    ["batching", "matching", "pretrained", "registration.images"],
+    ["matcher", "registration.fields"],
+    ["export", "registration.judge", "selftest", "training.commands"],
+    ["registration.coarse"],
+    ["registration.refine"],
+    ["registration.register"],
+    ["registration"],
+    ["registration.reading", "registration.pairs"],
+    ["registration.raster"],
+    ["registration.writing"],
+    ["registration.command"],
     ["", "__main__"],
 ]
+REGISTRATION = {f"rrl_match.{name}" for layer in LAYERS for name in layer if name.startswith("registration.")}
 LAYER = {f"rrl_match.{name}".rstrip("."): k for k, layer in enumerate(LAYERS) for name in layer}
 
 # Prints what a fresh process looks like before and after the import.
@@ -193,7 +202,8 @@ def test_modeling_imports_only_modeling_and_torch(path):
 @pytest.mark.parametrize(
     ("package", "users"),
     [
-        ("cv2", {"rrl_match.patches", "rrl_match.matching", "rrl_match.refinement", "rrl_match.registration"}),
+        ("cv2", {"rrl_match.patches", "rrl_match.matching", *REGISTRATION}),
+        ("rasterio", {"rrl_match.registration.raster"}),
         ("safetensors", {"rrl_match.pretrained"}),
         ("onnx", {"rrl_match.export"}),
         ("onnxruntime", {"rrl_match.export"}),
@@ -215,9 +225,9 @@ def test_the_hub_is_used_in_one_place():
 
 def test_runtime_needs_only_what_it_declares():
     declared = {"cv2", "huggingface_hub", "numpy", "safetensors", "torch", "typing_extensions"}
-    extras = {"onnx", "onnxruntime", "onnxscript"}
+    extras = {"export.py": {"onnx", "onnxruntime", "onnxscript"}, "raster.py": {"rasterio"}}
     for path in INFERENCE_SOURCES:
-        assert outer(path) <= (declared | extras if path.name == "export.py" else declared), path.name
+        assert outer(path) <= declared | extras.get(path.name, set()), path.name
 
 
 def test_installed_package_is_typed_and_has_its_weights():

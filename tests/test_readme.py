@@ -1,19 +1,58 @@
-"""The README's Python blocks run as written, one after the other, as a reader would paste them."""
+"""The README stays one page, its code runs as written, and its figures are those of the weights."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+
+
+def test_it_is_one_page():
+    assert len(README.split()) <= 900
+    assert len(re.findall(r"(?<![\w.])\d[\d.,]*", README)) <= 40
 
 
 @pytest.mark.slow
-def test_code_blocks_run():
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) >= 2
+def test_code_blocks_run(monkeypatch):
+    """One after the other, from a checkout, as a reader would paste them; then those of the examples' README."""
+    monkeypatch.chdir(ROOT)
     names: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, str(README), "exec"), names)
+
+    def run(text):
+        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            exec(compile(block, "README", "exec"), names)
+
+    run(README)
+    assert names["scores"].shape == (100,)
+    assert len(names["matches"]) > 20
+    assert names["result"].ok
+    assert names["aligned"].shape[:2] == names["image_b"].shape
+
+    patches_a, patches_b = names["patches_a"][:20], names["patches_b"][:20]
+    keypoints_b = [(10 * n, 0) for n in range(20)]
+    names |= {"patches_a": patches_a, "patches_b": patches_b, "predicted": keypoints_b, "keypoints_b": keypoints_b}
+    run(EXAMPLES)
     assert names["scores"].shape == (3,)
-    assert names["matrix"].shape == (20, 200)
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in (ROOT / "weights").glob("*/config.json")))
+def test_figures_are_those_of_the_weights(name):
+    """Of README, of weights/README.md and of the card."""
+    config = json.loads((ROOT / "weights" / name / "config.json").read_text(encoding="utf-8"))
+    fpr95 = config["metrics"]["benchmark_fpr95"]
+    random, near = (f"{fpr95[kind]['mean']:.2f}" for kind in ("random", "near"))
+    row = next(line for line in README.splitlines() if line.startswith(f"| [`{name}`]"))
+    assert f"| {random} / {near} |" in row
+    tables = (ROOT / "weights" / "README.md").read_text(encoding="utf-8")
+    assert f"{random} / {near}" in tables
+    for category, value in fpr95["random"].items():
+        if category not in ("mean", name):
+            assert re.search(rf"\| .*{category} \| {value:.2f} \| {fpr95['near'][category]:.2f} \|", tables), category
+    card = (ROOT / "weights" / name / "README.md").read_text(encoding="utf-8")
+    assert f"above {config['threshold']:.3f} " in card
+    assert random in card
+    assert near in card

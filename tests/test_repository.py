@@ -1,4 +1,4 @@
-"""Files for people and services, in which nothing else would notice a mistake."""
+"""Files that are read on GitHub and the Hub: links lead somewhere, and what is named is there."""
 
 from __future__ import annotations
 
@@ -9,20 +9,47 @@ import pytest
 
 from rrl_match import __version__
 
-yaml = pytest.importorskip("yaml")
 ROOT = Path(__file__).resolve().parents[1]
-PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+PAGES = [
+    *ROOT.glob("*.md"),
+    *(path for folder in ("examples", "rrl_match", "weights") for path in (ROOT / folder).rglob("*.md")),
+]
+CARDS = sorted((ROOT / "weights").glob("*/README.md"))
 
 
-def parsed(name):
-    return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+def anchors(page):
+    """GitHub's names of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.parent.name)
+def test_cards_are_short_and_complete(card):
+    text = card.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 70
+    found = re.findall(r"^## (.*)$", text, re.M)
+    assert found == ["Input", "Training data and terms", "Training", "Accuracy", "Limits"]
 
 
 def test_citation():
-    citation = parsed("CITATION.cff")
+    yaml = pytest.importorskip("yaml")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    licence = re.search(r'license = "(.*)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))[1]
     assert citation["cff-version"] == "1.2.0"
     assert citation["version"] == __version__
-    assert citation["license"] == re.search(r'license = "(.*)"', PYPROJECT)[1]
+    assert citation["license"] == licence
     paper = citation["preferred-citation"]
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert paper["title"] in readme

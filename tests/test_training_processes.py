@@ -14,20 +14,20 @@ from training_run import RECIPE, tiny_network
 from rrl_match import RRLMatcher
 from rrl_match.pretrained import ModelConfig, save_folder
 
-# What one process does: train, and leave behind what its weights are and which places it saw.
+# What one process does: train, then save its weights and the locations it saw.
 WORKER = """
 import sys
 from pathlib import Path
 import torch
 from rrl_match.pretrained import load_folder
-from rrl_match.training.datasets import read_pairs
+from rrl_match.training.datasets import read_source
 from rrl_match.training.recipe import Recipe
 from rrl_match.training.trainer import Trainer
 
 torch.set_num_threads(1)
 recipe, data, start, out = sys.argv[1:]
 trainer = Trainer(
-    Recipe.load(recipe), read_pairs(data), Path(out), precision="fp32", start=load_folder(start)[0],
+    Recipe.load(recipe), [read_source(data)], Path(out), precision="fp32", start=load_folder(start)[0],
     checkpoint_every=3, validate_every=2,
 )
 seen = []
@@ -44,9 +44,9 @@ torch.save({"model": trainer.model.state_dict(), "seen": seen[:8]}, Path(out) / 
 
 
 def launch(folder, processes=2):
-    """As ``torchrun`` does it, on CPUs; Accelerate reads what it puts into the environment."""
+    """As ``torchrun`` does, on CPUs; Accelerate reads the environment that it sets."""
     options = ["--standalone", "--nproc-per-node", processes]
-    arguments = [folder / name for name in ("worker.py", "recipe.json", "pictures", "start", "run")]
+    arguments = [folder / name for name in ("worker.py", "recipe.json", "images", "start", "run")]
     command = [sys.executable, "-m", "torch.distributed.run", *options, *arguments]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
@@ -60,7 +60,7 @@ def folder(tmp_path):
     save_folder(tmp_path / "start", network, ModelConfig(("vis", "nir"), network=network.config, dtype="float32"), "")
     (tmp_path / "recipe.json").write_text(RECIPE.to_json(), encoding="utf-8")
     (tmp_path / "worker.py").write_text(WORKER, encoding="utf-8")
-    write_folder(tmp_path / "pictures")
+    write_folder(tmp_path / "images")
     return tmp_path
 
 
@@ -70,7 +70,7 @@ def test_two_processes_train_one_network(folder):
     assert result.returncode == 0, result.stderr
     first, second = (torch.load(folder / "run" / f"process{k}.pt", weights_only=True) for k in (0, 1))
     parameters = dict(tiny_network().named_parameters())
-    for name in parameters:  # batch norms' statistics are each process' own
+    for name in parameters:  # batch-norm statistics differ between processes
         assert torch.equal(first["model"][f"network.{name}"], second["model"][f"network.{name}"]), name
     assert any(not torch.equal(first["model"][f"network.{name}"], value) for name, value in parameters.items())
     assert not any(a.shape == b.shape and torch.equal(a, b) for a, b in zip(first["seen"], second["seen"], strict=True))
@@ -78,7 +78,7 @@ def test_two_processes_train_one_network(folder):
     assert [r["step"] for r in log if r["phase"] in ("pretraining", "training")] == list(range(1, 9))
     assert RRLMatcher.from_pretrained(folder / "run" / "weights", device="cpu").modalities == ("vis", "nir")
 
-    # Both go on from the one checkpoint, which leaves nothing to do; and another number of them is another run.
+    # Both resume from the same checkpoint, which leaves nothing to do; another number of processes is another run.
     result = launch(folder)
     assert result.returncode == 0, result.stderr
     for k in (0, 1):

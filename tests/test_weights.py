@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rrl_match import RRLMatcher, percentile_range
-from rrl_match.training.evaluation import Benchmark, evaluate, figures
+from rrl_match.training.evaluation import Benchmark, evaluate, metrics_of
 
 PAIRS = 6_000  # of the benchmark's, which take a quarter of a minute
 
@@ -62,6 +62,6 @@ def test_radar_in_decibels(part_of):
     patches_a, patches_b = part.patches_a[part.pairs[:, 0]], part.patches_b[part.pairs[:, 1]]
     decibels = 20 * np.log10(np.maximum(patches_b, 1) / np.float32(255))
     scores = matcher.score(patches_a, decibels, value_range=(None, percentile_range(decibels)))
-    result = figures(part, scores)
+    result = metrics_of(part, scores)
     assert result["random"]["mean"]["FPR95"] < 10
     assert result["near"]["mean"]["FPR95"] < 15

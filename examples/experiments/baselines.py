@@ -22,7 +22,7 @@ from rrl_match.inference import choose_device
 from rrl_match.patches import PatchSource
 from rrl_match.training.batches import draw_batch
 from rrl_match.training.datasets import Source, read_source
-from rrl_match.training.evaluation import Benchmark, metrics_of, table
+from rrl_match.training.evaluation import Benchmark, Metrics, metrics_of, table
 from rrl_match.training.losses import matching_loss
 from rrl_match.training.mining import mine_pairs
 from rrl_match.training.recipe import Phase, Recipe
@@ -153,7 +153,7 @@ def train_baseline(
 
 
 @torch.no_grad()
-def evaluate_baseline(baseline: Baseline, benchmark: Benchmark) -> dict[str, dict[str, dict[str, float]]]:
+def evaluate_baseline(baseline: Baseline, benchmark: Benchmark) -> Metrics:
     """Metrics in percent, as :func:`rrl_match.training.evaluation.evaluate` gives them."""
     device = next(baseline.parameters()).device
     patches_a, patches_b = (

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rrl_match.refinement import edge_offsets
+from rrl_match.registration.images import Frame, prepare
+from rrl_match.registration.refine import refine
+from rrl_match.registration.settings import Settings
 from rrl_match.training.datasets import ImagePair, Source, footprint
 
 logger = logging.getLogger(__name__)
@@ -22,10 +23,8 @@ logger = logging.getLogger(__name__)
 Matrix = NDArray[np.float64]  # (2, 3), as ImagePair.a_to_b
 Known = dict[str, Any]  # by source and pair, the matrix as lists, or None for a pair to drop
 
-_LOCATIONS = 200  # in image A whose edges are searched for in B
-_RADII = (10, 4)  # of the search, in pixels: first around the given transform, then around the one found
-_FEWEST = 12  # locations to fit a transform to
-_AGREE = 0.3  # fraction of the locations that must agree on one transform; by chance, 0.04 do
+_SETTINGS = Settings(bound=2.0)  # pixels that edges may be off
+_AGREE = 0.3  # fraction of the blocks that must agree on one transform
 _SMALLEST_MOVE = 1.0  # pixels, the median over the locations: less is within the error of the edges
 _LARGEST_MOVE = 12.0  # pixels: a pair that is farther off is dropped
 
@@ -76,52 +75,13 @@ def edge_move(pair: ImagePair) -> tuple[Matrix, float]:
     Returns:
         the matrix, and the median distance in pixels of B; the pair's own matrix and 0.0 if too few edges agree.
     """
-    unchanged = pair.a_to_b, 0.0
-    image_a = _as_float(cv2.cvtColor(pair.image_a, cv2.COLOR_RGB2GRAY))
-    image_b = _as_float(pair.image_b)
-    points = _corners(image_a, footprint(pair.image_a))
-    shown_b = footprint(pair.image_b)
-    matrix = pair.a_to_b
-    for radius in _RADII:
-        predicted = _transformed(points, matrix)
-        inside = _inside(predicted, shown_b)
-        points, predicted = points[inside], predicted[inside]
-        if len(points) < _FEWEST:
-            return unchanged
-        linear = np.broadcast_to(matrix[:, :2], (len(points), 2, 2))
-        offsets, found = edge_offsets(image_a, image_b, points, predicted, linear, radius)
-        if found.sum() < _FEWEST:
-            return unchanged
-        matched = predicted + np.einsum("nij,nj->ni", linear, offsets)
-        fitted, agree = cv2.estimateAffinePartial2D(
-            points[found], matched[found], method=cv2.RANSAC, ransacReprojThreshold=2.0, maxIters=5000
-        )
-        if fitted is None or agree.sum() < max(_FEWEST, _AGREE * found.sum()):
-            return unchanged
-        matrix = np.asarray(fitted, np.float64)
-    move = _transformed(points, matrix) - _transformed(points, pair.a_to_b)
-    return matrix, float(np.median(np.hypot(*move.T)))
-
-
-def _corners(image: NDArray[np.float32], mask: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Locations (N, 2) xy with structure, spread over the image."""
-    smooth = cv2.GaussianBlur(image, (0, 0), 1.5)
-    spacing = 0.7 * (image.size / _LOCATIONS) ** 0.5
-    corners = cv2.goodFeaturesToTrack(smooth, _LOCATIONS, 1e-4, spacing, mask=mask, blockSize=7)
-    return np.zeros((0, 2)) if corners is None else np.asarray(corners, np.float64).reshape(-1, 2)
-
-
-def _inside(points: NDArray[np.float64], shown: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """(N,) whether points lie in the image and in its footprint (H, W)."""
-    height, width = shown.shape
-    x, y = points.round().astype(int).T
-    inside = (x >= 0) & (y >= 0) & (x < width) & (y < height)
-    return np.asarray(inside & (shown[y.clip(0, height - 1), x.clip(0, width - 1)] > 0), np.bool_)
-
-
-def _transformed(points: NDArray[np.float64], matrix: Matrix) -> NDArray[np.float64]:
-    return np.asarray(points @ matrix[:, :2].T + matrix[:, 2], np.float64)
-
-
-def _as_float(image: Any) -> NDArray[np.float32]:
-    return np.asarray(np.asarray(image, np.float32) / 255, np.float32)
+    frame = Frame(
+        prepare(pair.image_a, footprint(pair.image_a), None, "a"),
+        prepare(pair.image_b, footprint(pair.image_b), None, "b"),
+    )
+    refined = refine([frame], np.vstack([pair.a_to_b, [0, 0, 1]]), "similarity", _SETTINGS)
+    if refined is None or refined.agreeing < _AGREE:
+        return pair.a_to_b, 0.0
+    points = np.concatenate([blocks.points for blocks in refined.blocks])
+    move = points @ (refined.matrix[:2] - pair.a_to_b)[:, :2].T + (refined.matrix[:2] - pair.a_to_b)[:, 2]
+    return refined.matrix[:2], float(np.median(np.hypot(*move.T)))

@@ -6,21 +6,22 @@ What they need beyond rrl-match itself is imported when they run, so that ``rrl-
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from rrl_match._command_line import Subparsers, write_line
 
-def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+
+def add_commands(subparsers: Subparsers) -> None:
     """Add the parsers; each sets ``run``, which takes the parsed arguments and returns the exit code."""
     _add_train(subparsers)
     _add_evaluate(subparsers)
     _add_convert(subparsers)
 
 
-def _add_train(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_train(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser("train", help="train weights on registered image pairs")
     parser.add_argument(
         "--data",
@@ -36,8 +37,10 @@ def _add_train(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
     parser.add_argument("--compile", action="store_true", help="compile the network; needs a C++ compiler on a CPU")
-    parser.add_argument("--steps", type=_count, help="steps of the main phase, instead of the recipe's")
-    parser.add_argument("--pretraining-steps", type=int, metavar="STEPS", help="of pretraining; 0 leaves it out")
+    parser.add_argument("--steps", type=_count, help="steps of the main phase (default: the recipe's)")
+    parser.add_argument(
+        "--pretraining-steps", type=_count_or_none, metavar="STEPS", help="steps of pretraining; 0 skips it"
+    )
     parser.add_argument("--checkpoint-every", type=_count, default=100, metavar="STEPS")
     parser.add_argument("--validate-every", type=_count, default=400, metavar="STEPS")
     parser.set_defaults(run=_train)
@@ -51,18 +54,8 @@ def _train(args: argparse.Namespace) -> int:
     from rrl_match.training.recipe import Recipe
     from rrl_match.training.trainer import Trainer
 
-    recipe = Recipe.load(args.recipe)
-    if args.steps is not None:
-        recipe = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, steps=args.steps))
-    if args.pretraining_steps == 0:
-        recipe = dataclasses.replace(recipe, pretraining=None)
-    elif args.pretraining_steps is not None:
-        if not recipe.pretraining:
-            raise ValueError(f"recipe {args.recipe!r} has no pretraining whose steps could be set")
-        pretraining = dataclasses.replace(recipe.pretraining, steps=args.pretraining_steps)
-        recipe = dataclasses.replace(recipe, pretraining=pretraining)
     trainer = Trainer(
-        recipe,
+        Recipe.load(args.recipe).with_steps(args.steps, args.pretraining_steps),
         [read_source(folder) for folder in args.data],
         args.out,
         seed=args.seed,
@@ -73,11 +66,11 @@ def _train(args: argparse.Namespace) -> int:
         checkpoint_every=args.checkpoint_every,
         validate_every=args.validate_every,
     )
-    _say(f"weights: {trainer.train()}")
+    write_line(f"weights: {trainer.train()}")
     return 0
 
 
-def _add_evaluate(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_evaluate(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser("evaluate", help="measure weights on patch benchmarks")
     parser.add_argument("--weights", default="universal", help="a bundled name, a folder or a Hub repo id")
     parser.add_argument(
@@ -97,28 +90,28 @@ def _add_evaluate(subparsers: argparse._SubParsersAction[argparse.ArgumentParser
 def _evaluate(args: argparse.Namespace) -> int:
     _require_extra("sklearn")
     from rrl_match.matcher import RRLMatcher
-    from rrl_match.training.evaluation import Benchmark, evaluate, table
+    from rrl_match.training.evaluation import Benchmark, evaluate, summary, table
 
     matcher = RRLMatcher.from_pretrained(args.weights, device=args.device, dtype=args.dtype)
+    benchmarks = {path.stem: Benchmark.load(path) for path in args.benchmark}  # all, before any is measured
+    if len(benchmarks) < len(args.benchmark):
+        raise ValueError("the files of benchmarks must have different names, by which their metrics are saved")
     results = {}
     for path in args.benchmark:
-        result = evaluate(matcher, Benchmark.load(path), progress=sys.stderr.isatty())
+        result = evaluate(matcher, benchmarks[path.stem], progress=sys.stderr.isatty())
         results[path.stem] = result
-        _say(f"{args.weights} on {path.name}, {matcher.dtype} on {matcher.device}; all metrics in percent")
+        write_line(f"{args.weights} on {path.name}, {matcher.dtype} on {matcher.device}; all metrics in percent")
         for line in table(result):
-            _say(line)
+            write_line(line)
     if len(results) > 1:
-        _say("FPR95, mean of the categories")
-        kinds = sorted({kind for result in results.values() for kind in result}, reverse=True)
-        for name, result in results.items():
-            values = (f"{kind} {result[kind]['mean']['FPR95']:6.2f}" for kind in kinds if kind in result)
-            _say(f"  {name:24s}" + "   ".join(values))
+        for line in summary(results):
+            write_line(line)
     if args.save:
         args.save.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
-def _add_convert(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _add_convert(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser("convert", help="turn a model of the authors' Keras code into a weights folder")
     parser.add_argument("file", type=Path, help="HDF5 file, of the training or the test graph")
     parser.add_argument("out", type=Path, help="folder to write")
@@ -139,7 +132,7 @@ def _convert(args: argparse.Namespace) -> int:
         network = network.prune()
     training = {"data": "", "recipe": f"converted from {args.file.name}, trained with the authors' code"}
     config = ModelConfig(tuple(args.modalities), args.threshold, network.config, "float32", training)
-    _say(f"weights: {save_folder(args.out, network, config, model_card(config))}")
+    write_line(f"weights: {save_folder(args.out, network, config, model_card(config))}")
     return 0
 
 
@@ -156,6 +149,5 @@ def _count(text: str) -> int:
     return value
 
 
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+def _count_or_none(text: str) -> int:
+    return 0 if text == "0" else _count(text)

@@ -15,6 +15,8 @@ from rrl_match.errors import DataError
 from rrl_match.matcher import RRLMatcher
 from rrl_match.training.metrics import auc, average_precision, fdr95, fpr95, fpr95_sorted_index
 
+Metrics = dict[str, dict[str, dict[str, float]]]  # by kind of negatives, category or "mean", and metric
+
 METRICS = {
     "FPR95": fpr95,
     "FPR95 (sorted index)": fpr95_sorted_index,
@@ -68,21 +70,19 @@ class Benchmark:
         return read
 
 
-def evaluate(
-    matcher: RRLMatcher, benchmark: Benchmark, progress: bool = False
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Metrics in percent: ``result[kind of negatives][category or "mean"][metric]``."""
+def evaluate(matcher: RRLMatcher, benchmark: Benchmark, progress: bool = False) -> Metrics:
+    """Metrics in percent."""
     features_a = matcher.encode(benchmark.patches_a, "a")
     features_b = matcher.encode(benchmark.patches_b, "b")
     scores = matcher.score_features(features_a, features_b, benchmark.pairs, progress=progress)
     return metrics_of(benchmark, scores)
 
 
-def metrics_of(benchmark: Benchmark, scores: NDArray[np.float32]) -> dict[str, dict[str, dict[str, float]]]:
+def metrics_of(benchmark: Benchmark, scores: NDArray[np.float32]) -> Metrics:
     """Metrics of given scores (P,), as :func:`evaluate` returns them."""
     category = benchmark.category[benchmark.pairs[:, 0]]
     label = (benchmark.kind == "match").astype(int)
-    result: dict[str, dict[str, dict[str, float]]] = {}
+    result: Metrics = {}
     for kind in sorted(set(benchmark.kind.tolist()) - {"match"}, reverse=True):
         by_category: dict[str, dict[str, float]] = {}
         for name in np.unique(category).tolist():
@@ -97,7 +97,16 @@ def metrics_of(benchmark: Benchmark, scores: NDArray[np.float32]) -> dict[str, d
     return result
 
 
-def table(result: dict[str, dict[str, dict[str, float]]]) -> Iterator[str]:
+def summary(results: dict[str, Metrics]) -> Iterator[str]:
+    """Lines with the FPR95 of several benchmarks: :func:`evaluate`'s results by name, the mean of their categories."""
+    kinds = sorted({kind for result in results.values() for kind in result}, reverse=True)
+    yield "FPR95, mean".ljust(24) + "".join(kind.rjust(10) for kind in kinds)
+    for name, result in results.items():
+        values = (f"{result[kind]['mean']['FPR95']:10.2f}" if kind in result else " " * 10 for kind in kinds)
+        yield f"  {name}".ljust(24) + "".join(values)
+
+
+def table(result: Metrics) -> Iterator[str]:
     """Lines of a table of :func:`evaluate`'s result."""
     for kind, by_category in result.items():
         yield f"{kind} negatives".ljust(20) + "".join(metric.rjust(22) for metric in METRICS)

@@ -189,6 +189,24 @@ class Recipe:
         first, last = self.hard_negatives
         return first + (last - first) * min(1.0, step / max(1, self.training.steps - 1))
 
+    def with_steps(self, training: int | None = None, pretraining: int | None = None) -> Recipe:
+        """The recipe with other numbers of steps; 0 for `pretraining` leaves it out, `None` changes nothing.
+
+        Raises:
+            ValueError: there is no pretraining whose steps could be set.
+        """
+        changed = self
+        if training is not None:
+            changed = dataclasses.replace(changed, training=dataclasses.replace(self.training, steps=training))
+        if pretraining == 0:
+            return dataclasses.replace(changed, pretraining=None)
+        if pretraining is not None:
+            if not self.pretraining:
+                raise ValueError("the recipe has no pretraining whose steps could be set")
+            phase = dataclasses.replace(self.pretraining, steps=pretraining)
+            changed = dataclasses.replace(changed, pretraining=phase)
+        return changed
+
     @classmethod
     def load(cls, name_or_path: str | Path) -> Recipe:
         """A recipe that comes with the package (`"universal"`, `"published"`), or a JSON file of one's own.

@@ -1,0 +1,6 @@
+"""Registration of two images: dense search proposes, RRL-Net judges, block matching refines."""
+
+from rrl_match.registration.register import Registration, register
+from rrl_match.registration.settings import Search, Settings
+
+__all__ = ["Registration", "Search", "Settings", "register"]

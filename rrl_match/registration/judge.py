@@ -1,0 +1,152 @@
+"""RRL-Net's judgement of transforms: do locations show the same under them?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from rrl_match.matcher import RRLMatcher
+from rrl_match.patches import extract_patches
+from rrl_match.registration.geometry import Matrix, Points, apply, inverse, jacobian, scale_of
+from rrl_match.registration.images import Frame, Grey, Mask
+from rrl_match.registration.settings import Settings
+
+
+class ScoringError(Exception):
+    """The network gave no scores, as where float16 overflows."""
+
+
+class Judgement(NamedTuple):
+    """Scores of locations under a transform.
+
+    Attributes:
+        locations: (N, 2) xy in A.
+        frame: (N,) index of the frame.
+        rows: (N,) row of the location in what was given.
+        scores: (N,) in [0, 1].
+    """
+
+    locations: Points
+    frame: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+    def support(self, prior: float) -> float:
+        """Mean score, drawn towards 0 as `prior` more locations that do not match would: few locations prove little."""
+        return float(self.scores.sum() / (len(self.scores) + prior))
+
+
+class _Patches(NamedTuple):
+    """Patches of A and of B, (N, size, size), their locations (N, 2) in A and their rows (N,) in what was given."""
+
+    a: NDArray[np.float32]
+    b: NDArray[np.float32]
+    locations: Points
+    rows: NDArray[np.int64]
+
+
+def judge(
+    matcher: RRLMatcher, frames: Sequence[Frame], matrices: Sequence[Matrix], count: int, settings: Settings
+) -> list[Judgement]:
+    """Judge transforms (3, 3), all of them in one batch, at `count` corners each, spread over all frames."""
+    each, size = max(4, math.ceil(count / len(frames))), matcher.patch_size
+    cut = [[_patches(size, frame, matrix, each, None, settings) for frame in frames] for matrix in matrices]
+    return _judged(matcher, cut)
+
+
+def judge_at(
+    matcher: RRLMatcher,
+    frames: Sequence[Frame],
+    matrix: Matrix,
+    locations: Sequence[Points],
+    count: int,
+    settings: Settings,
+) -> Judgement:
+    """Judge a transform (3, 3) at `count` of the locations (N, 2) in A that each frame has.
+
+    Locations whose patch does not lie inside both images are left out.
+    """
+    each, size = max(4, math.ceil(count / len(frames))), matcher.patch_size
+    cut = [_patches(size, frame, matrix, each, at, settings) for frame, at in zip(frames, locations, strict=True)]
+    return _judged(matcher, [cut])[0]
+
+
+def _judged(matcher: RRLMatcher, cut: Sequence[Sequence[_Patches]]) -> list[Judgement]:
+    """Judgements of transforms from the patches of each of their frames."""
+    flat = [patches for of_matrix in cut for patches in of_matrix]
+    scores = _scores(matcher, np.concatenate([p.a for p in flat]), np.concatenate([p.b for p in flat]))
+    judgements, start = [], 0
+    for of_matrix in cut:
+        locations = np.concatenate([patches.locations for patches in of_matrix])
+        frame = np.repeat(np.arange(len(of_matrix)), [len(patches.locations) for patches in of_matrix])
+        rows = np.concatenate([patches.rows for patches in of_matrix])
+        judgements.append(Judgement(locations, frame, rows, scores[start : start + len(locations)]))
+        start += len(locations)
+    return judgements
+
+
+def _scores(matcher: RRLMatcher, patches_a: NDArray[np.float32], patches_b: NDArray[np.float32]) -> NDArray[np.float32]:
+    try:
+        scores: NDArray[np.float32] = matcher.score(patches_a, patches_b)
+    except ValueError as error:  # the patches are sound, so that only the network can have failed
+        raise ScoringError(str(error)) from error
+    return scores
+
+
+def _patches(
+    size: int, frame: Frame, matrix: Matrix, count: int, locations: Points | None, settings: Settings
+) -> _Patches:
+    """Patches of A and of B, warped to A's frame: around corners of A, or some of its locations (N, 2)."""
+    shrink_a, shrink_b = _factors(frame, matrix, settings)
+    image_a, mask_a, to_a = frame.a.level(shrink_a)
+    image_b, mask_b, to_b = frame.b.level(shrink_b)
+    whole = to_b @ matrix @ inverse(to_a)
+    inside_b = cv2.warpPerspective(
+        patch_inside(mask_b, size), whole, mask_a.shape[::-1], flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+    )
+    allowed = patch_inside(mask_a, size) & np.asarray(inside_b, np.uint8)
+    if locations is None:
+        points = corners(image_a, allowed, count)
+        locations, rows = apply(inverse(to_a), points), np.arange(len(points))
+    else:
+        x, y = apply(to_a, locations).round().astype(int).T.clip(0, [[mask_a.shape[1] - 1], [mask_a.shape[0] - 1]])
+        rows = np.flatnonzero(allowed[y, x])
+        rows = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
+        locations = locations[rows]
+        points = np.stack([x, y], 1)[rows].astype(np.float64)
+    patches_a = extract_patches(image_a, points, size)[0]
+    laf = np.concatenate([jacobian(whole, points) * (size / 2), apply(whole, points)[:, :, None]], axis=2)
+    patches_b = extract_patches(image_b, laf, size, upright=False)[0]
+    return _Patches(patches_a, patches_b, locations, rows)
+
+
+def _factors(frame: Frame, matrix: Matrix, settings: Settings) -> tuple[float, float]:
+    """How much to shrink A and B, so that a transform scales by about 1 and neither is larger than it has to be."""
+    h, w = frame.a.shape
+    scale = scale_of(matrix, np.array([(w - 1) / 2, (h - 1) / 2]))
+    least_a, least_b = (max(1.0, math.sqrt(image.shape[0] * image.shape[1] / settings.judge_pixels)) for image in frame)
+    shrink_b = max(least_b, least_a * scale, scale if scale > 1 else 1.0)
+    return max(1.0, shrink_b / scale), shrink_b
+
+
+def corners(image: Grey, allowed: Mask, count: int) -> Points:
+    """Corners (N, 2) of an image (H, W), spread over what is allowed."""
+    area = int(allowed.sum())
+    smooth = cv2.GaussianBlur(image, (0, 0), 1.5)
+    spacing = max(3.0, 0.75 * math.sqrt(area / count))
+    found = cv2.goodFeaturesToTrack(smooth, count, 1e-4, spacing, mask=allowed, blockSize=7) if area else None
+    return np.empty((0, 2)) if found is None else found.reshape(-1, 2).astype(np.float64)
+
+
+def patch_inside(mask: Mask, size: int) -> Mask:
+    """Where a patch lies inside the image, and inside the mask but for its margin."""
+    half = size // 2
+    inside = np.zeros_like(mask)
+    inside[half : mask.shape[0] - half + 1, half : mask.shape[1] - half + 1] = 1
+    kernel = np.ones((size // 4 * 3, size // 4 * 3), np.uint8)
+    return np.asarray(cv2.erode(mask, kernel, borderValue=1.0), np.uint8) & inside

@@ -1,0 +1,231 @@
+"""Dense block matching around a hypothesis, on ever finer levels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rrl_match.registration.coarse import Hypothesis, distinct, fast_length
+from rrl_match.registration.fields import Fields, energy, eroded, fields_of
+from rrl_match.registration.geometry import Matrix, Model, Points, apply, fit, inverse, scale_of
+from rrl_match.registration.images import Frame, Grey, Mask
+from rrl_match.registration.settings import Settings
+
+
+class Blocks(NamedTuple):
+    """Blocks of one frame.
+
+    Attributes:
+        points: (N, 2) xy, their centres in A.
+        matched: (N, 2) xy, where they are found in B.
+        found: (N,), whether that lies within what was searched.
+    """
+
+    points: Points
+    matched: Points
+    found: NDArray[np.bool_]
+
+
+class Refined(NamedTuple):
+    """A transform (3, 3), the part of all blocks that agree with it, and those of each frame."""
+
+    matrix: Matrix
+    agreeing: float
+    blocks: list[Blocks]
+
+
+class _Overlay(NamedTuple):
+    """Fields of A, warped, and of B, both (H, W, 3), where both are shown, corner strengths, and B's full to level."""
+
+    fields_a: Fields
+    fields_b: Fields
+    both: Mask
+    corners: Grey
+    to_level: Matrix
+
+
+def align(frames: Sequence[Frame], hypotheses: Sequence[Hypothesis], settings: Settings) -> list[Hypothesis]:
+    """Hypotheses aligned in small images, distinct ones, best first; in each round only the best go on."""
+    a, b = frames[0]
+    factor = max(1.0, max(*a.shape, *b.shape) / settings.align_side)
+    frames = frames[:: max(1, math.ceil(len(frames) / settings.coarse_frames))]
+    found = list(hypotheses)
+    for radius, most in zip(settings.align_radii, settings.aligned, strict=True):
+        aligned = []
+        for _, matrix in found:
+            blocks = match_blocks(frames, matrix, factor, radius, settings.align_half, settings.align_cells, settings)
+            fitted, _ = fit(*_found(blocks), "similarity", settings.bound * factor)
+            if fitted is not None:
+                aligned.append(Hypothesis(agreement(frames, fitted, factor, settings), fitted))
+        found = distinct(aligned, a.shape, settings.distance * max(b.shape), most)
+    return found
+
+
+def refine(frames: Sequence[Frame], matrix: Matrix, model: Model, settings: Settings) -> Refined | None:
+    """The transform under which most blocks coincide, near a hypothesis; None if there is none."""
+    a, b = frames[0]
+    finest = max(1.0, math.sqrt(b.shape[0] * b.shape[1] / settings.fine_pixels))
+    factor = max(finest, max(*a.shape, *b.shape) / settings.align_side / 2)
+    while True:
+        last = factor <= finest
+        for radius in settings.fine_radii if last else settings.fine_radii[:1]:
+            blocks = match_blocks(frames, matrix, factor, radius, settings.fine_half, settings.fine_cells, settings)
+            level_model = model if last or model == "similarity" else "affine"
+            fitted, inliers = fit(*_found(blocks), level_model, settings.bound * factor)
+            if fitted is None:
+                return None
+            matrix = fitted
+        if last:
+            return Refined(matrix, float(inliers.sum()) / sum(len(b.points) for b in blocks), blocks)
+        factor = max(finest, factor / 2)
+
+
+def examine(frames: Sequence[Frame], matrix: Matrix, settings: Settings) -> Refined:
+    """A transform as it is, with the blocks that are found near it on the finest level."""
+    b = frames[0].b
+    factor = max(1.0, math.sqrt(b.shape[0] * b.shape[1] / settings.fine_pixels))
+    radius, half, cells = settings.fine_radii[-1], settings.fine_half, settings.fine_cells
+    blocks = match_blocks(frames, matrix, factor, radius, half, cells, settings)
+    points, matched = _found(blocks)
+    near = np.linalg.norm(apply(matrix, points) - matched, axis=1) < settings.bound * factor
+    return Refined(matrix, float(near.sum()) / max(1, sum(len(of_frame.points) for of_frame in blocks)), blocks)
+
+
+def _found(blocks: Sequence[Blocks]) -> tuple[Points, Points]:
+    """Points of all frames and where they were found."""
+    return np.concatenate([b.points[b.found] for b in blocks]), np.concatenate([b.matched[b.found] for b in blocks])
+
+
+def agreement(frames: Sequence[Frame], matrix: Matrix, factor: float, settings: Settings) -> float:
+    """How well the fields of all frames agree under a transform; the higher, the better."""
+    total, area = 0.0, 0
+    for frame in frames:
+        overlay = _overlay(frame, matrix, factor, settings)
+        shown = overlay.both > 0
+        if shown.sum() < 100:
+            continue
+        a, b = overlay.fields_a[shown], overlay.fields_b[shown]
+        a[:, 0] -= a[:, 0].mean()
+        b[:, 0] -= b[:, 0].mean()
+        total += float((a * b).sum(dtype=np.float64))
+        area += len(a)
+    return float(total / max(area, 1) ** 0.75)
+
+
+def match_blocks(
+    frames: Sequence[Frame], matrix: Matrix, factor: float, radius: int, half: int, cells: int, settings: Settings
+) -> list[Blocks]:
+    """Look for blocks of A in B, within `radius` of where a transform takes them.
+
+    Args:
+        frames: each has blocks of its own.
+        matrix: (3, 3) from A to B.
+        factor: B is shrunk by this, and A warped onto it; `radius` and `half` are pixels of this level.
+        half: half the width of a block.
+        cells: blocks in each direction.
+    """
+    cells = max(4, round(cells / math.sqrt(len(frames))))
+    return [_match_frame(frame, matrix, factor, radius, half, cells, settings) for frame in frames]
+
+
+def _match_frame(
+    frame: Frame, matrix: Matrix, factor: float, radius: int, half: int, cells: int, settings: Settings
+) -> Blocks:
+    overlay = _overlay(frame, matrix, factor, settings)
+    smallest = min(overlay.both.shape)
+    half = min(half, int(0.14 * smallest), (smallest - 1) // 2 - radius - 2)
+    centres = _block_centres(overlay, half, radius, cells, settings.covered) if half >= 6 else np.empty((0, 2), int)
+    if not len(centres):
+        return Blocks(np.empty((0, 2)), np.empty((0, 2)), np.zeros(0, bool))
+    offsets, inside = _offsets(overlay, centres, half, radius)
+    predicted = centres.astype(np.float64)
+    points = apply(inverse(overlay.to_level @ matrix), predicted)
+    matched = apply(inverse(overlay.to_level), predicted + offsets)
+    return Blocks(points, matched, inside)
+
+
+def _overlay(frame: Frame, matrix: Matrix, factor: float, settings: Settings) -> _Overlay:
+    """A warped onto B at one level."""
+    image_b, mask_b, to_level = frame.b.level(factor)
+    h, w = frame.a.shape
+    scale = scale_of(to_level @ matrix, np.array([(w - 1) / 2, (h - 1) / 2]))
+    shrink = 2.0 ** max(0, math.floor(math.log2(1 / scale) + 0.3)) if 0 < scale < 1 else 1.0
+    image_a, mask_a, from_a = frame.a.level(shrink)
+    whole = to_level @ matrix @ inverse(from_a)
+    size = mask_b.shape[::-1]
+    warped = np.asarray(cv2.warpPerspective(image_a, whole, size, flags=cv2.INTER_LINEAR), np.float32)
+    inside = np.asarray(cv2.warpPerspective(mask_a, whole, size, flags=cv2.INTER_NEAREST), np.uint8)
+    inside = np.asarray(cv2.erode(inside, np.ones((5, 5), np.uint8)), np.uint8)
+    mask_b = eroded(mask_b, 5)
+    both: Mask = inside & mask_b
+    corners = np.asarray(cv2.cornerMinEigenVal(warped, 5), np.float32) * both
+    fields = fields_of(warped, inside, settings), fields_of(image_b, mask_b, settings)
+    return _Overlay(*fields, both, corners, to_level)
+
+
+def _block_centres(overlay: _Overlay, half: int, radius: int, cells: int, covered: float) -> NDArray[np.int64]:
+    """The strongest corner (x, y) of each cell of a grid, if both images show most of the block around it."""
+    h, w = overlay.both.shape
+    area = cv2.integral(overlay.both)
+    first, side = half + radius, 2 * half + 1
+    lines = []
+    for n in (h, w):
+        count = max(1, min(cells, (n - 2 * first) // max(4, half // 4)))
+        lines.append(np.linspace(first, n - first, count + 1).astype(int))
+    centres = []
+    for top, bottom in zip(lines[0][:-1], lines[0][1:], strict=True):
+        for left, right in zip(lines[1][:-1], lines[1][1:], strict=True):
+            cell = overlay.corners[top:bottom, left:right]
+            dy, dx = divmod(int(cell.argmax()), cell.shape[1])
+            y0, x0 = top + dy - half, left + dx - half
+            shown = area[y0 + side, x0 + side] - area[y0, x0 + side] - area[y0 + side, x0] + area[y0, x0]
+            if cell[dy, dx] > 0 and shown >= covered * side**2:
+                centres.append((left + dx, top + dy))
+    return np.array(centres, np.int64).reshape(-1, 2)
+
+
+def _offsets(overlay: _Overlay, centres: NDArray[np.int64], half: int, radius: int) -> tuple[Points, NDArray[np.bool_]]:
+    """Where blocks of A differ least from B, (N, 2) from their centres, and (N,) if that lies within the radius."""
+    side, reach, outer = 2 * half + 1, 2 * radius + 1, 2 * (half + radius) + 1
+    x, y = centres.T
+    size = (fast_length(outer),) * 2
+    spectra_a = torch.fft.rfft2(_cut(overlay.fields_a, x - half, y - half, side), size)
+    spectra_b = torch.fft.rfft2(_cut(overlay.fields_b, x - half - radius, y - half - radius, outer), size)
+    correlation = torch.fft.irfft2((spectra_b * spectra_a.conj()).sum(1), size)[:, :reach, :reach].numpy()
+    summed = cv2.integral(energy(overlay.fields_b))
+    summed = summed[side:, side:] - summed[:-side, side:] - summed[side:, :-side] + summed[:-side, :-side]
+    around = np.arange(-half - radius, -half + radius + 1)
+    energies = summed[(y[:, None] + around)[:, :, None], (x[:, None] + around)[:, None]]
+    return lowest((energies - 2 * correlation) / side**2)
+
+
+def _cut(fields: Fields, left: NDArray[np.int64], top: NDArray[np.int64], side: int) -> Tensor:
+    """Square windows (N, 3, side, side) of fields (H, W, 3)."""
+    windows = torch.empty(len(left), 3, side, side, dtype=torch.float32, device="cpu")
+    for window, x, y in zip(windows.numpy(), left.tolist(), top.tolist(), strict=True):
+        window[:] = np.moveaxis(fields[y : y + side, x : x + side], -1, 0)
+    return windows
+
+
+def lowest(cost: NDArray[np.float64]) -> tuple[Points, NDArray[np.bool_]]:
+    """Minima (N, 2), xy from the middle, of surfaces (N, S, S), between pixels; and (N,) whether they lie inside."""
+    n, size = cost.shape[:2]
+    row, column = np.divmod(cost.reshape(n, -1).argmin(1), size)
+    inside = (row > 0) & (row < size - 1) & (column > 0) & (column < size - 1)
+    rows, y, x = np.arange(n), row.clip(1, size - 2), column.clip(1, size - 2)
+    middle = cost[rows, y, x]
+
+    def vertex(before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
+        bend = before + after - 2 * middle
+        return np.where(bend > 1e-9, (before - after) / (2 * np.maximum(bend, 1e-9)), 0.0).clip(-0.5, 0.5)
+
+    dx = vertex(cost[rows, y, x - 1], cost[rows, y, x + 1])
+    dy = vertex(cost[rows, y - 1, x], cost[rows, y + 1, x])
+    return np.stack([x + dx, y + dy], 1) - size // 2, inside

@@ -1,0 +1,327 @@
+"""From two images to the transform between them, or a refusal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import cv2
+import numpy as np
+from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rrl_match.matcher import RRLMatcher
+from rrl_match.matching import Matches
+from rrl_match.patches import ValueRange, percentile_range, range_per_band
+from rrl_match.registration.coarse import Hypothesis, propose
+from rrl_match.registration.geometry import MODELS, Matrix, Model, Points, apply, as_3x3, implausible
+from rrl_match.registration.images import Frame, prepare
+from rrl_match.registration.judge import ScoringError, judge, judge_at
+from rrl_match.registration.refine import Refined, align, refine
+from rrl_match.registration.settings import Search, Settings
+
+Array: TypeAlias = "NDArray[np.generic] | Tensor"
+Images: TypeAlias = "Array | Sequence[Array]"
+BandRanges: TypeAlias = "ValueRange | tuple[ValueRange | None, ValueRange | None]"
+
+
+@dataclass(frozen=True, eq=False)
+class Registration:
+    """What :func:`register` found.
+
+    Attributes:
+        matrix: takes pixel (x, y) of A to B, pixel centres at integers: float64 (2, 3), (3, 3) for a homography; None
+            unless `ok`.
+        rejected: the transform that did not pass the checks, of the same kind, or None.
+        ok: whether the transform passed all checks.
+        reason: why not, or "".
+        keypoints_a, keypoints_b: (K, 2) xy float64, locations that match under the transform; of all frames.
+        matches: of their rows; pair n is row n of both.
+        inliers: (K,) bool, matches that agree with the transform.
+        matched_fraction: part of the locations whose patches score above the matcher's threshold under the transform.
+    """
+
+    matrix: NDArray[np.float64] | None
+    rejected: NDArray[np.float64] | None
+    ok: bool
+    reason: str
+    keypoints_a: Points
+    keypoints_b: Points
+    matches: Matches
+    inliers: NDArray[np.bool_]
+    matched_fraction: float
+
+    def warp(self, image_a: NDArray[np.generic], shape: tuple[int, ...]) -> NDArray[np.generic]:
+        """Image A, or anything that lies on its pixels, resampled into B's frame; zero where A shows nothing.
+
+        Args:
+            image_a: (H, W) or (H, W, C).
+            shape: of image B; its first two numbers are height and width.
+
+        Raises:
+            ValueError: the registration is not `ok`.
+        """
+        if self.matrix is None:
+            raise ValueError(f"there is no transform to warp by: {self.reason}")
+        size, pixels = (int(shape[1]), int(shape[0])), np.asarray(image_a, dtype=None)
+        return np.asarray(cv2.warpPerspective(pixels, as_3x3(self.matrix), size, flags=cv2.INTER_LINEAR))
+
+    def checkerboard(
+        self, image_a: NDArray[np.generic], image_b: NDArray[np.generic], squares: int = 8
+    ) -> NDArray[np.uint8]:
+        """Squares of A, warped, and of B in turns, as uint8 RGB (H, W, 3) of B's size, to look at.
+
+        Args:
+            image_a, image_b: (H, W) or RGB (H, W, 3); other than uint8, they are mapped from their percentile range.
+            squares: along the longer side.
+
+        Raises:
+            ValueError: the registration is not `ok`.
+        """
+        warped, b = _displayed(self.warp(_displayed(image_a), image_b.shape)), _displayed(image_b)
+        h, w = b.shape[:2]
+        side = max(1, math.ceil(max(h, w) / squares))
+        odd = (np.arange(h)[:, None] // side + np.arange(w) // side) % 2 == 1
+        board: NDArray[np.uint8] = np.where(odd[..., None], b, warped)
+        return board
+
+
+def _displayed(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """An image as uint8 RGB (H, W, 3)."""
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[..., 0]
+    if image.dtype != np.uint8:
+        low, high = percentile_range(image)
+        scaled = (np.nan_to_num(image.astype(np.float32), nan=low) - low) / (high - low)
+        image = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else image[..., :3], np.uint8)
+
+
+def register(
+    matcher: RRLMatcher,
+    image_a: Images,
+    image_b: Images,
+    model: Model = "affine",
+    *,
+    mask_a: Images | None = None,
+    mask_b: Images | None = None,
+    value_range: BandRanges | None = None,
+    search: Search = Search(),  # noqa: B008
+    progress: bool = False,
+    settings: Settings = Settings(),  # noqa: B008
+) -> Registration:
+    """Estimate the transform that takes image A to image B.
+
+    Dense search proposes hypotheses: oriented gradients are correlated over shift, rotation and scale. RRL-Net judges
+    them. Block matching refines the best one, on ever finer levels, and RRL-Net judges the result once more.
+
+    Lists of images are frames of a rig, two cameras that do not move against each other: one transform is estimated
+    from all frames.
+
+    Args:
+        matcher: its modalities are those of A and B.
+        image_a, image_b: (H, W), (H, W, 1), RGB (H, W, 3) or RGBA (H, W, 4); uint8, uint16 or floating point; at least
+            a patch wide and high. Other than uint8, they are mapped from their :func:`percentile_range` if no
+            `value_range` is given. NaN and transparent pixels show nothing. Or lists of as many such images, all
+            images of a band of one size.
+        model: "similarity", "affine" or "homography".
+        mask_a, mask_b: (H, W), zero where an image shows nothing, as outside its footprint; one for all frames, or a
+            list. If not given, constant borders at either end of the range of values count as showing nothing.
+        value_range: as in :meth:`RRLMatcher.score`.
+        search: how far to look.
+        progress: show a bar of the steps done; how many there will be depends on the images.
+        settings: numbers of the method.
+
+    Returns:
+        The transform, or why there is none to trust. Mistakes in the arguments apart, this never raises.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    if model not in MODELS:
+        raise ValueError(f"model must be one of {', '.join(MODELS)}, got {model!r}")
+    if not isinstance(search, Search):
+        raise TypeError(f"search must be a Search(rotation=..., scale=(low, high)), got {search!r}")
+    frames = _prepared(image_a, image_b, mask_a, mask_b, value_range)
+    smallest = min(*frames[0].a.shape, *frames[0].b.shape)
+    if smallest < matcher.patch_size:
+        return _refusal(f"an image is {smallest} pixels wide or high, less than a patch")
+    with tqdm(desc="registering", unit=" steps") if progress else nullcontext() as bar:
+        try:
+            return _searched(matcher, frames, model, search, settings, bar.update if bar is not None else lambda: None)
+        except ScoringError as error:
+            return _refusal(f"the patches could not be scored: {error}")
+
+
+def _prepared(
+    image_a: Images, image_b: Images, mask_a: Images | None, mask_b: Images | None, value_range: BandRanges | None
+) -> list[Frame]:
+    """Checked frames, one or more, of equal shapes."""
+    ranges = range_per_band(value_range)
+    prepared = []
+    for images, masks, given, band in ((image_a, mask_a, ranges[0], "a"), (image_b, mask_b, ranges[1], "b")):
+        listed: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
+        of_each: list[Any] = list(masks) if isinstance(masks, (list, tuple)) else [masks] * len(listed)
+        if not listed:
+            raise ValueError(f"image_{band} is an empty list")
+        if len(of_each) != len(listed):
+            raise ValueError(f"mask_{band} must be one mask or {len(listed)}, one for each image, got {len(of_each)}")
+        prepared.append([prepare(i, m, given, band) for i, m in zip(listed, of_each, strict=True)])
+        shapes = {one.shape for one in prepared[-1]}
+        if len(shapes) > 1:
+            raise ValueError(f"image_{band} must be images of one size, got {sorted(shapes)}")
+    if len(prepared[0]) != len(prepared[1]):
+        raise ValueError(f"image_a and image_b must be equally many, got {len(prepared[0])} and {len(prepared[1])}")
+    return [Frame(a, b) for a, b in zip(*prepared, strict=True)]
+
+
+def _searched(
+    matcher: RRLMatcher,
+    frames: list[Frame],
+    model: Model,
+    search: Search,
+    settings: Settings,
+    step: Callable[[], object],
+) -> Registration:
+    """Look near the identity first, and everywhere if what is found there is not beyond doubt."""
+    best = Outcome(0.0, _refusal("no transform was found under which the images agree"))
+    pool: list[_Judged] = []
+    stages = list(_grids(search, settings))
+    for grids in stages:
+        hypotheses = [h for rotations, scales in grids for h in propose(frames, rotations, scales, settings)]
+        step()
+        hypotheses = align(frames, sorted(hypotheses, key=lambda h: -h.score)[: settings.proposals], settings)
+        step()
+        pool = sorted(pool + _judged(matcher, frames, hypotheses, settings), key=lambda judged: -judged.rank)
+        least = 0.0 if grids is stages[-1] else settings.quick_support
+        for judged in pool[: settings.attempts]:
+            if judged.support < least:
+                continue
+            pool.remove(judged)
+            step()
+            refined = refine(frames, judged.matrix, model, settings)
+            if refined is None:
+                continue
+            outcome = check(matcher, frames, refined, model, settings)
+            best = max(best, outcome, key=lambda o: (o.registration.ok, o.support))
+            if best.registration.ok and best.support >= settings.certain_support:
+                return best.registration
+    return best.registration
+
+
+class _Judged(NamedTuple):
+    """A hypothesis (3, 3), its support, and its rank, to which the agreement of the fields adds a little."""
+
+    matrix: Matrix
+    support: float
+    rank: float
+
+
+class Outcome(NamedTuple):
+    """A registration and its support, from 0 to 1."""
+
+    support: float
+    registration: Registration
+
+
+_Grid: TypeAlias = "tuple[list[float], list[float]]"
+
+
+def _grids(search: Search, settings: Settings) -> Iterator[list[_Grid]]:
+    """Rotations in degrees and scales to search first, and then all others; each grid holds all combinations."""
+    low, high = search.scale
+    count = max(0, math.ceil(math.log(high / low) / math.log(settings.scale_step)))
+    scales = [low * (high / low) ** (k / max(1, count)) for k in range(count + 1)]
+    count = max(0, math.ceil(search.rotation / settings.rotation_step))
+    rotations = [search.rotation * k / max(1, count) for k in range(-count, count + 1)]
+    if search.rotation > 180 - settings.rotation_step / 2:
+        rotations = rotations[1:]  # the first is the same as the last
+    near_rotations = [r for r in rotations if abs(r) <= settings.first_rotation]
+    near_scales = [s for s in scales if 1 / settings.first_scale <= s <= settings.first_scale]
+    rest = [
+        ([r for r in rotations if r not in near_rotations], near_scales),
+        (rotations, [s for s in scales if s not in near_scales]),
+    ]
+    rest = [(some, at) for some, at in rest if some and at]
+    if near_rotations and near_scales:
+        yield [(near_rotations, near_scales)]
+    if rest:
+        yield rest
+
+
+def _judged(
+    matcher: RRLMatcher, frames: list[Frame], hypotheses: list[Hypothesis], settings: Settings
+) -> list[_Judged]:
+    """What RRL-Net makes of hypotheses at a few locations each."""
+    if not hypotheses:
+        return []
+    judgements = judge(matcher, frames, [h.matrix for h in hypotheses], settings.quick_locations, settings)
+    support = [judgement.support(settings.quick_prior) for judgement in judgements]
+    highest = max(1e-6, *(h.score for h in hypotheses))
+    added = [settings.agreement_weight * h.score / highest for h in hypotheses]
+    return [_Judged(h.matrix, s, s + plus) for h, s, plus in zip(hypotheses, support, added, strict=True)]
+
+
+def check(matcher: RRLMatcher, frames: list[Frame], refined: Refined, model: Model, settings: Settings) -> Outcome:
+    """The registration that a refined transform gives, or the reason to refuse it."""
+    matrix, blocks = refined.matrix, refined.blocks
+    judged = judge_at(matcher, frames, matrix, [b.points for b in blocks], settings.locations, settings)
+    support = judged.support(settings.prior)
+    matched, found = (np.concatenate([getattr(b, k) for b in blocks]) for k in ("matched", "found"))
+    first = np.cumsum([0, *(len(b.points) for b in blocks)])[judged.frame]
+    rows = first + judged.rows
+    kept = (judged.scores > matcher.threshold) & found[rows]
+    points_a, points_b = judged.locations[kept], matched[rows][kept]
+    inliers = np.linalg.norm(apply(matrix, points_a) - points_b, axis=1) < settings.bound
+    reason = _doubts(
+        matrix, support, points_a[inliers], judged.locations, frames[0].a.shape, refined.agreeing, settings
+    )
+    public = matrix if model == "homography" else matrix[:2].copy()
+    indices = np.repeat(np.arange(len(points_a))[:, None], 2, axis=1)
+    registration = Registration(
+        matrix=None if reason else public,
+        rejected=public if reason else None,
+        ok=not reason,
+        reason=reason,
+        keypoints_a=points_a,
+        keypoints_b=points_b,
+        matches=Matches(indices, judged.scores[kept]),
+        inliers=inliers,
+        matched_fraction=float((judged.scores > matcher.threshold).mean()) if len(judged.scores) else 0.0,
+    )
+    return Outcome(support, registration)
+
+
+def _doubts(
+    matrix: Matrix,
+    support: float,
+    inliers: Points,
+    locations: Points,
+    shape: tuple[int, int],
+    agreeing: float,
+    settings: Settings,
+) -> str:
+    """Why a transform is not to be trusted, or ""; `inliers` are those of the `locations` in A that match under it."""
+    if support < settings.min_support:
+        return f"the patches of only {support:.0%} of the locations match under the transform"
+    if len(inliers) < settings.min_matches:
+        return f"too few matches agree on one transform, {len(inliers)}"
+    if agreeing < settings.min_agreeing:
+        return f"only {agreeing:.0%} of the blocks agree on one transform"
+    wrong = implausible(matrix, locations.mean(0))
+    if wrong:
+        return f"the transform is implausible: {wrong}"
+    area, whole = (cv2.contourArea(cv2.convexHull(some.astype(np.float32))) for some in (inliers, locations))
+    if area < max(settings.min_spread * whole, settings.min_area * shape[0] * shape[1]):
+        return "the matches lie together in a small part of the image, or on a line"
+    return ""
+
+
+def _refusal(reason: str) -> Registration:
+    nothing = np.empty((0, 2))
+    none = Matches(np.empty((0, 2), np.int64), np.empty(0, np.float32))
+    return Registration(None, None, False, reason, nothing, nothing, none, np.zeros(0, bool), 0.0)
