@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rrl_match.modeling.descriptor import DescriptorHead
@@ -71,7 +70,7 @@ class RRLNet(nn.Module):
         """Patches (N, 1, S, S) in [0, 1] as the encoders take them, (N, unshuffle**2, S / unshuffle, S / unshuffle)."""
         if self.config.standardise:
             patches = standardise(patches)
-        return F.pixel_unshuffle(patches, self.config.unshuffle) if self.config.unshuffle > 1 else patches
+        return unshuffle(patches, self.config.unshuffle)
 
     def encode(self, patches: Tensor, band: Band) -> list[Tensor]:
         """Prepare and encode patches of one band.
@@ -109,6 +108,17 @@ class RRLNet(nn.Module):
             (N,) scores in [0, 1]; near 1 if both patches show the same location.
         """
         return torch.sigmoid(self.logits(self.encode(patches_a, "a"), self.encode(patches_b, "b")))
+
+
+def unshuffle(patches: Tensor, side: int) -> Tensor:
+    """Square blocks of pixels to channels: (N, 1, S, S) to (N, side**2, S / side, S / side).
+
+    As ``torch.nn.functional.pixel_unshuffle``, which leaves N = 0 patches as they are.
+    """
+    if side == 1:
+        return patches
+    blocks = patches.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # (N, 1, h, side, w, side)
+    return blocks.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
 
 
 def standardise(patches: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ def _add_train(subparsers: Subparsers) -> None:
     parser.add_argument("--out", type=Path, required=True, help="run folder; an interrupted run resumes from it")
     parser.add_argument("--recipe", default="universal", help="a recipe of the package, or a JSON file")
     parser.add_argument("--start", metavar="WEIGHTS", help="weights to start from: a bundled name or a folder")
+    parser.add_argument("--teacher", metavar="WEIGHTS", help="weights to learn from, for recipes of distillation")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
@@ -63,6 +64,7 @@ def _train(args: argparse.Namespace) -> int:
         device=args.device,
         compile=args.compile,
         start=load_folder(find_folder(args.start))[0] if args.start else None,
+        teacher=load_folder(find_folder(args.teacher))[0] if args.teacher else None,
         checkpoint_every=args.checkpoint_every,
         validate_every=args.validate_every,
     )

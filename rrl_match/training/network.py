@@ -64,6 +64,11 @@ class TrainingRRLNet(nn.Module):
         """The network that is released: the very module that was trained, without the rest (MLPP)."""
         return self.network
 
+    def parts(self) -> list[nn.Module]:
+        """Modules that are compiled one by one: all but the heads."""
+        net = self.network
+        return [net.encoder_a, net.encoder_b, *net.interactions, net.metric, self.decoder_a, self.decoder_b]
+
     def forward(self, patches_a: Tensor, patches_b: Tensor, pair_up: PairUp | None = None) -> TrainingOutput:
         """Everything the losses need. Each patch is encoded once, however many pairs it is in.
 

@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from rrl_match.modeling import RRLNetConfig
 from rrl_match.training.network import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,10 @@ class SyntheticBands:
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weight of each term of the sum. If `perceptual` is not 0, VGG features replace `gradient`."""
+    """Weight of each term of the sum.
+
+    If `perceptual` is not 0, VGG features replace `gradient`. Those of the teacher count in distillation alone.
+    """
 
     interaction: float = 1.0
     metric_stages: float = 1.0
@@ -80,6 +84,8 @@ class LossWeights:
     gradient: float = 1.0
     perceptual: float = 0.0
     contrastive: float = 0.0
+    teacher: float = 0.0
+    teacher_descriptors: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,7 @@ class Recipe:
         summary: the recipe in words, for the model card.
         pretraining: contrastive training of the encoders; `None` for none.
         training: training of the whole graph.
+        network: shape of the network, unless a run starts from weights.
         heads: which stages have auxiliary heads.
         optimizer: "adamw" or, as published, "nadam".
         encoder_lr_scale: factor on the learning rate of the encoders in `training`.
@@ -140,6 +147,7 @@ class Recipe:
     photometry: Photometry = field(default_factory=Photometry)
     synthetic: SyntheticBands = field(default_factory=SyntheticBands)
     losses: LossWeights = field(default_factory=LossWeights)
+    network: RRLNetConfig = field(default_factory=RRLNetConfig)
     heads: TrainingConfig = field(default_factory=TrainingConfig)
     optimizer: str = "adamw"
     weight_decay: float = 0.01
@@ -271,6 +279,7 @@ _NESTED: dict[str, type] = {
     "photometry": Photometry,
     "synthetic": SyntheticBands,
     "losses": LossWeights,
+    "network": RRLNetConfig,
     "heads": TrainingConfig,
 }
 

@@ -20,12 +20,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from rrl_match.errors import RRLMatchError
-from rrl_match.modeling import RRLNet, RRLNetConfig
+from rrl_match.modeling import RRLNet
 from rrl_match.pretrained import save_folder
 from rrl_match.training.alignment import align
 from rrl_match.training.batches import draw_batch
 from rrl_match.training.card import calibrated_config, model_card, rounded
 from rrl_match.training.datasets import Source, hold_back
+from rrl_match.training.distillation import Distillation, StudentGraph
 from rrl_match.training.network import TrainingRRLNet, set_norm_momentum
 from rrl_match.training.norms import reestimate_norms
 from rrl_match.training.phases import FullTraining, Pretraining, TrainingPhase
@@ -53,6 +54,7 @@ class Trainer:
         device: "auto" takes CUDA where available, "cpu" never does.
         compile: compile all but the heads, so that norms and activations, bound by memory, are fused.
         start: weights to start from instead of random ones.
+        teacher: trained network to learn from, for recipes of distillation (`losses.teacher`).
         checkpoint_every, validate_every: steps between checkpoints, and between validations.
 
     Raises:
@@ -71,6 +73,7 @@ class Trainer:
         device: str = "auto",
         compile: bool = False,
         start: RRLNet | None = None,
+        teacher: RRLNet | None = None,
         checkpoint_every: int = 100,
         validate_every: int = 400,
     ) -> None:
@@ -88,20 +91,24 @@ class Trainer:
         self.device = self.accelerator.device
         self.folder = RunFolder(out, writable=self.accelerator.is_main_process)
         torch.manual_seed(seed)
+        if (teacher is None) == (recipe.losses.teacher > 0):
+            raise ValueError(f"a teacher and a recipe with losses.teacher go together, got {recipe.losses.teacher}")
         self.model = build_model(recipe, start, self.device)
         self.network = self.model.prune()
         self._split(align(sources, out / "alignment.json") if recipe.align else sources)
         self.phases: list[TrainingPhase] = []
         if recipe.pretraining:
             self.phases.append(Pretraining(recipe, recipe.pretraining, self.network, self.precision))
-        self.phases.append(FullTraining(recipe, recipe.training, self.model, self.precision))
+        if isinstance(self.model, StudentGraph) and teacher:
+            self.phases.append(Distillation(recipe, recipe.training, self.model, teacher, self.precision))
+        elif isinstance(self.model, TrainingRRLNet):
+            self.phases.append(FullTraining(recipe, recipe.training, self.model, self.precision))
         self.average: AveragedModel | None = None
         self.best: dict[str, Any] = {"fpr95": math.inf}
         self.done = 0  # steps, over all phases
         self.seconds = 0.0
         if compile:
-            net, decoders = self.network, (self.model.decoder_a, self.model.decoder_b)
-            for module in (net.encoder_a, net.encoder_b, *net.interactions, net.metric, *decoders):
+            for module in self.model.parts():
                 module.compile()
 
     def _split(self, sources: Sequence[Source]) -> None:
@@ -288,7 +295,7 @@ class Trainer:
         save_folder(self.folder.path / "weights", network, config, model_card(config))
 
 
-def build_model(recipe: Recipe, start: RRLNet | None, device: torch.device) -> TrainingRRLNet:
+def build_model(recipe: Recipe, start: RRLNet | None, device: torch.device) -> TrainingRRLNet | StudentGraph:
     """The training graph of a recipe, with random weights or those to start from.
 
     Raises:
@@ -299,11 +306,13 @@ def build_model(recipe: Recipe, start: RRLNet | None, device: torch.device) -> T
             f"the weights to start from have descriptors of length {start.config.descriptor_dim}, "
             f"the recipe asks for {recipe.descriptor_dim}: set descriptor_dim in the recipe to that of the weights"
         )
-    config = start.config if start else RRLNetConfig(descriptor_dim=recipe.descriptor_dim)
-    network = RRLNet(dataclasses.replace(config, standardise=recipe.standardise))
+    config = start.config if start else recipe.network
+    config = dataclasses.replace(config, descriptor_dim=recipe.descriptor_dim, standardise=recipe.standardise)
+    network = RRLNet(config)
     if start:
         network.load_state_dict(start.state_dict())
-    model = TrainingRRLNet(network, recipe.heads).to(device)
+    model = StudentGraph(network) if recipe.losses.teacher else TrainingRRLNet(network, recipe.heads)
+    model.to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     set_norm_momentum(model, recipe.norm_momentum)
     return model
