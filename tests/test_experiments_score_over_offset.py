@@ -55,7 +55,7 @@ def test_peaks_lie_where_the_bands_agree(tmp_path, apart):
 
 
 def test_no_location_far_enough_inside(tmp_path, matcher):
-    pairs = read_pairs(write_folder(tmp_path))
+    pairs = read_pairs(write_folder(tmp_path, width=112, height=112))
     with pytest.raises(DataError, match="24 pixels"):
         score_over_offset(matcher, pairs, reach=24)
 
