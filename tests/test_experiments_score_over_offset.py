@@ -12,7 +12,7 @@ from rrl_match.training.datasets import read_pairs
 def test_metrics_by_hand():
     offsets = np.array([-4.0, -2.0, 0.0, 2.0, 4.0])
     one = [0.1, 0.2, 0.9, 0.8, 0.1]  # peaks at 0
-    other = [0.1, 0.6, 0.6, 0.2, 0.1]  # at -2 and 0 alike
+    other = [0.1, 0.6, 0.6, 0.2, 0.1]  # at -2 and 0, with equal scores
     curve = OffsetCurve(offsets, np.array([[one, other], [one, one]], np.float32).transpose(0, 2, 1))
     np.testing.assert_allclose(curve.peaks(), [[0, -1], [0, 0]])
     assert curve.metrics(0.5) == {
