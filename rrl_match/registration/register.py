@@ -256,14 +256,19 @@ def _grids(search: Search, settings: Settings) -> Iterator[list[_Grid]]:
 def _judged(
     matcher: RRLMatcher, frames: list[Frame], hypotheses: list[Hypothesis], settings: Settings
 ) -> list[_Judged]:
-    """What RRL-Net makes of hypotheses at a few locations each."""
-    if not hypotheses:
-        return []
-    judgements = judge(matcher, frames, [h.matrix for h in hypotheses], settings.quick_locations, settings)
-    support = [judgement.support(settings.quick_prior) for judgement in judgements]
-    highest = max(1e-6, *(h.score for h in hypotheses))
-    added = [settings.agreement_weight * h.score / highest for h in hypotheses]
-    return [_Judged(h.matrix, s, s + plus) for h, s, plus in zip(hypotheses, support, added, strict=True)]
+    """What RRL-Net makes of hypotheses at a few locations each; of the first ones only, if it supports one of them."""
+    found: list[_Judged] = []
+    highest = max([1e-6, *(h.score for h in hypotheses)])
+    first = settings.judged_first
+    for some in (hypotheses[:first], hypotheses[first:]):
+        if not some or any(judged.support >= settings.clear_support for judged in found):
+            break
+        judgements = judge(matcher, frames, [h.matrix for h in some], settings.quick_locations, settings)
+        for hypothesis, judgement in zip(some, judgements, strict=True):
+            support = judgement.support(settings.quick_prior)
+            added = settings.agreement_weight * hypothesis.score / highest
+            found.append(_Judged(hypothesis.matrix, support, support + added))
+    return found
 
 
 def check(matcher: RRLMatcher, frames: list[Frame], refined: Refined, model: Model, settings: Settings) -> Outcome:
@@ -274,12 +279,11 @@ def check(matcher: RRLMatcher, frames: list[Frame], refined: Refined, model: Mod
     matched, found = (np.concatenate([getattr(b, k) for b in blocks]) for k in ("matched", "found"))
     first = np.cumsum([0, *(len(b.points) for b in blocks)])[judged.frame]
     rows = first + judged.rows
-    kept = (judged.scores > matcher.threshold) & found[rows]
+    matching = judged.scores > matcher.threshold
+    kept = matching & found[rows]
     points_a, points_b = judged.locations[kept], matched[rows][kept]
-    inliers = np.linalg.norm(apply(matrix, points_a) - points_b, axis=1) < settings.bound
-    reason = _doubts(
-        matrix, support, points_a[inliers], judged.locations, frames[0].a.shape, refined.agreeing, settings
-    )
+    inliers = np.linalg.norm(apply(matrix, points_a) - points_b, axis=1) < settings.bound * refined.factor
+    reason = _doubts(refined, support, int(inliers.sum()), judged.locations, matching, frames[0].a.shape, settings)
     public = matrix if model == "homography" else matrix[:2].copy()
     indices = np.repeat(np.arange(len(points_a))[:, None], 2, axis=1)
     registration = Registration(
@@ -291,31 +295,41 @@ def check(matcher: RRLMatcher, frames: list[Frame], refined: Refined, model: Mod
         keypoints_b=points_b,
         matches=Matches(indices, judged.scores[kept]),
         inliers=inliers,
-        matched_fraction=float((judged.scores > matcher.threshold).mean()) if len(judged.scores) else 0.0,
+        matched_fraction=float(matching.mean()) if len(matching) else 0.0,
     )
     return Outcome(support, registration)
 
 
 def _doubts(
-    matrix: Matrix,
+    refined: Refined,
     support: float,
-    inliers: Points,
+    inliers: int,
     locations: Points,
+    matching: NDArray[np.bool_],
     shape: tuple[int, int],
-    agreeing: float,
     settings: Settings,
 ) -> str:
-    """Why a transform is not to be trusted, or ""; `inliers` are those of the `locations` in A that match under it."""
+    """Why a transform is not to be trusted, or "".
+
+    Args:
+        refined: the transform.
+        support: see :meth:`Judgement.support`.
+        inliers: number of matches that agree with the transform.
+        locations: (N, 2) in A, that were judged.
+        matching: (N,), which of them match.
+        shape: of A.
+        settings: least values.
+    """
     if support < settings.min_support:
         return f"the patches of only {support:.0%} of the locations match under the transform"
-    if len(inliers) < settings.min_matches:
-        return f"too few matches agree on one transform, {len(inliers)}"
-    if agreeing < settings.min_agreeing:
-        return f"only {agreeing:.0%} of the blocks agree on one transform"
-    wrong = implausible(matrix, locations.mean(0))
+    if inliers < settings.min_matches:
+        return f"too few matches agree on one transform, {inliers}"
+    if refined.agreeing < settings.min_agreeing:
+        return f"only {refined.agreeing:.0%} of the blocks agree on one transform"
+    wrong = implausible(refined.matrix, locations.mean(0))
     if wrong:
         return f"the transform is implausible: {wrong}"
-    area, whole = (cv2.contourArea(cv2.convexHull(some.astype(np.float32))) for some in (inliers, locations))
+    area, whole = (cv2.contourArea(cv2.convexHull(p.astype(np.float32))) for p in (locations[matching], locations))
     if area < max(settings.min_spread * whole, settings.min_area * shape[0] * shape[1]):
         return "the matches lie together in a small part of the image, or on a line"
     return ""

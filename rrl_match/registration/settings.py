@@ -65,6 +65,8 @@ class Settings:
     # judgement
     judge_pixels: int = 400_000  # images are shrunk to this size
     quick_locations: int = 10  # of each hypothesis
+    judged_first: int = 2  # the other hypotheses are judged only if none of these is supported clearly
+    clear_support: float = 0.6
     quick_prior: float = 3.0  # see Judgement.support
     quick_support: float = 0.45  # hypotheses with less are refined only after everything was searched
     agreement_weight: float = 0.15  # of the fields' agreement in the order of hypotheses
@@ -73,7 +75,7 @@ class Settings:
     prior: float = 6.0
     certain_support: float = 0.72  # stop searching
     min_support: float = 0.6  # of a transform that is not refused
-    min_matches: int = 12
-    min_agreeing: float = 0.25  # of the blocks
+    min_matches: int = 10
+    min_agreeing: float = 0.2  # of the blocks
     min_spread: float = 0.3  # area that the matches span, of the locations' area
     min_area: float = 0.05  # of the image's area
