@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rrl_match.registration.coarse import Hypothesis, distinct, fast_length
 from rrl_match.registration.fields import Fields, energy, eroded, fields_of
-from rrl_match.registration.geometry import Matrix, Model, Points, apply, fit, inverse, scale_of
+from rrl_match.registration.geometry import Matrix, Model, Points, apply, fit, fit_simplest, inverse, scale_of
 from rrl_match.registration.images import Frame, Grey, Mask
 from rrl_match.registration.settings import Settings
 
@@ -86,7 +86,7 @@ def refine(frames: Sequence[Frame], matrix: Matrix, model: Model, settings: Sett
         for radius in settings.fine_radii if last else settings.fine_radii[:1]:
             blocks = match_blocks(frames, matrix, factor, radius, settings.fine_half, settings.fine_cells, settings)
             level_model = model if last or model == "similarity" else "affine"
-            fitted, inliers = fit(*_found(blocks), level_model, settings.bound * factor)
+            fitted, inliers = fit_simplest(*_found(blocks), level_model, settings.bound * factor, settings.simpler)
             if fitted is None:
                 return None
             matrix = fitted

@@ -128,7 +128,8 @@ def register(
             a patch wide and high. Other than uint8, they are mapped from their :func:`percentile_range` if no
             `value_range` is given. NaN and transparent pixels show nothing. Or lists of as many such images, all
             images of a band of one size.
-        model: "similarity", "affine" or "homography".
+        model: "similarity", "affine" or "homography". A simpler transform is taken where it fits as well, since
+            freedom that is not needed costs accuracy at the corners.
         mask_a, mask_b: (H, W), zero where an image shows nothing, as outside its footprint; one for all frames, or a
             list. If not given, constant borders at either end of the range of values count as showing nothing.
         value_range: as in :meth:`RRLMatcher.score`.

@@ -60,6 +60,7 @@ class Settings:
     fine_cells: int = 14
     fine_radii: tuple[int, ...] = (10, 6)
     bound: float = 3.0  # pixels that a block may be off
+    simpler: float = 1.4  # factor by which a simpler model may fit worse and still be taken
     covered: float = 0.8  # part of a block that both images show
 
     # judgement
