@@ -4,8 +4,8 @@
 
 Prints, for each method, AUC@10px (area under the cumulative curve of the corner error up to 10 px, in percent; refused
 pairs count as failures), refused pairs, wrong ones (off by more than 20 px but not refused) and the median time, its
-ratio to that of the last method, and where the time of `register` goes. The baselines are SIFT with 4,000 keypoints, ratio test and
-MAGSAC; and the dense search and block matching of `register` itself without RRL-Net.
+ratio to that of the last method, and where the time of `register` goes. The baselines are SIFT with 4,000 keypoints,
+ratio test and MAGSAC; and the dense search and block matching of `register` itself without RRL-Net.
 
 Pairs that come aligned get a known similarity put on image B first: rotation within 10 degrees, scale 0.9 to 1.1,
 shift within 5 % of the size. With --frames N, all pairs get that of the first, and each is registered together with
@@ -86,9 +86,8 @@ def main() -> None:
         print(f"{method:9} {scene:12} n={len(e):3}  AUC@10px {auc:5.1f}  refused {np.isinf(e).sum():3}  wrong {wrong}")
     for method in args.methods:
         ratio = statistics.median(seconds[method]) / statistics.median(seconds[args.methods[-1]])
-        print(
-            f"{method:9} {statistics.median(seconds[method]):.2f} s a pair, {ratio:.1f} times that of {args.methods[-1]}"
-        )
+        median = statistics.median(seconds[method])
+        print(f"{method:9} {median:.2f} s a pair, {ratio:.1f} times that of {args.methods[-1]}")
     for stage, of_calls in stages.items():
         if "register" in args.methods:
             print(f"  {stage:9} {1000 * sum(of_calls) / len(seconds['register']):.0f} ms a pair on average")
@@ -148,7 +147,7 @@ def _corner_error(found: Matrix | None, true: Matrix, shape: Sequence[int]) -> f
 
 def _sift(pair: Pair) -> Matrix | None:
     """SIFT's 4,000 strongest keypoints, ratio test at 0.8, MAGSAC."""
-    sift = cv2.SIFT_create(4000)
+    sift = cv2.SIFT_create(4000)  # type: ignore[attr-defined]
     of_a, of_b = (
         sift.detectAndCompute(cv2.cvtColor(i[0], cv2.COLOR_RGB2GRAY), None) for i in (pair.images_a, pair.images_b)
     )
@@ -159,7 +158,8 @@ def _sift(pair: Pair) -> Matrix | None:
     if len(good) < 4:
         return None
     a, b = np.array([of_a[0][m.queryIdx].pt for m in good]), np.array([of_b[0][m.trainIdx].pt for m in good])
-    return cv2.estimateAffine2D(a, b, method=cv2.USAC_MAGSAC, ransacReprojThreshold=3.0, maxIters=10000)[0]
+    found = cv2.estimateAffine2D(a, b, method=cv2.USAC_MAGSAC, ransacReprojThreshold=3.0, maxIters=10000)[0]
+    return None if found is None else np.asarray(found, np.float64)
 
 
 def _dense(pair: Pair) -> Matrix | None:
