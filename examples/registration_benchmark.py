@@ -104,15 +104,15 @@ def _pairs(folder: Path, split: str, scene: str | None, every: int, frames: int)
             alike = [r for r in read if r[2].shape == a.shape and r[3].shape == b.shape and r[0] != name]
             step = max(1, len(alike) // max(1, frames - 1))
             others = alike[n % step :: step][: frames - 1]
-        images_a, images_b = [a, *(r[2] for r in others)], []
+        images_a, images_b = [a, *(r[2] for r in others)], list[Image]()
         for _, _, _, other_b, matrix in [(name, of_scene, a, b, a_to_b), *others]:
             # a rig has one displacement: what another frame had is replaced by that of this one
             back = a_to_b @ np.linalg.inv(matrix)
             same = np.allclose(back, np.eye(3))
-            images_b.append(other_b if same else cv2.warpAffine(other_b, back[:2], b.shape[1::-1]))
+            images_b.append(other_b if same else _warped(other_b, back, b.shape))
         if np.allclose(a_to_b, np.eye(3)):
             move = _displacement(name, b.shape)
-            images_b = [cv2.warpAffine(i, move[:2], b.shape[1::-1]) for i in images_b]
+            images_b = [_warped(image, move, b.shape) for image in images_b]
             a_to_b = move @ a_to_b
         yield Pair(of_scene, images_a, images_b, a_to_b)
 
@@ -127,13 +127,17 @@ def _read(folder: Path, row: dict[str, str]) -> tuple[str, str, Image, Image, Ma
     return row["pair"], row["scene"], rgb[0], rgb[1], matrix
 
 
+def _warped(image: Image, matrix: Matrix, shape: Sequence[int]) -> Image:
+    return np.asarray(cv2.warpAffine(image, matrix[:2], (shape[1], shape[0])), np.uint8)
+
+
 def _displacement(name: str, shape: Sequence[int]) -> Matrix:
     """A similarity (3, 3) that depends on the name alone."""
     random = np.random.RandomState(zlib.crc32(name.encode()))
     h, w = shape[:2]
     matrix = cv2.getRotationMatrix2D((w / 2, h / 2), random.uniform(-10, 10), random.uniform(0.9, 1.1))
-    matrix[:, 2] += random.uniform(-0.05, 0.05, 2) * (w, h)
-    return np.vstack([matrix, [0, 0, 1]])
+    shift = random.uniform(-0.05, 0.05, 2) * (w, h)
+    return np.vstack([matrix + np.array([[0, 0, shift[0]], [0, 0, shift[1]]]), [0, 0, 1]])
 
 
 def _corner_error(found: Matrix | None, true: Matrix, shape: Sequence[int]) -> float:

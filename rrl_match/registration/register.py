@@ -189,7 +189,7 @@ def _searched(
     step: Callable[[], object],
 ) -> Registration:
     """Look near the identity first, and everywhere if what is found there is not beyond doubt."""
-    best = Outcome(0.0, _refusal("no transform was found under which the images agree"))
+    best = Outcome(-1.0, _refusal("no transform was found under which the images agree"))
     pool: list[_Judged] = []
     stages = list(_grids(search, settings))
     for grids in stages:
@@ -272,21 +272,25 @@ def _judged(
     return found
 
 
-def check(matcher: RRLMatcher, frames: list[Frame], refined: Refined, model: Model, settings: Settings) -> Outcome:
+def check(matcher: RRLMatcher, frames: Sequence[Frame], refined: Refined, model: Model, settings: Settings) -> Outcome:
     """The registration that a refined transform gives, or the reason to refuse it."""
-    matrix, blocks = refined.matrix, refined.blocks
+    matrix, blocks, (h, w) = refined.matrix, refined.blocks, frames[0].a.shape
+    public = matrix if model == "homography" else matrix[:2].copy()
+    wrong = implausible(matrix, np.array([(w - 1) / 2, (h - 1) / 2]))
+    if wrong:
+        return Outcome(0.0, _refusal(f"the transform is implausible: {wrong}", public))
+    if refined.agreeing < settings.min_agreeing:
+        reason = f"only {refined.agreeing:.0%} of the blocks agree on one transform"
+        return Outcome(0.0, _refusal(reason, public))
     judged = judge_at(matcher, frames, matrix, [b.points for b in blocks], settings.locations, settings)
     support = judged.support(settings.prior)
-    matched, found = (np.concatenate([getattr(b, k) for b in blocks]) for k in ("matched", "found"))
-    first = np.cumsum([0, *(len(b.points) for b in blocks)])[judged.frame]
-    rows = first + judged.rows
     matching = judged.scores > matcher.threshold
+    matched, found = (np.concatenate([getattr(b, k) for b in blocks]) for k in ("matched", "found"))
+    rows = judged.rows + np.cumsum([0, *(len(b.points) for b in blocks)])[judged.frame]
     kept = matching & found[rows]
     points_a, points_b = judged.locations[kept], matched[rows][kept]
     inliers = np.linalg.norm(apply(matrix, points_a) - points_b, axis=1) < settings.bound * refined.factor
-    reason = _doubts(refined, support, int(inliers.sum()), judged.locations, matching, frames[0].a.shape, settings)
-    public = matrix if model == "homography" else matrix[:2].copy()
-    indices = np.repeat(np.arange(len(points_a))[:, None], 2, axis=1)
+    reason = _doubts(support, int(inliers.sum()), judged.locations, matching, (h, w), settings)
     registration = Registration(
         matrix=None if reason else public,
         rejected=public if reason else None,
@@ -294,7 +298,7 @@ def check(matcher: RRLMatcher, frames: list[Frame], refined: Refined, model: Mod
         reason=reason,
         keypoints_a=points_a,
         keypoints_b=points_b,
-        matches=Matches(indices, judged.scores[kept]),
+        matches=Matches(np.repeat(np.arange(len(points_a))[:, None], 2, axis=1), judged.scores[kept]),
         inliers=inliers,
         matched_fraction=float(matching.mean()) if len(matching) else 0.0,
     )
@@ -302,7 +306,6 @@ def check(matcher: RRLMatcher, frames: list[Frame], refined: Refined, model: Mod
 
 
 def _doubts(
-    refined: Refined,
     support: float,
     inliers: int,
     locations: Points,
@@ -310,10 +313,9 @@ def _doubts(
     shape: tuple[int, int],
     settings: Settings,
 ) -> str:
-    """Why a transform is not to be trusted, or "".
+    """Why the network's judgement is not enough to trust a transform, or "".
 
     Args:
-        refined: the transform.
         support: see :meth:`Judgement.support`.
         inliers: number of matches that agree with the transform.
         locations: (N, 2) in A, that were judged.
@@ -325,18 +327,13 @@ def _doubts(
         return f"the patches of only {support:.0%} of the locations match under the transform"
     if inliers < settings.min_matches:
         return f"too few matches agree on one transform, {inliers}"
-    if refined.agreeing < settings.min_agreeing:
-        return f"only {refined.agreeing:.0%} of the blocks agree on one transform"
-    wrong = implausible(refined.matrix, locations.mean(0))
-    if wrong:
-        return f"the transform is implausible: {wrong}"
     area, whole = (cv2.contourArea(cv2.convexHull(p.astype(np.float32))) for p in (locations[matching], locations))
     if area < max(settings.min_spread * whole, settings.min_area * shape[0] * shape[1]):
         return "the matches lie together in a small part of the image, or on a line"
     return ""
 
 
-def _refusal(reason: str) -> Registration:
+def _refusal(reason: str, rejected: NDArray[np.float64] | None = None) -> Registration:
     nothing = np.empty((0, 2))
     none = Matches(np.empty((0, 2), np.int64), np.empty(0, np.float32))
-    return Registration(None, None, False, reason, nothing, nothing, none, np.zeros(0, bool), 0.0)
+    return Registration(None, rejected, False, reason, nothing, nothing, none, np.zeros(0, bool), 0.0)
