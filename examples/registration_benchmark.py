@@ -173,7 +173,8 @@ def _dense(pair: Pair) -> Matrix | None:
         Frame(prepare(a, None, None, "a"), prepare(b, None, None, "b"))
         for a, b in zip(pair.images_a, pair.images_b, strict=True)
     ]
-    hypotheses = propose(frames, np.arange(-180, 180, settings.rotation_step).tolist(), _scales(settings), settings)
+    rotations = np.arange(-180, 180, settings.rotation_step).tolist()
+    hypotheses = propose(frames, rotations, _scales(settings), settings.proposals, settings)
     aligned = align(frames, hypotheses, settings)
     refined = refine(frames, aligned[0].matrix, "affine", settings) if aligned else None
     return None if refined is None else refined.matrix

@@ -326,7 +326,7 @@ def test_search_that_holds_nothing(bounds):
 def test_coarse_search_finds_the_similarity(scene):
     there, truth = moved(scene, 42, 0.9, (5, 3))
     frame = Frame(prepare(scene, None, None, "a"), prepare(there, None, None, "b"))
-    found = propose([frame], [30.0, -42.0, 36.0, -36.0], [0.8, 0.9, 1.0], Settings())
+    found = propose([frame], [30.0, -42.0, 36.0, -36.0], [0.8, 0.9, 1.0], 5, Settings())
     assert corner_error(found[0].matrix, truth, scene.shape) < 5
     assert found[0].score == max(h.score for h in found)
 

@@ -65,10 +65,10 @@ def align(frames: Sequence[Frame], hypotheses: Sequence[Hypothesis], settings: S
     factor = max(1.0, max(*a.shape, *b.shape) / settings.align_side)
     frames = frames[:: max(1, math.ceil(len(frames) / settings.coarse_frames))]
     found = list(hypotheses)
-    for radius, most in zip(settings.align_radii, settings.aligned, strict=True):
+    for radius, cells, most in zip(settings.align_radii, settings.align_cells, settings.aligned, strict=True):
         aligned = []
         for _, matrix in found:
-            blocks = match_blocks(frames, matrix, factor, radius, settings.align_half, settings.align_cells, settings)
+            blocks = match_blocks(frames, matrix, factor, radius, settings.align_half, cells, settings)
             fitted, _ = fit(*_found(blocks), "similarity", settings.bound * factor)
             if fitted is not None:
                 aligned.append(Hypothesis(agreement(frames, fitted, factor, settings), fitted))

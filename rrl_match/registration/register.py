@@ -193,12 +193,14 @@ def _searched(
     pool: list[_Judged] = []
     stages = list(_grids(search, settings))
     for grids in stages:
-        hypotheses = [h for rotations, scales in grids for h in propose(frames, rotations, scales, settings)]
+        last = grids is stages[-1]
+        most = settings.proposals if last else settings.first_proposals
+        hypotheses = [h for rotations, scales in grids for h in propose(frames, rotations, scales, most, settings)]
         step()
-        hypotheses = align(frames, sorted(hypotheses, key=lambda h: -h.score)[: settings.proposals], settings)
+        hypotheses = align(frames, sorted(hypotheses, key=lambda h: -h.score)[:most], settings)
         step()
         pool = sorted(pool + _judged(matcher, frames, hypotheses, settings), key=lambda judged: -judged.rank)
-        least = 0.0 if grids is stages[-1] else settings.quick_support
+        least = 0.0 if last else settings.quick_support
         for judged in pool[: settings.attempts]:
             if judged.support < least:
                 continue

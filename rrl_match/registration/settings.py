@@ -33,15 +33,16 @@ class Settings:
     coarse_side: int = 96  # pixels of the longer side of the images
     coarse_oversampling: float = 3.0  # gradients are taken in an image so much larger
     coarse_blur: float = 0.7  # standard deviations in pixels
-    coarse_highpass: float = 4.0
+    coarse_highpass: float = 6.0
     coarse_frames: int = 6  # of a rig's
-    rotation_step: float = 6.0  # degrees
+    rotation_step: float = 5.0  # degrees
     scale_step: float = 1.15
     first_rotation: float = 30.0  # searched first; everything else only if this is refused
     first_scale: float = 1.3
     min_overlap: float = 0.4  # of the smaller footprint
     peaks: int = 2  # of each rotation and scale
-    proposals: int = 14  # hypotheses to align
+    first_proposals: int = 14  # hypotheses to align of the first search
+    proposals: int = 60  # and of that of everything else
     distance: float = 0.04  # between hypotheses, of the image's side
 
     # fields of oriented gradients
@@ -54,7 +55,7 @@ class Settings:
     align_radii: tuple[int, ...] = (12, 8)
     aligned: tuple[int, ...] = (8, 6)  # hypotheses that are left after each round
     align_half: int = 24  # half the width of a block
-    align_cells: int = 7  # blocks in each direction
+    align_cells: tuple[int, ...] = (5, 7)  # blocks in each direction
     fine_pixels: int = 3_000_000  # of the finest level
     fine_half: int = 48
     fine_cells: int = 14
@@ -75,7 +76,7 @@ class Settings:
     locations: int = 48
     prior: float = 6.0
     certain_support: float = 0.72  # stop searching
-    min_support: float = 0.6  # of a transform that is not refused
+    min_support: float = 0.63  # of a transform that is not refused
     min_matches: int = 10
     min_agreeing: float = 0.2  # of the blocks
     min_spread: float = 0.3  # area that the matches span, of the locations' area
