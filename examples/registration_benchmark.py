@@ -4,8 +4,8 @@
 
 Prints, for each method, AUC@10px (area under the cumulative curve of the corner error up to 10 px, in percent; refused
 pairs count as failures), refused pairs, wrong ones (off by more than 20 px but not refused) and the median time, its
-ratio to that of the last method, and where the time of `register` goes. The baselines are SIFT with 4,000 keypoints, ratio test and
-MAGSAC; and the dense search and block matching of `register` itself without RRL-Net.
+ratio to that of the last method, and where the time of `register` goes. The baselines are SIFT with 4,000 keypoints,
+ratio test and MAGSAC; and the dense search and block matching of `register` itself without RRL-Net.
 
 Pairs that come aligned get a known similarity put on image B first: rotation within 10 degrees, scale 0.9 to 1.1,
 shift within 5 % of the size. With --frames N, all pairs get that of the first, and each is registered together with
@@ -86,9 +86,8 @@ def main() -> None:
         print(f"{method:9} {scene:12} n={len(e):3}  AUC@10px {auc:5.1f}  refused {np.isinf(e).sum():3}  wrong {wrong}")
     for method in args.methods:
         ratio = statistics.median(seconds[method]) / statistics.median(seconds[args.methods[-1]])
-        print(
-            f"{method:9} {statistics.median(seconds[method]):.2f} s a pair, {ratio:.1f} times that of {args.methods[-1]}"
-        )
+        median = statistics.median(seconds[method])
+        print(f"{method:9} {median:.2f} s a pair, {ratio:.1f} times that of {args.methods[-1]}")
     for stage, of_calls in stages.items():
         if "register" in args.methods:
             print(f"  {stage:9} {1000 * sum(of_calls) / len(seconds['register']):.0f} ms a pair on average")
@@ -105,15 +104,15 @@ def _pairs(folder: Path, split: str, scene: str | None, every: int, frames: int)
             alike = [r for r in read if r[2].shape == a.shape and r[3].shape == b.shape and r[0] != name]
             step = max(1, len(alike) // max(1, frames - 1))
             others = alike[n % step :: step][: frames - 1]
-        images_a, images_b = [a, *(r[2] for r in others)], []
+        images_a, images_b = [a, *(r[2] for r in others)], list[Image]()
         for _, _, _, other_b, matrix in [(name, of_scene, a, b, a_to_b), *others]:
             # a rig has one displacement: what another frame had is replaced by that of this one
             back = a_to_b @ np.linalg.inv(matrix)
             same = np.allclose(back, np.eye(3))
-            images_b.append(other_b if same else cv2.warpAffine(other_b, back[:2], b.shape[1::-1]))
+            images_b.append(other_b if same else _warped(other_b, back, b.shape))
         if np.allclose(a_to_b, np.eye(3)):
             move = _displacement(name, b.shape)
-            images_b = [cv2.warpAffine(i, move[:2], b.shape[1::-1]) for i in images_b]
+            images_b = [_warped(image, move, b.shape) for image in images_b]
             a_to_b = move @ a_to_b
         yield Pair(of_scene, images_a, images_b, a_to_b)
 
@@ -128,13 +127,17 @@ def _read(folder: Path, row: dict[str, str]) -> tuple[str, str, Image, Image, Ma
     return row["pair"], row["scene"], rgb[0], rgb[1], matrix
 
 
+def _warped(image: Image, matrix: Matrix, shape: Sequence[int]) -> Image:
+    return np.asarray(cv2.warpAffine(image, matrix[:2], (shape[1], shape[0])), np.uint8)
+
+
 def _displacement(name: str, shape: Sequence[int]) -> Matrix:
     """A similarity (3, 3) that depends on the name alone."""
     random = np.random.RandomState(zlib.crc32(name.encode()))
     h, w = shape[:2]
     matrix = cv2.getRotationMatrix2D((w / 2, h / 2), random.uniform(-10, 10), random.uniform(0.9, 1.1))
-    matrix[:, 2] += random.uniform(-0.05, 0.05, 2) * (w, h)
-    return np.vstack([matrix, [0, 0, 1]])
+    shift = random.uniform(-0.05, 0.05, 2) * (w, h)
+    return np.vstack([matrix + np.array([[0, 0, shift[0]], [0, 0, shift[1]]]), [0, 0, 1]])
 
 
 def _corner_error(found: Matrix | None, true: Matrix, shape: Sequence[int]) -> float:
@@ -148,7 +151,7 @@ def _corner_error(found: Matrix | None, true: Matrix, shape: Sequence[int]) -> f
 
 def _sift(pair: Pair) -> Matrix | None:
     """SIFT's 4,000 strongest keypoints, ratio test at 0.8, MAGSAC."""
-    sift = cv2.SIFT_create(4000)
+    sift = cv2.SIFT_create(4000)  # type: ignore[attr-defined]
     of_a, of_b = (
         sift.detectAndCompute(cv2.cvtColor(i[0], cv2.COLOR_RGB2GRAY), None) for i in (pair.images_a, pair.images_b)
     )
@@ -159,7 +162,8 @@ def _sift(pair: Pair) -> Matrix | None:
     if len(good) < 4:
         return None
     a, b = np.array([of_a[0][m.queryIdx].pt for m in good]), np.array([of_b[0][m.trainIdx].pt for m in good])
-    return cv2.estimateAffine2D(a, b, method=cv2.USAC_MAGSAC, ransacReprojThreshold=3.0, maxIters=10000)[0]
+    found = cv2.estimateAffine2D(a, b, method=cv2.USAC_MAGSAC, ransacReprojThreshold=3.0, maxIters=10000)[0]
+    return None if found is None else np.asarray(found, np.float64)
 
 
 def _dense(pair: Pair) -> Matrix | None:
@@ -169,7 +173,8 @@ def _dense(pair: Pair) -> Matrix | None:
         Frame(prepare(a, None, None, "a"), prepare(b, None, None, "b"))
         for a, b in zip(pair.images_a, pair.images_b, strict=True)
     ]
-    hypotheses = propose(frames, np.arange(-180, 180, settings.rotation_step).tolist(), _scales(settings), settings)
+    rotations = np.arange(-180, 180, settings.rotation_step).tolist()
+    hypotheses = propose(frames, rotations, _scales(settings), settings.proposals, settings)
     aligned = align(frames, hypotheses, settings)
     refined = refine(frames, aligned[0].matrix, "affine", settings) if aligned else None
     return None if refined is None else refined.matrix

@@ -12,7 +12,7 @@ from rrl_match.training.datasets import read_pairs
 def test_metrics_by_hand():
     offsets = np.array([-4.0, -2.0, 0.0, 2.0, 4.0])
     one = [0.1, 0.2, 0.9, 0.8, 0.1]  # peaks at 0
-    other = [0.1, 0.6, 0.6, 0.2, 0.1]  # at -2 and 0 alike
+    other = [0.1, 0.6, 0.6, 0.2, 0.1]  # at -2 and 0, with equal scores
     curve = OffsetCurve(offsets, np.array([[one, other], [one, one]], np.float32).transpose(0, 2, 1))
     np.testing.assert_allclose(curve.peaks(), [[0, -1], [0, 0]])
     assert curve.metrics(0.5) == {
@@ -55,7 +55,7 @@ def test_peaks_lie_where_the_bands_agree(tmp_path, apart):
 
 
 def test_no_location_far_enough_inside(tmp_path, matcher):
-    pairs = read_pairs(write_folder(tmp_path))
+    pairs = read_pairs(write_folder(tmp_path, width=112, height=112))
     with pytest.raises(DataError, match="24 pixels"):
         score_over_offset(matcher, pairs, reach=24)
 

@@ -208,6 +208,12 @@ def test_benchmarks_of_one_name_are_refused(tmp_path, start, benchmark_file):
         )
 
 
+def test_metrics_cannot_be_saved_in_a_folder_that_does_not_exist(tmp_path, start, benchmark_file, capsys):
+    with pytest.raises(OSError, match="nowhere does not exist"):
+        run("evaluate", "--weights", start, "--benchmark", benchmark_file, "--save", tmp_path / "nowhere" / "m.json")
+    assert capsys.readouterr().out == ""
+
+
 def test_weights_that_do_not_exist_are_named(benchmark_file):
     with pytest.raises(WeightsError, match="'no weights'"):
         run("evaluate", "--weights", "no weights", "--benchmark", benchmark_file)

@@ -41,7 +41,8 @@ def test_wheel_carries_the_weights_and_the_types(distributions):
         assert f"rrl_match/weights/vis-nir/{file}" in names
     assert {"rrl_match/py.typed", "rrl_match/weights/manifest.json"} <= names
     assert "rrl_match/training/recipes/vis-nir.json" in names
-    assert not [name for name in names if name.startswith(("tests/", "examples/"))]
+    assert "rrl_match/training/recipes/universal.json" in names
+    assert not [name for name in names if name.startswith(("tests/", "examples/", "weights/")) or "tools" in name]
 
 
 @pytest.mark.slow

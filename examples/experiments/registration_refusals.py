@@ -1,6 +1,6 @@
 """How often the last check of `register` accepts a transform that is wrong, by source and by kind of mistake.
 
-    python examples/experiments/registration_refusals.py ../shared/data/vis-lwir ../shared/data/sar-1m --weights vis-lwir
+    python examples/experiments/registration_refusals.py ../shared/data/vis-lwir ../shared/data/lwir-solar
 
 Takes pairs of the folders (training pairs, as thresholds are chosen on them), puts a random rotation, scale and shift
 on image B, and hands wrong transforms to the check directly, without the search and the refinement that would correct

@@ -28,7 +28,7 @@ class Hypothesis(NamedTuple):
 
 
 def propose(
-    frames: Sequence[Frame], rotations: Sequence[float], scales: Sequence[float], settings: Settings
+    frames: Sequence[Frame], rotations: Sequence[float], scales: Sequence[float], most: int, settings: Settings
 ) -> list[Hypothesis]:
     """Distinct hypotheses, best first, of one similarity for all frames.
 
@@ -36,11 +36,12 @@ def propose(
         frames: images of equal shapes.
         rotations: degrees.
         scales: pixels of B per pixel of A.
+        most: number of hypotheses.
     """
     step = max(1, math.ceil(len(frames) / settings.coarse_frames))
     found = [h for scale in scales for h in _at_scale(frames[::step], rotations, scale, settings)]
     a, b = frames[0]
-    return distinct(found, a.shape, settings.distance * max(b.shape), settings.proposals)
+    return distinct(found, a.shape, settings.distance * max(b.shape), most)
 
 
 def distinct(found: Sequence[Hypothesis], shape: tuple[int, int], distance: float, most: int) -> list[Hypothesis]:

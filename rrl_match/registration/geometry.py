@@ -88,6 +88,33 @@ def fit(points: Points, matched: Points, model: Model, bound: float) -> tuple[Ma
     return as_3x3(np.asarray(matrix, np.float64)), np.asarray(agree).ravel().astype(bool)
 
 
+def fit_simplest(
+    points: Points, matched: Points, model: Model, bound: float, tolerance: float
+) -> tuple[Matrix | None, NDArray[np.bool_]]:
+    """As :func:`fit`, but a simpler model's transform where it fits nearly as well.
+
+    Freedom that the points do not need follows their errors, and takes the corners of an image along.
+
+    Args:
+        points, matched, model, bound: as in :func:`fit`.
+        tolerance: by what factor the mean squared error, cut off at `bound`, may exceed that of `model`.
+    """
+    found = [fit(points, matched, simpler, bound) for simpler in MODELS[: MODELS.index(model) + 1]]
+    matrix, agree = found[-1]
+    if matrix is None:
+        return matrix, agree
+    most = tolerance * _cost(matrix, points, matched, bound) + 0.01 * bound**2
+    for simpler, agree_simpler in found[:-1]:
+        if simpler is not None and _cost(simpler, points, matched, bound) <= most:
+            return simpler, agree_simpler
+    return matrix, agree
+
+
+def _cost(matrix: Matrix, points: Points, matched: Points, bound: float) -> float:
+    squared = ((apply(matrix, points) - matched) ** 2).sum(1)
+    return float(np.minimum(squared, bound**2).mean())
+
+
 def implausible(matrix: Matrix, centre: Points) -> str:
     """What is wrong with a transform (3, 3) around a point (2,), or "": it mirrors, or scales too much or unevenly."""
     derivative = jacobian(matrix, centre[None])[0]

@@ -45,6 +45,7 @@ class PreparedImage:
     def __init__(self, grey: Pixels, mask: Mask, value_range: ValueRange) -> None:
         self.grey, self.mask, self.value_range = grey, mask, value_range
         self._levels: dict[tuple[int, int], Level] = {}
+        self.kept: dict[object, Any] = {}  # what is computed from this image alone and needed again
 
     @property
     def shape(self) -> tuple[int, int]:

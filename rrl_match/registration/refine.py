@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rrl_match.registration.coarse import Hypothesis, distinct, fast_length
 from rrl_match.registration.fields import Fields, energy, eroded, fields_of
-from rrl_match.registration.geometry import Matrix, Model, Points, apply, fit, inverse, scale_of
+from rrl_match.registration.geometry import Matrix, Model, Points, apply, fit, fit_simplest, inverse, scale_of
 from rrl_match.registration.images import Frame, Grey, Mask
 from rrl_match.registration.settings import Settings
 
@@ -34,11 +34,19 @@ class Blocks(NamedTuple):
 
 
 class Refined(NamedTuple):
-    """A transform (3, 3), the part of all blocks that agree with it, and those of each frame."""
+    """A transform (3, 3).
+
+    Attributes:
+        matrix: the transform.
+        agreeing: part of all blocks that agree with it.
+        blocks: those of each frame.
+        factor: how many pixels of B one of the finest level is.
+    """
 
     matrix: Matrix
     agreeing: float
     blocks: list[Blocks]
+    factor: float
 
 
 class _Overlay(NamedTuple):
@@ -57,10 +65,10 @@ def align(frames: Sequence[Frame], hypotheses: Sequence[Hypothesis], settings: S
     factor = max(1.0, max(*a.shape, *b.shape) / settings.align_side)
     frames = frames[:: max(1, math.ceil(len(frames) / settings.coarse_frames))]
     found = list(hypotheses)
-    for radius, most in zip(settings.align_radii, settings.aligned, strict=True):
+    for radius, cells, most in zip(settings.align_radii, settings.align_cells, settings.aligned, strict=True):
         aligned = []
         for _, matrix in found:
-            blocks = match_blocks(frames, matrix, factor, radius, settings.align_half, settings.align_cells, settings)
+            blocks = match_blocks(frames, matrix, factor, radius, settings.align_half, cells, settings)
             fitted, _ = fit(*_found(blocks), "similarity", settings.bound * factor)
             if fitted is not None:
                 aligned.append(Hypothesis(agreement(frames, fitted, factor, settings), fitted))
@@ -78,12 +86,12 @@ def refine(frames: Sequence[Frame], matrix: Matrix, model: Model, settings: Sett
         for radius in settings.fine_radii if last else settings.fine_radii[:1]:
             blocks = match_blocks(frames, matrix, factor, radius, settings.fine_half, settings.fine_cells, settings)
             level_model = model if last or model == "similarity" else "affine"
-            fitted, inliers = fit(*_found(blocks), level_model, settings.bound * factor)
+            fitted, inliers = fit_simplest(*_found(blocks), level_model, settings.bound * factor, settings.simpler)
             if fitted is None:
                 return None
             matrix = fitted
         if last:
-            return Refined(matrix, float(inliers.sum()) / sum(len(b.points) for b in blocks), blocks)
+            return Refined(matrix, float(inliers.sum()) / sum(len(b.points) for b in blocks), blocks, factor)
         factor = max(finest, factor / 2)
 
 
@@ -95,7 +103,7 @@ def examine(frames: Sequence[Frame], matrix: Matrix, settings: Settings) -> Refi
     blocks = match_blocks(frames, matrix, factor, radius, half, cells, settings)
     points, matched = _found(blocks)
     near = np.linalg.norm(apply(matrix, points) - matched, axis=1) < settings.bound * factor
-    return Refined(matrix, float(near.sum()) / max(1, sum(len(of_frame.points) for of_frame in blocks)), blocks)
+    return Refined(matrix, float(near.sum()) / max(1, sum(len(of_frame.points) for of_frame in blocks)), blocks, factor)
 
 
 def _found(blocks: Sequence[Blocks]) -> tuple[Points, Points]:
@@ -164,10 +172,13 @@ def _overlay(frame: Frame, matrix: Matrix, factor: float, settings: Settings) ->
     inside = np.asarray(cv2.warpPerspective(mask_a, whole, size, flags=cv2.INTER_NEAREST), np.uint8)
     inside = np.asarray(cv2.erode(inside, np.ones((5, 5), np.uint8)), np.uint8)
     mask_b = eroded(mask_b, 5)
+    key = "fields", factor, settings
+    if key not in frame.b.kept:
+        frame.b.kept[key] = fields_of(image_b, mask_b, settings)
     both: Mask = inside & mask_b
     corners = np.asarray(cv2.cornerMinEigenVal(warped, 5), np.float32) * both
-    fields = fields_of(warped, inside, settings), fields_of(image_b, mask_b, settings)
-    return _Overlay(*fields, both, corners, to_level)
+    fields_b: Fields = frame.b.kept[key]
+    return _Overlay(fields_of(warped, inside, settings), fields_b, both, corners, to_level)
 
 
 def _block_centres(overlay: _Overlay, half: int, radius: int, cells: int, covered: float) -> NDArray[np.int64]:

@@ -128,7 +128,8 @@ def register(
             a patch wide and high. Other than uint8, they are mapped from their :func:`percentile_range` if no
             `value_range` is given. NaN and transparent pixels show nothing. Or lists of as many such images, all
             images of a band of one size.
-        model: "similarity", "affine" or "homography".
+        model: "similarity", "affine" or "homography". A simpler transform is taken where it fits as well, since
+            freedom that is not needed costs accuracy at the corners.
         mask_a, mask_b: (H, W), zero where an image shows nothing, as outside its footprint; one for all frames, or a
             list. If not given, constant borders at either end of the range of values count as showing nothing.
         value_range: as in :meth:`RRLMatcher.score`.
@@ -188,16 +189,18 @@ def _searched(
     step: Callable[[], object],
 ) -> Registration:
     """Look near the identity first, and everywhere if what is found there is not beyond doubt."""
-    best = Outcome(0.0, _refusal("no transform was found under which the images agree"))
+    best = Outcome(-1.0, _refusal("no transform was found under which the images agree"))
     pool: list[_Judged] = []
     stages = list(_grids(search, settings))
     for grids in stages:
-        hypotheses = [h for rotations, scales in grids for h in propose(frames, rotations, scales, settings)]
+        last = grids is stages[-1]
+        most = settings.proposals if last else settings.first_proposals
+        hypotheses = [h for rotations, scales in grids for h in propose(frames, rotations, scales, most, settings)]
         step()
-        hypotheses = align(frames, sorted(hypotheses, key=lambda h: -h.score)[: settings.proposals], settings)
+        hypotheses = align(frames, sorted(hypotheses, key=lambda h: -h.score)[:most], settings)
         step()
         pool = sorted(pool + _judged(matcher, frames, hypotheses, settings), key=lambda judged: -judged.rank)
-        least = 0.0 if grids is stages[-1] else settings.quick_support
+        least = 0.0 if last else settings.quick_support
         for judged in pool[: settings.attempts]:
             if judged.support < least:
                 continue
@@ -256,32 +259,40 @@ def _grids(search: Search, settings: Settings) -> Iterator[list[_Grid]]:
 def _judged(
     matcher: RRLMatcher, frames: list[Frame], hypotheses: list[Hypothesis], settings: Settings
 ) -> list[_Judged]:
-    """What RRL-Net makes of hypotheses at a few locations each."""
-    if not hypotheses:
-        return []
-    judgements = judge(matcher, frames, [h.matrix for h in hypotheses], settings.quick_locations, settings)
-    support = [judgement.support(settings.quick_prior) for judgement in judgements]
-    highest = max(1e-6, *(h.score for h in hypotheses))
-    added = [settings.agreement_weight * h.score / highest for h in hypotheses]
-    return [_Judged(h.matrix, s, s + plus) for h, s, plus in zip(hypotheses, support, added, strict=True)]
+    """What RRL-Net makes of hypotheses at a few locations each; of the first ones only, if it supports one of them."""
+    found: list[_Judged] = []
+    highest = max([1e-6, *(h.score for h in hypotheses)])
+    first = settings.judged_first
+    for some in (hypotheses[:first], hypotheses[first:]):
+        if not some or any(judged.support >= settings.clear_support for judged in found):
+            break
+        judgements = judge(matcher, frames, [h.matrix for h in some], settings.quick_locations, settings)
+        for hypothesis, judgement in zip(some, judgements, strict=True):
+            support = judgement.support(settings.quick_prior)
+            added = settings.agreement_weight * hypothesis.score / highest
+            found.append(_Judged(hypothesis.matrix, support, support + added))
+    return found
 
 
-def check(matcher: RRLMatcher, frames: list[Frame], refined: Refined, model: Model, settings: Settings) -> Outcome:
+def check(matcher: RRLMatcher, frames: Sequence[Frame], refined: Refined, model: Model, settings: Settings) -> Outcome:
     """The registration that a refined transform gives, or the reason to refuse it."""
-    matrix, blocks = refined.matrix, refined.blocks
+    matrix, blocks, (h, w) = refined.matrix, refined.blocks, frames[0].a.shape
+    public = matrix if model == "homography" else matrix[:2].copy()
+    wrong = implausible(matrix, np.array([(w - 1) / 2, (h - 1) / 2]))
+    if wrong:
+        return Outcome(0.0, _refusal(f"the transform is implausible: {wrong}", public))
+    if refined.agreeing < settings.min_agreeing:
+        reason = f"only {refined.agreeing:.0%} of the blocks agree on one transform"
+        return Outcome(0.0, _refusal(reason, public))
     judged = judge_at(matcher, frames, matrix, [b.points for b in blocks], settings.locations, settings)
     support = judged.support(settings.prior)
+    matching = judged.scores > matcher.threshold
     matched, found = (np.concatenate([getattr(b, k) for b in blocks]) for k in ("matched", "found"))
-    first = np.cumsum([0, *(len(b.points) for b in blocks)])[judged.frame]
-    rows = first + judged.rows
-    kept = (judged.scores > matcher.threshold) & found[rows]
+    rows = judged.rows + np.cumsum([0, *(len(b.points) for b in blocks)])[judged.frame]
+    kept = matching & found[rows]
     points_a, points_b = judged.locations[kept], matched[rows][kept]
-    inliers = np.linalg.norm(apply(matrix, points_a) - points_b, axis=1) < settings.bound
-    reason = _doubts(
-        matrix, support, points_a[inliers], judged.locations, frames[0].a.shape, refined.agreeing, settings
-    )
-    public = matrix if model == "homography" else matrix[:2].copy()
-    indices = np.repeat(np.arange(len(points_a))[:, None], 2, axis=1)
+    inliers = np.linalg.norm(apply(matrix, points_a) - points_b, axis=1) < settings.bound * refined.factor
+    reason = _doubts(support, int(inliers.sum()), judged.locations, matching, (h, w), settings)
     registration = Registration(
         matrix=None if reason else public,
         rejected=public if reason else None,
@@ -289,39 +300,42 @@ def check(matcher: RRLMatcher, frames: list[Frame], refined: Refined, model: Mod
         reason=reason,
         keypoints_a=points_a,
         keypoints_b=points_b,
-        matches=Matches(indices, judged.scores[kept]),
+        matches=Matches(np.repeat(np.arange(len(points_a))[:, None], 2, axis=1), judged.scores[kept]),
         inliers=inliers,
-        matched_fraction=float((judged.scores > matcher.threshold).mean()) if len(judged.scores) else 0.0,
+        matched_fraction=float(matching.mean()) if len(matching) else 0.0,
     )
     return Outcome(support, registration)
 
 
 def _doubts(
-    matrix: Matrix,
     support: float,
-    inliers: Points,
+    inliers: int,
     locations: Points,
+    matching: NDArray[np.bool_],
     shape: tuple[int, int],
-    agreeing: float,
     settings: Settings,
 ) -> str:
-    """Why a transform is not to be trusted, or ""; `inliers` are those of the `locations` in A that match under it."""
+    """Why the network's judgement is not enough to trust a transform, or "".
+
+    Args:
+        support: see :meth:`Judgement.support`.
+        inliers: number of matches that agree with the transform.
+        locations: (N, 2) in A, that were judged.
+        matching: (N,), which of them match.
+        shape: of A.
+        settings: least values.
+    """
     if support < settings.min_support:
         return f"the patches of only {support:.0%} of the locations match under the transform"
-    if len(inliers) < settings.min_matches:
-        return f"too few matches agree on one transform, {len(inliers)}"
-    if agreeing < settings.min_agreeing:
-        return f"only {agreeing:.0%} of the blocks agree on one transform"
-    wrong = implausible(matrix, locations.mean(0))
-    if wrong:
-        return f"the transform is implausible: {wrong}"
-    area, whole = (cv2.contourArea(cv2.convexHull(some.astype(np.float32))) for some in (inliers, locations))
+    if inliers < settings.min_matches:
+        return f"too few matches agree on one transform, {inliers}"
+    area, whole = (cv2.contourArea(cv2.convexHull(p.astype(np.float32))) for p in (locations[matching], locations))
     if area < max(settings.min_spread * whole, settings.min_area * shape[0] * shape[1]):
         return "the matches lie together in a small part of the image, or on a line"
     return ""
 
 
-def _refusal(reason: str) -> Registration:
+def _refusal(reason: str, rejected: NDArray[np.float64] | None = None) -> Registration:
     nothing = np.empty((0, 2))
     none = Matches(np.empty((0, 2), np.int64), np.empty(0, np.float32))
-    return Registration(None, None, False, reason, nothing, nothing, none, np.zeros(0, bool), 0.0)
+    return Registration(None, rejected, False, reason, nothing, nothing, none, np.zeros(0, bool), 0.0)

@@ -33,15 +33,16 @@ class Settings:
     coarse_side: int = 96  # pixels of the longer side of the images
     coarse_oversampling: float = 3.0  # gradients are taken in an image so much larger
     coarse_blur: float = 0.7  # standard deviations in pixels
-    coarse_highpass: float = 4.0
+    coarse_highpass: float = 6.0
     coarse_frames: int = 6  # of a rig's
-    rotation_step: float = 6.0  # degrees
+    rotation_step: float = 5.0  # degrees
     scale_step: float = 1.15
     first_rotation: float = 30.0  # searched first; everything else only if this is refused
     first_scale: float = 1.3
     min_overlap: float = 0.4  # of the smaller footprint
     peaks: int = 2  # of each rotation and scale
-    proposals: int = 14  # hypotheses to align
+    first_proposals: int = 14  # hypotheses to align of the first search
+    proposals: int = 60  # and of that of everything else
     distance: float = 0.04  # between hypotheses, of the image's side
 
     # fields of oriented gradients
@@ -54,17 +55,20 @@ class Settings:
     align_radii: tuple[int, ...] = (12, 8)
     aligned: tuple[int, ...] = (8, 6)  # hypotheses that are left after each round
     align_half: int = 24  # half the width of a block
-    align_cells: int = 7  # blocks in each direction
+    align_cells: tuple[int, ...] = (5, 7)  # blocks in each direction
     fine_pixels: int = 3_000_000  # of the finest level
     fine_half: int = 48
     fine_cells: int = 14
     fine_radii: tuple[int, ...] = (10, 6)
     bound: float = 3.0  # pixels that a block may be off
+    simpler: float = 1.4  # factor by which a simpler model may fit worse and still be taken
     covered: float = 0.8  # part of a block that both images show
 
     # judgement
     judge_pixels: int = 400_000  # images are shrunk to this size
     quick_locations: int = 10  # of each hypothesis
+    judged_first: int = 2  # the other hypotheses are judged only if none of these is supported clearly
+    clear_support: float = 0.6
     quick_prior: float = 3.0  # see Judgement.support
     quick_support: float = 0.45  # hypotheses with less are refined only after everything was searched
     agreement_weight: float = 0.15  # of the fields' agreement in the order of hypotheses
@@ -72,8 +76,8 @@ class Settings:
     locations: int = 48
     prior: float = 6.0
     certain_support: float = 0.72  # stop searching
-    min_support: float = 0.6  # of a transform that is not refused
-    min_matches: int = 12
-    min_agreeing: float = 0.25  # of the blocks
+    min_support: float = 0.63  # of a transform that is not refused
+    min_matches: int = 10
+    min_agreeing: float = 0.2  # of the blocks
     min_spread: float = 0.3  # area that the matches span, of the locations' area
     min_area: float = 0.05  # of the image's area

@@ -94,6 +94,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     from rrl_match.matcher import RRLMatcher
     from rrl_match.training.evaluation import Benchmark, evaluate, summary, table
 
+    if args.save and not args.save.parent.is_dir():
+        raise FileNotFoundError(f"folder {args.save.parent} does not exist")  # before anything is measured
     matcher = RRLMatcher.from_pretrained(args.weights, device=args.device, dtype=args.dtype)
     benchmarks = {path.stem: Benchmark.load(path) for path in args.benchmark}  # all, before any is measured
     if len(benchmarks) < len(args.benchmark):
