@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import spread_network
 
 from rrl_match import inference
 from rrl_match.inference import (
@@ -20,6 +21,7 @@ from rrl_match.inference import (
     onednn_fuses,
     pool,
 )
+from rrl_match.modeling import RRLNetConfig
 from rrl_match.modeling.attention import MGLA
 from rrl_match.modeling.blocks import ConvUnit
 
@@ -99,6 +101,16 @@ def test_scores_of_all_pairs(network, packed, monkeypatch, patches_a, patches_b)
     assert fast.score_all([m[:0] for m in maps_a], maps_b).shape == (0, 2)
     for got, expected in zip(maps_a, network.encode(a, "a"), strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+def test_unshuffled_network_scores_the_same(patches_a, patches_b):
+    shape = {"encoder_channels": (4, 8, 8), "metric_channels": (4, 8, 8), "hidden": (8,), "unshuffle": 4}
+    a, b = (torch.from_numpy(patches)[:12, None] / 255 for patches in (patches_a, patches_b))
+    network = spread_network(RRLNetConfig(**shape), a, b)
+    inference = InferenceRRLNet(network, CPU, torch.float32)
+    scores = inference.score(inference.encode(a, "a"), inference.encode(b, "b"))
+    torch.testing.assert_close(scores, network(a, b), rtol=0, atol=1e-5)
+    assert len(inference.encode(a[:0], "a")[0]) == 0
 
 
 def test_onednn_that_does_not_work_is_not_used(monkeypatch):

@@ -13,7 +13,7 @@ from rrl_match.modeling.blocks import ConvUnit
 from rrl_match.modeling.encoder import ALFE
 from rrl_match.modeling.interaction import FIL
 from rrl_match.modeling.metric import ScoreHead
-from rrl_match.modeling.network import standardise
+from rrl_match.modeling.network import standardise, unshuffle
 
 TINY = RRLNetConfig(
     patch_size=16, encoder_channels=(2, 3, 4, 5, 6), metric_channels=(3, 4, 5, 6, 7), hidden=(5, 4), descriptor_dim=8
@@ -271,3 +271,20 @@ def test_names_of_the_descriptor_heads():
     names = set(RRLNet(TINY).state_dict())
     assert {"descriptor_a.norm.running_mean", "descriptor_b.projection.weight"} <= names
     assert "descriptor_a.projection.bias" not in names
+
+
+def test_unshuffled_blocks_become_channels():
+    patches = torch.arange(2 * 16.0).view(2, 1, 4, 4)
+    blocks = unshuffle(patches, 2)
+    assert blocks[0, :, 0, 0].tolist() == [0, 1, 4, 5]
+    assert torch.equal(blocks, torch.nn.functional.pixel_unshuffle(patches, 2))
+    assert unshuffle(patches[:0], 2).shape == (0, 4, 2, 2)
+    assert unshuffle(patches, 1) is patches
+
+
+def test_unshuffling_shrinks_all_maps():
+    config = RRLNetConfig(encoder_channels=(4, 8, 8), metric_channels=(4, 8, 8), hidden=(8,), unshuffle=4)
+    network = RRLNet(config).eval()
+    maps = network.encode(torch.rand(2, 1, 64, 64), "b")
+    assert [tuple(m.shape) for m in maps] == [(2, 4, 16, 16), (2, 8, 8, 8), (2, 8, 4, 4)]
+    assert network(torch.rand(2, 1, 64, 64), torch.rand(2, 1, 64, 64)).shape == (2,)

@@ -114,12 +114,25 @@ def recorder(monkeypatch):
 
 
 def test_arguments_reach_the_trainer(tmp_path, recorder, data, capsys):
-    options = ["--recipe", "vis-nir", "--start", "vis-nir", "--checkpoint-every", 7, "--validate-every", 9, "--compile"]
+    options = [
+        "--recipe",
+        "vis-nir",
+        "--start",
+        "vis-nir",
+        "--teacher",
+        "vis-nir",
+        "--checkpoint-every",
+        7,
+        "--validate-every",
+        9,
+        "--compile",
+    ]
     run("train", "--data", f"{data}=0.5", "--out", tmp_path, *options)
     ((recipe, sources, out, given),) = recorder
     assert (recipe.modalities, out) == (("vis", "nir"), tmp_path)
     assert [(source.name, source.weight) for source in sources] == [("images", 0.5)]
     assert isinstance(given.pop("start"), RRLNet)
+    assert isinstance(given.pop("teacher"), RRLNet)
     assert given == {
         "seed": 0,
         "precision": "bf16",

@@ -117,7 +117,7 @@ def unshuffle(patches: Tensor, side: int) -> Tensor:
     """
     if side == 1:
         return patches
-    blocks = patches.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # (N, 1, h, side, w, side)
+    blocks: Tensor = patches.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # (N, 1, h, side, w, side)
     return blocks.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
 
 

@@ -87,11 +87,10 @@ class Distillation(TrainingPhase):
             "teacher": weights.teacher * soft_score_loss(logits, scores),
         }
         if descriptors:
-            of_teacher = sum(((a - b).square().sum(1).mean() for a, b in zip(descriptors, taught, strict=True)))
-            terms["teacher_descriptors"] = weights.teacher_descriptors * of_teacher
-            terms["contrastive"] = weights.contrastive * contrastive_loss(
-                *descriptors, batch.negative, self.recipe.temperature
-            )
+            a, b = descriptors
+            apart = (a - taught[0]).square().sum(1) + (b - taught[1]).square().sum(1)
+            terms["teacher_descriptors"] = weights.teacher_descriptors * apart.mean()
+            terms["contrastive"] = weights.contrastive * contrastive_loss(a, b, batch.negative, self.recipe.temperature)
         return terms
 
     def _pairs(self, descriptors: tuple[Tensor, Tensor], negative: Tensor, generator: torch.Generator) -> Tensor:

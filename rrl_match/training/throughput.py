@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rrl_match.training.network import ContrastivePretraining
+from rrl_match.training.distillation import StudentGraph
+from rrl_match.training.network import TrainingRRLNet
 
 
 class StepRates:
@@ -52,10 +53,10 @@ def step_flops(model: nn.Module, batch_size: int, size: int) -> int:
     patches = torch.empty(batch_size, 1, size, size, device="meta")
     model = copy.deepcopy(model).to("meta")  # no values, and nothing compiled
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        if isinstance(model, ContrastivePretraining):
-            model(patches, patches)
-        else:
+        if isinstance(model, (TrainingRRLNet, StudentGraph)):
             model(patches, patches, lambda _: torch.empty(2 * batch_size, 2, dtype=torch.int64, device="meta"))
+        else:
+            model(patches, patches)
     forward: int = counter.get_total_flops()
     return 3 * forward
 

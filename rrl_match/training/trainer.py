@@ -91,8 +91,7 @@ class Trainer:
         self.device = self.accelerator.device
         self.folder = RunFolder(out, writable=self.accelerator.is_main_process)
         torch.manual_seed(seed)
-        if (teacher is None) == (recipe.losses.teacher > 0):
-            raise ValueError(f"a teacher and a recipe with losses.teacher go together, got {recipe.losses.teacher}")
+        _check_teacher(recipe, teacher)
         self.model = build_model(recipe, start, self.device)
         self.network = self.model.prune()
         self._split(align(sources, out / "alignment.json") if recipe.align else sources)
@@ -329,6 +328,19 @@ def _as_numbers(loss: Tensor, terms: dict[str, Tensor], step: int) -> dict[str, 
     if not math.isfinite(numbers[0]):
         raise RRLMatchError(f"the loss of step {step} is not finite: {values}")
     return values
+
+
+def _check_teacher(recipe: Recipe, teacher: RRLNet | None) -> None:
+    if (teacher is None) == (recipe.losses.teacher > 0):
+        raise ValueError(
+            "a teacher and a recipe with losses.teacher go together, "
+            f"got {'no' if teacher is None else 'a'} teacher and losses.teacher {recipe.losses.teacher:g}"
+        )
+    if teacher and teacher.config.descriptor_dim != recipe.descriptor_dim:
+        raise ValueError(
+            f"the teacher has descriptors of length {teacher.config.descriptor_dim}, "
+            f"the recipe asks for {recipe.descriptor_dim}"
+        )
 
 
 def _check_names(sources: Sequence[Source]) -> None:
