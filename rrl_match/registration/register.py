@@ -284,6 +284,10 @@ def check(matcher: RRLMatcher, frames: Sequence[Frame], refined: Refined, model:
     if refined.agreeing < settings.min_agreeing:
         reason = f"only {refined.agreeing:.0%} of the blocks agree on one transform"
         return Outcome(0.0, _refusal(reason, public))
+    if refined.moved > settings.max_move:
+        return Outcome(
+            0.0, _refusal(f"the transform is not settled, the last fit moved it by {refined.moved:.0%}", public)
+        )
     judged = judge_at(matcher, frames, matrix, [b.points for b in blocks], settings.locations, settings)
     support = judged.support(settings.prior)
     matching = judged.scores > matcher.threshold

@@ -79,5 +79,6 @@ class Settings:
     min_support: float = 0.63  # of a transform that is not refused
     min_matches: int = 10
     min_agreeing: float = 0.2  # of the blocks
+    max_move: float = 0.008  # by the last fit, of the longer side of the image
     min_spread: float = 0.3  # area that the matches span, of the locations' area
     min_area: float = 0.05  # of the image's area
