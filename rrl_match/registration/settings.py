@@ -71,12 +71,15 @@ class Settings:
     clear_support: float = 0.6
     quick_prior: float = 3.0  # see Judgement.support
     quick_support: float = 0.45  # hypotheses with less are refined only after everything was searched
-    agreement_weight: float = 0.15  # of the fields' agreement in the order of hypotheses
+    agreement_weight: float = 0.3  # of the fields' agreement in the order of hypotheses
     attempts: int = 2  # hypotheses to refine in each stage of the search
     locations: int = 48
     prior: float = 6.0
     certain_support: float = 0.72  # stop searching
     min_support: float = 0.63  # of a transform that is not refused
+    settled_move: float = 0.003  # where the last fit moved less than this and
+    settled_agreeing: float = 0.5  # more blocks than this agree, edges support a transform by themselves, and
+    min_settled_support: float = 0.45  # less is asked of the network
     min_matches: int = 10
     min_agreeing: float = 0.2  # of the blocks
     max_move: float = 0.008  # by the last fit, of the longer side of the image
