@@ -24,7 +24,7 @@ from rrl_match.registration.geometry import (
     similarity,
 )
 from rrl_match.registration.images import Frame, prepare
-from rrl_match.registration.refine import lowest, match_blocks, refine
+from rrl_match.registration.refine import examine, lowest, match_blocks, refine
 from rrl_match.training.datasets import hold_back, read_pairs
 
 NEAR = Search(rotation=18, scale=(0.85, 1.2))
@@ -340,6 +340,19 @@ def test_refinement_is_exact_and_homographies_are_fitted(scene):
         assert corner_error(refined.matrix, truth, scene.shape) < bound
         assert refined.agreeing > 0.8
     assert refine([frame], np.array([[1.0, 0, 5000], [0, 1, 0], [0, 0, 1]]), "affine", Settings()) is None
+
+
+def test_wrong_transforms_do_not_stay_where_they_are(scene):
+    there, truth = moved(scene, 3, 1.02)
+    frame = Frame(prepare(scene, None, None, "a"), prepare(there, None, None, "b"))
+    right = examine([frame], as_3x3(truth), "affine", Settings())
+    assert right.moved < 0.002
+    assert right.agreeing > 0.9
+    about = shrinking(1.0) @ similarity(5, 1)
+    about[:2, 2] = [110, 95] - about[:2, :2] @ [110, 95]
+    assert examine([frame], about @ as_3x3(truth), "affine", Settings()).moved > Settings().max_move
+    beyond = np.array([[1.0, 0, 5000], [0, 1, 0], [0, 0, 1]])
+    assert examine([frame], beyond, "affine", Settings()).agreeing == 0
 
 
 def test_blocks_lie_where_both_images_show_something(scene):

@@ -68,7 +68,7 @@ def main() -> None:
 def _accepts(matcher: RRLMatcher, a: NDArray[np.uint8], b: NDArray[np.uint8], matrix: Matrix) -> bool:
     settings = Settings()
     frames = [Frame(prepare(a, None, None, "a"), prepare(b, None, None, "b"))]
-    return bool(check(matcher, frames, examine(frames, matrix, settings), "affine", settings).registration.ok)
+    return bool(check(matcher, frames, examine(frames, matrix, "affine", settings), "affine", settings).registration.ok)
 
 
 def _trials(case: Case, other: Case, random: np.random.Generator) -> Iterator[tuple[str, NDArray[np.uint8], Matrix]]:

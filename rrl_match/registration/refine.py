@@ -39,12 +39,15 @@ class Refined(NamedTuple):
     Attributes:
         matrix: the transform.
         agreeing: part of all blocks that agree with it.
+        moved: how far the last fit moved A's corners on average, in parts of B's longer side. A transform that is
+            right stays where it is.
         blocks: those of each frame.
         factor: how many pixels of B one of the finest level is.
     """
 
     matrix: Matrix
     agreeing: float
+    moved: float
     blocks: list[Blocks]
     factor: float
 
@@ -79,31 +82,51 @@ def align(frames: Sequence[Frame], hypotheses: Sequence[Hypothesis], settings: S
 def refine(frames: Sequence[Frame], matrix: Matrix, model: Model, settings: Settings) -> Refined | None:
     """The transform under which most blocks coincide, near a hypothesis; None if there is none."""
     a, b = frames[0]
-    finest = max(1.0, math.sqrt(b.shape[0] * b.shape[1] / settings.fine_pixels))
+    finest = _finest(frames, settings)
     factor = max(finest, max(*a.shape, *b.shape) / settings.align_side / 2)
     while True:
         last = factor <= finest
+        level_model: Model = model if last or model == "similarity" else "affine"
         for radius in settings.fine_radii if last else settings.fine_radii[:1]:
-            blocks = match_blocks(frames, matrix, factor, radius, settings.fine_half, settings.fine_cells, settings)
-            level_model = model if last or model == "similarity" else "affine"
-            fitted, inliers = fit_simplest(*_found(blocks), level_model, settings.bound * factor, settings.simpler)
-            if fitted is None:
+            refined = _refitted(frames, matrix, level_model, factor, radius, settings)
+            if refined is None:
                 return None
-            matrix = fitted
+            matrix = refined.matrix
         if last:
-            return Refined(matrix, float(inliers.sum()) / sum(len(b.points) for b in blocks), blocks, factor)
+            return refined
         factor = max(finest, factor / 2)
 
 
-def examine(frames: Sequence[Frame], matrix: Matrix, settings: Settings) -> Refined:
-    """A transform as it is, with the blocks that are found near it on the finest level."""
-    b = frames[0].b
-    factor = max(1.0, math.sqrt(b.shape[0] * b.shape[1] / settings.fine_pixels))
-    radius, half, cells = settings.fine_radii[-1], settings.fine_half, settings.fine_cells
-    blocks = match_blocks(frames, matrix, factor, radius, half, cells, settings)
-    points, matched = _found(blocks)
+def examine(frames: Sequence[Frame], matrix: Matrix, model: Model, settings: Settings) -> Refined:
+    """A transform as it is, with what one more fit on the finest level would make of it."""
+    factor = _finest(frames, settings)
+    refined = _refitted(frames, matrix, model, factor, settings.fine_radii[-1], settings)
+    if refined is None:
+        return Refined(matrix, 0.0, 1.0, [], factor)
+    points, matched = _found(refined.blocks)
     near = np.linalg.norm(apply(matrix, points) - matched, axis=1) < settings.bound * factor
-    return Refined(matrix, float(near.sum()) / max(1, sum(len(of_frame.points) for of_frame in blocks)), blocks, factor)
+    return refined._replace(matrix=matrix, agreeing=float(near.sum()) / sum(len(b.points) for b in refined.blocks))
+
+
+def _finest(frames: Sequence[Frame], settings: Settings) -> float:
+    """Factor by which B is shrunk on the finest level."""
+    h, w = frames[0].b.shape
+    return max(1.0, math.sqrt(h * w / settings.fine_pixels))
+
+
+def _refitted(
+    frames: Sequence[Frame], matrix: Matrix, model: Model, factor: float, radius: int, settings: Settings
+) -> Refined | None:
+    """The transform that fits where blocks are found within `radius` of where another one takes them."""
+    blocks = match_blocks(frames, matrix, factor, radius, settings.fine_half, settings.fine_cells, settings)
+    fitted, inliers = fit_simplest(*_found(blocks), model, settings.bound * factor, settings.simpler)
+    if fitted is None:
+        return None
+    (h, w), side = frames[0].a.shape, max(frames[0].b.shape)
+    corners = np.array([[0, 0], [w - 1, 0], [0, h - 1], [w - 1, h - 1]], float)
+    moved = np.linalg.norm(apply(fitted, corners) - apply(matrix, corners), axis=1).mean() / side
+    agreeing = float(inliers.sum()) / sum(len(of_frame.points) for of_frame in blocks)
+    return Refined(fitted, agreeing, float(moved), blocks, factor)
 
 
 def _found(blocks: Sequence[Blocks]) -> tuple[Points, Points]:

@@ -284,6 +284,10 @@ def check(matcher: RRLMatcher, frames: Sequence[Frame], refined: Refined, model:
     if refined.agreeing < settings.min_agreeing:
         reason = f"only {refined.agreeing:.0%} of the blocks agree on one transform"
         return Outcome(0.0, _refusal(reason, public))
+    if refined.moved > settings.max_move:
+        return Outcome(
+            0.0, _refusal(f"the transform is not settled, the last fit moved it by {refined.moved:.0%}", public)
+        )
     judged = judge_at(matcher, frames, matrix, [b.points for b in blocks], settings.locations, settings)
     support = judged.support(settings.prior)
     matching = judged.scores > matcher.threshold
@@ -292,7 +296,9 @@ def check(matcher: RRLMatcher, frames: Sequence[Frame], refined: Refined, model:
     kept = matching & found[rows]
     points_a, points_b = judged.locations[kept], matched[rows][kept]
     inliers = np.linalg.norm(apply(matrix, points_a) - points_b, axis=1) < settings.bound * refined.factor
-    reason = _doubts(support, int(inliers.sum()), judged.locations, matching, (h, w), settings)
+    settled = refined.moved <= settings.settled_move and refined.agreeing >= settings.settled_agreeing
+    least = settings.min_settled_support if settled else settings.min_support
+    reason = _doubts(support, least, int(inliers.sum()), judged.locations, matching, (h, w), settings)
     registration = Registration(
         matrix=None if reason else public,
         rejected=public if reason else None,
@@ -309,6 +315,7 @@ def check(matcher: RRLMatcher, frames: Sequence[Frame], refined: Refined, model:
 
 def _doubts(
     support: float,
+    min_support: float,
     inliers: int,
     locations: Points,
     matching: NDArray[np.bool_],
@@ -318,14 +325,14 @@ def _doubts(
     """Why the network's judgement is not enough to trust a transform, or "".
 
     Args:
-        support: see :meth:`Judgement.support`.
+        support, min_support: see :meth:`Judgement.support`.
         inliers: number of matches that agree with the transform.
         locations: (N, 2) in A, that were judged.
         matching: (N,), which of them match.
         shape: of A.
-        settings: least values.
+        settings: other least values.
     """
-    if support < settings.min_support:
+    if support < min_support:
         return f"the patches of only {support:.0%} of the locations match under the transform"
     if inliers < settings.min_matches:
         return f"too few matches agree on one transform, {inliers}"
