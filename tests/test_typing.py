@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from rrl_match import Features, Matches, Near, RRLMatcher, extract_patches, percentile_range
+from rrl_match import (
+    Features,
+    Matches,
+    Near,
+    Registration,
+    RRLMatcher,
+    extract_patches,
+    percentile_range,
+    register,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -32,7 +41,9 @@ def public(thing):
     return {f"{thing.__name__}.{k}": v for k, v in members.items() if k[0] != "_" and inspect.isfunction(v)}
 
 
-@pytest.mark.parametrize("thing", [RRLMatcher, Features, Matches, Near, extract_patches, percentile_range])
+@pytest.mark.parametrize(
+    "thing", [RRLMatcher, Features, Matches, Near, Registration, extract_patches, percentile_range, register]
+)
 def test_no_any_in_a_public_signature(thing):
     for name, function in public(thing).items():
         for parameter in list(inspect.signature(function).parameters.values()):

@@ -95,13 +95,7 @@ class Trainer:
         self.model = build_model(recipe, start, self.device)
         self.network = self.model.prune()
         self._split(align(sources, out / "alignment.json") if recipe.align else sources)
-        self.phases: list[TrainingPhase] = []
-        if recipe.pretraining:
-            self.phases.append(Pretraining(recipe, recipe.pretraining, self.network, self.precision))
-        if isinstance(self.model, StudentGraph) and teacher:
-            self.phases.append(Distillation(recipe, recipe.training, self.model, teacher, self.precision))
-        elif isinstance(self.model, TrainingRRLNet):
-            self.phases.append(FullTraining(recipe, recipe.training, self.model, self.precision))
+        self.phases = build_phases(recipe, self.model, teacher, self.precision)
         self.average: AveragedModel | None = None
         self.best: dict[str, Any] = {"fpr95": math.inf}
         self.done = 0  # steps, over all phases
@@ -315,6 +309,20 @@ def build_model(recipe: Recipe, start: RRLNet | None, device: torch.device) -> T
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     set_norm_momentum(model, recipe.norm_momentum)
     return model
+
+
+def build_phases(
+    recipe: Recipe, model: TrainingRRLNet | StudentGraph, teacher: RRLNet | None, precision: torch.dtype
+) -> list[TrainingPhase]:
+    """The phases of a recipe, in their order."""
+    phases: list[TrainingPhase] = []
+    if recipe.pretraining:
+        phases.append(Pretraining(recipe, recipe.pretraining, model.prune(), precision))
+    if isinstance(model, TrainingRRLNet):
+        phases.append(FullTraining(recipe, recipe.training, model, precision))
+    elif teacher:
+        phases.append(Distillation(recipe, recipe.training, model, teacher, precision))
+    return phases
 
 
 def _as_numbers(loss: Tensor, terms: dict[str, Tensor], step: int) -> dict[str, float]:
