@@ -466,3 +466,15 @@ def test_real_images(shared, domain, n, rotation, bound):
     truth = as_3x3(move) @ as_3x3(pair.a_to_b)
     assert corner_error(result.matrix, truth, a.shape) < bound
     assert not register(matcher, a, other.image_b, search=NEAR).ok
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_noise_is_refused_and_never_raises(seed):
+    rng = np.random.default_rng(seed)
+    a, b = (rng.integers(0, 256, (150, 140), dtype=np.uint8) for _ in range(2))
+    if seed % 2:
+        a, b = (cv2.GaussianBlur(image, (0, 0), 4) for image in (a, b))
+    result = register(RRLMatcher.from_pretrained("vis-lwir", device="cpu"), a, b)
+    assert not result.ok
+    assert result.matrix is None
+    assert result.reason

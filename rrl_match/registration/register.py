@@ -216,7 +216,8 @@ def _searched(
     return best.registration
 
 
-class _Judged(NamedTuple):
+@dataclass(frozen=True, eq=False)  # told apart by identity: matrices have no single truth value
+class _Judged:
     """A hypothesis (3, 3), its support, and its rank, to which the agreement of the fields adds a little."""
 
     matrix: Matrix
