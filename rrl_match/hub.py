@@ -18,7 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from rrl_match.errors import RRLMatchError, WeightsError, WeightsNotFoundError
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
-DEFAULT_WEIGHTS = "vis-nir"
+DEFAULT_WEIGHTS = "universal"
 RETIRED: dict[str, str] = {}  # former bundled names -> those to load instead
 
 _REPO_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")

@@ -39,7 +39,22 @@ def test_code_blocks_run(monkeypatch):
     assert names["scores"].shape == (3,)
 
 
-@pytest.mark.parametrize("name", sorted(path.parent.name for path in (ROOT / "weights").glob("*/config.json")))
+SPECIALISTS = sorted({path.parent.name for path in (ROOT / "weights").glob("*/config.json")} - {"universal"})
+
+
+def test_metrics_of_universal_are_those_of_its_config():
+    config = json.loads((ROOT / "weights" / "universal" / "config.json").read_text(encoding="utf-8"))
+    tables = (ROOT / "weights" / "README.md").read_text(encoding="utf-8")
+    card = (ROOT / "weights" / "universal" / "README.md").read_text(encoding="utf-8")
+    assert f"above {config['threshold']:.3f} " in card
+    assert len(config["metrics"]["benchmark_fpr95"]) == 15
+    for benchmark, kinds in config["metrics"]["benchmark_fpr95"].items():
+        value = f"{kinds['random']['mean']:.2f} / {kinds['near']['mean']:.2f}"
+        assert f"| {benchmark} | {value} |" in card
+        assert re.search(rf"\| {benchmark} \| [\d./ ]+ \| {value} \|", tables), benchmark
+
+
+@pytest.mark.parametrize("name", SPECIALISTS)
 def test_figures_are_those_of_the_weights(name):
     """Of README, of weights/README.md and of the card."""
     config = json.loads((ROOT / "weights" / name / "config.json").read_text(encoding="utf-8"))
