@@ -73,4 +73,4 @@ def test_installed_wheel_scores_from_another_folder(distributions, tmp_path):
         text=True,
         check=True,
     )
-    assert result.stdout.startswith("('vis', 'nir') [")
+    assert result.stdout.startswith("('visible', 'other') [")
