@@ -59,7 +59,7 @@ def test_demo(start, tmp_path):
     assert [row["key"] for row in scores] == sorted(pairs)
     grey = [[np.frombuffer(pairs[row["key"]][f"patch_{band}"], np.uint8) for row in scores] for band in "ab"]
     patches = [np.stack(band).reshape(-1, 64, 64) for band in grey]
-    expected = RRLMatcher.from_pretrained(device="cpu").score(*patches)
+    expected = RRLMatcher.from_pretrained("vis-nir", device="cpu").score(*patches)
     np.testing.assert_allclose([row["score"] for row in scores], expected, rtol=0, atol=1e-3)
     assert len(list((tmp_path / "scores" / "parts").glob("*.parquet"))) > 1, "something to resume from"
 
