@@ -10,7 +10,7 @@ CPU = torch.device("cpu")
 
 
 def batches(count, batch_size, limit=None, **options):
-    """The calls (start, stop) of run_in_batches, of work that runs out of memory beyond `limit` rows."""
+    """The calls (start, stop) that run_in_batches makes of work that runs out of memory beyond `limit` rows."""
     calls = []
 
     def work(start, stop):

@@ -24,7 +24,7 @@ KEPT = {
 
 
 def type_and_number(layer):
-    """Of a layer's name, such as ("conv2d", 11) of "conv2d_11_2"; number 0 where it has no values."""
+    """Type and number of a layer, such as ("conv2d", 11) of "conv2d_11_2"; number 0 if it has no values."""
     found = re.fullmatch(rf"({'|'.join(KEPT)})_(\d+)(_2)?", layer)
     return (found[1], int(found[2])) if found else (layer, 0)
 
@@ -52,7 +52,7 @@ def inputs(recorded):
 
 @pytest.fixture(scope="module")
 def graph_file(train_file, tmp_path_factory):
-    """A test-graph file as a user's own training leaves it: fewer layers, and more that is not weights."""
+    """A test-graph file as a user's own training writes it: fewer layers, and more content besides the weights."""
     path = tmp_path_factory.mktemp("keras") / "graph.hdf5"
     with h5py.File(train_file) as source, h5py.File(path, "w") as target:
         layers = [name.decode() for name in source["model_weights"].attrs["layer_names"]]
@@ -125,7 +125,7 @@ def test_missing_layer_is_named(linked, layer):
         load_keras_weights(linked)
 
 
-def test_layer_too_many_is_named(linked):
+def test_extra_layer_is_named(linked):
     put_layer(linked, "dense_19", kernel=np.zeros((256, 1), np.float32))
     with pytest.raises(WeightsError, match="dense_19/kernel"):
         load_keras_weights(linked)
@@ -138,7 +138,7 @@ def test_misshapen_value_is_named(linked, shape):
         load_keras_weights(linked)
 
 
-def test_value_that_is_listed_but_not_there_is_named(linked):
+def test_listed_value_that_is_missing_is_named(linked):
     put_layer(linked, "conv2d_1", kernel=np.zeros((3, 3, 1, 16), np.float32), bias=np.zeros(16, np.float32))
     with h5py.File(linked, "r+") as file:
         del file["model_weights/conv2d_1/conv2d_1/bias:0"]
@@ -147,7 +147,7 @@ def test_value_that_is_listed_but_not_there_is_named(linked):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not an HDF5 file" * 100])
-def test_file_that_is_no_hdf5(tmp_path, content):
+def test_file_that_is_not_hdf5(tmp_path, content):
     path = tmp_path / "file.hdf5"
     if content is not None:
         path.write_bytes(content)
@@ -155,7 +155,7 @@ def test_file_that_is_no_hdf5(tmp_path, content):
         load_keras_weights(path)
 
 
-def test_cut_off_file(train_file, tmp_path):
+def test_truncated_file(train_file, tmp_path):
     path = tmp_path / "cut.hdf5"
     with open(train_file, "rb") as file:
         path.write_bytes(file.read(100_000))
@@ -163,7 +163,7 @@ def test_cut_off_file(train_file, tmp_path):
         load_keras_weights(path)
 
 
-def test_file_without_the_group_of_weights(tmp_path):
+def test_file_without_a_weights_group(tmp_path):
     path = tmp_path / "weights_only.hdf5"
     with h5py.File(path, "w") as file:
         file.create_group("conv2d_1")

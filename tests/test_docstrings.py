@@ -21,7 +21,7 @@ MODULES = [
 def test_examples(name):
     try:
         module = importlib.import_module(name)
-    except ImportError as error:  # of an extra
+    except ImportError as error:  # an extra is not installed
         pytest.skip(str(error))
     examples = [test for test in doctest.DocTestFinder().find(module) if test.examples]
     if not examples:
@@ -35,5 +35,5 @@ def test_examples(name):
 @pytest.mark.parametrize(
     "what", [rrl_match, RRLMatcher.score, RRLMatcher.score_features, RRLMatcher.match, Matches, Near, extract_patches]
 )
-def test_what_users_call_has_an_example(what):
+def test_main_functions_have_an_example(what):
     assert ">>> " in what.__doc__

@@ -50,7 +50,7 @@ def test_register_pair(tmp_path):
 def test_register_pair_of_radar(tmp_path):
     images = IMAGES / "sentinel_optical.jpg", IMAGES / "sentinel_radar.jpg"
     output = run("register_pair.py", *images, "--weights", "optical-sar", "--out", tmp_path)
-    assert corner_error(output, "sentinel") < 10  # the bands themselves are a few pixels apart
+    assert corner_error(output, "sentinel") < 10  # the bands are misaligned by a few pixels
 
 
 @pytest.mark.slow
@@ -72,8 +72,8 @@ def test_export_onnx(tmp_path):
     assert float(re.search(r"difference from the matcher: (\S+)", output)[1]) < 1e-5
 
 
-def test_lafs_in_and_what_kornia_matches_with_out(small):
-    """Tensors throughout, with the shapes of kornia, which the test does not need."""
+def test_kornia_pipeline_takes_lafs_and_returns_matches(small):
+    """Tensors throughout, in kornia's shapes; the test does not need kornia."""
     image = torch.rand(120, 140, generator=torch.Generator().manual_seed(0))
     centres = torch.tensor([(30.0, 40.0), (70.0, 60.0), (100.0, 90.0)])
     half = small.patch_size / 2

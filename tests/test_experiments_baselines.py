@@ -38,7 +38,7 @@ def test_hardest_negative_by_hand(monkeypatch):
     baseline = HardNet()
     monkeypatch.setattr(HardNet, "forward", lambda self, patches: torch.cat([a, b]))
     negative = ~torch.eye(3, dtype=torch.bool)
-    negative[0, 1] = negative[1, 0] = False  # too near each other to serve
+    negative[0, 1] = negative[1, 0] = False  # too near each other to be negatives
     empty = torch.empty(3, 1, 64, 64)
     chord = lambda degrees: 2 * math.sin(math.radians(degrees) / 2)  # noqa: E731
     expected = [1 + chord(0) - chord(170), 1 + chord(30) - chord(80), 1 + chord(10) - chord(80)]
@@ -47,7 +47,7 @@ def test_hardest_negative_by_hand(monkeypatch):
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_seed_decides_what_comes_out(images, name):
+def test_seed_determines_the_weights(images, name):
     sources, phase = [read_source(images)], Phase(3, BATCH_SIZE, IMAGES, 1e-3)
     first, again, other = (train_baseline(name, sources, RECIPE, phase, seed=seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(value, again[key]) for key, value in first.items())

@@ -26,7 +26,7 @@ def test_all_keypoints_of_the_same_image_repeat(tmp_path):
 
 
 def test_keypoints_are_compared_at_their_true_location(tmp_path):
-    """B is A moved by (40, 20), with the right matrix in the manifest or with a wrong one."""
+    """B is A shifted by (40, 20); the manifest has the right matrix or a wrong one."""
     large = textured(300, 280, corners=30)
     a, b = large[50:230, 50:250], large[30:210, 10:210]
     right = measured(tmp_path, a, b, m02=40, m12=20)

@@ -40,7 +40,7 @@ class Similarity:
 
 @pytest.mark.parametrize("apart", [(0, 0), (4, -2)])
 def test_peaks_lie_where_the_bands_agree(tmp_path, apart):
-    """Of an image and the same image moved by (x, y), of which the manifest says nothing."""
+    """An image against itself, shifted by (x, y), although the manifest says that the two are aligned."""
     image = textured(220, 200)
     moved = np.roll(image, (apart[1], apart[0]), axis=(0, 1))
     cv2.imwrite(str(tmp_path / "a0.png"), image)

@@ -8,7 +8,7 @@ from rrl_match.training.evaluation import Benchmark
 
 
 class Directions:
-    """Stands in for a matcher: a patch's descriptor points at the angle, in degrees, that its first pixel says."""
+    """Stands in for a matcher: the first pixel of a patch is the angle of its descriptor, in degrees."""
 
     class config:
         class network:
@@ -27,8 +27,9 @@ def benchmark(angles_a, angles_b, category):
 
 
 def test_recall_by_hand():
-    # sea: 0 of A has its partner first, 1 and 2 have it second; of 1, the partner has it first, of 2, second.
-    # wood: all equal, so that the partner cannot be found; categories are not compared with each other.
+    # sea: patch 0 of A ranks its partner first, 1 and 2 rank it second. In the other direction, the partner of 1 ranks
+    # it first, that of 2 second.
+    # wood: all descriptors are equal, so the partner is not found. Categories do not compete with each other.
     given = benchmark([10, 50, 90, 7, 7], [10, 64, 60, 7, 7], ["sea"] * 3 + ["wood"] * 2)
     result = shortlist_recall(Directions(), given, (1, 2))
     third = 100 / 3
@@ -43,7 +44,7 @@ def test_script_prints_recall(weights_folder, benchmark_file, capsys):
     main([*map(str, arguments), "--device", "cpu", "--dtype", "float32"])
     line = capsys.readouterr().out.splitlines()[2].split()
     assert line[:2] == ["forest", "6"]
-    assert float(line[2]) <= float(line[4])  # at 3: of A, of either
+    assert float(line[2]) <= float(line[4])  # recall at 3: proposed by A, by A or B
     assert line[3] == line[5] == "100.00"
 
 

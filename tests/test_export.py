@@ -54,7 +54,7 @@ def folder(plain, tmp_path):
 
 
 def in_onnx_runtime(path):
-    """The inputs' names, the outputs' names, the metadata, and a function of arrays to arrays."""
+    """Names of the inputs, names of the outputs, the metadata, and a function from arrays to arrays."""
     onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     inputs, outputs = ([value.name for value in values] for values in (session.get_inputs(), session.get_outputs()))
@@ -113,7 +113,7 @@ def test_exported_parts_agree_with_the_matcher(exported, standardising, patches_
 
 
 @pytest.mark.slow
-def test_exported_parts_say_what_they_are(exported):
+def test_metadata_of_exported_parts(exported):
     for name, (inputs, outputs, metadata, _) in exported.items():
         assert json.loads(metadata["modalities"]) == ["vis", "nir"]
         assert float(metadata["threshold"]) == 0.25
@@ -134,7 +134,7 @@ def test_weights_without_descriptors(plain, patches_a, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # by newer PyTorch, of all of it
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # newer PyTorch deprecates this exporter
 def test_onnx_by_the_exporter_of_older_pytorch(plain, patches_a, patches_b, tmp_path, monkeypatch):
     monkeypatch.setattr(rrl_match.export, "_BY_TORCHSCRIPT", True)
     if "dynamo" in rrl_match.export.inspect.signature(torch.onnx.export).parameters:
@@ -159,7 +159,7 @@ def test_a_file_that_deviates_is_not_kept(plain, tmp_path, monkeypatch, deviatio
     assert (tmp_path / "scorer.pt2").read_bytes() == b"an older one"
 
 
-def test_an_export_that_breaks_off_leaves_nothing(plain, tmp_path, monkeypatch):
+def test_failed_export_leaves_no_file(plain, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError("no space left")
 
@@ -207,7 +207,7 @@ def refusal(*arguments):
     return message
 
 
-def test_command_says_what_is_wrong(folder, tmp_path, monkeypatch):
+def test_command_reports_mistakes(folder, tmp_path, monkeypatch):
     assert "'nothing'" in refusal("export", "nothing", tmp_path / "out")
     assert str(folder / "config.json") in refusal("export", folder, folder / "config.json", "--format", "torch")
     for extra in ("onnx", "onnxruntime", "onnxscript"):
@@ -224,7 +224,7 @@ def test_example_exports_the_bundled_weights(tmp_path):
         pytest.importorskip(extra)
     command = [sys.executable, EXAMPLES / "export_onnx.py", tmp_path / "out"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    figures = re.search(r"difference from the matcher: (\S+)", result.stdout)
-    assert figures, result.stdout
-    assert float(figures[1]) <= BOUND
+    found = re.search(r"difference from the matcher: (\S+)", result.stdout)
+    assert found, result.stdout
+    assert float(found[1]) <= BOUND
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["scorer.onnx"]

@@ -1,4 +1,4 @@
-"""The Hub's real client against a small server on this machine that speaks as much of the Hub as it asks for."""
+"""The Hub's real client against a small local server that answers the requests it makes."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ COMMIT, OTHER_COMMIT = "a" * 40, "b" * 40
 TOKEN = "hf_secret"
 PAGE = b"<!DOCTYPE html><html><body>Please log in to this network</body></html>"
 
-# Runs every call of a list, and prints a line of JSON for each: the modalities or the error, how long the client
-# would have slept, and the address of an upload. Besides, the addresses that were connected to.
+# Runs each call of a list and prints a line of JSON for it: the modalities or the error, how long the client would have
+# slept, and the URL of an upload. The last line has the addresses that were connected to.
 CLIENT = """
 import json, sys, time
 
 slept = []
-time.sleep = slept.append  # left to itself, the client waits 23 s in all for a server that has gone
+time.sleep = slept.append  # otherwise the client waits 23 s for a server that is gone
 contacted = set()
 def watch(event, args):
     if event == "socket.connect" and isinstance(args[1], tuple):
@@ -65,12 +65,12 @@ Request = namedtuple("Request", "method path authorised")
 class Hub(BaseHTTPRequestHandler):
     """Downloads from, and uploads to, the server's `files` {(repo, commit, file): bytes}.
 
-    The server's `branches` {(repo, name): commit} name commits, `private` is a set of repos that want the token, and
-    `faults` {(repo, file): what goes wrong}: an HTTP status, or a status and the Hub's error code, or
+    The server has `branches` {(repo, name): commit}, a set `private` of repos that need the token, and `faults`
+    {(repo, file): fault}, where a fault is an HTTP status, or a status and the Hub's error code, or
 
-    - "page": another server answers, with a page and status 200; "page for the file": to GET alone;
-    - "drop": the connection breaks at half of the file, always; "drop once": at the first time;
-    - "change once": a byte of the file is another one, at the first time;
+    - "page": another server answers with a page and status 200; "page for the file": only to GET;
+    - "drop": the connection breaks after half of the file, always; "drop once": the first time;
+    - "change once": a byte of the file is changed the first time;
     - "silence": there is no answer.
     """
 
@@ -200,7 +200,7 @@ class Hub(BaseHTTPRequestHandler):
 
 
 def load(calls, home, endpoint, manifest, **options):
-    """Outcomes of the calls {name: arguments} in a fresh process, its stderr, and the addresses it connected to."""
+    """Outcomes of calls {name: arguments} in a fresh process, its stderr, and the addresses that it connected to."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING")) and "proxy" not in k.lower()}
     clean.pop("XDG_CACHE_HOME", None)
     env = clean | {
@@ -228,7 +228,7 @@ def load(calls, home, endpoint, manifest, **options):
 
 @pytest.fixture(scope="module")
 def session(tmp_path_factory):
-    """Four processes: two while the server is there, one that may not ask it, and one after it has gone."""
+    """Outcomes of calls while the server runs, without and with a token; in offline mode; and after it has stopped."""
     tmp = tmp_path_factory.mktemp("hub")
     files, folders = {}, {}
     for commit, band in ((COMMIT, "new"), (OTHER_COMMIT, "old")):
@@ -315,7 +315,7 @@ def session(tmp_path_factory):
     }
     with_token = {
         "HF_TOKEN": {"repo_id": "owner/private"},
-        "no token, please": {"repo_id": "owner/private", "token": False, "cache_dir": str(tmp / "empty cache")},
+        "token=False": {"repo_id": "owner/private", "token": False, "cache_dir": str(tmp / "empty cache")},
         "silent": {"repo_id": "owner/silent"},
     }
     offline = {
@@ -334,19 +334,23 @@ def session(tmp_path_factory):
         "server gone, push": {"repo_id": str(folders["new"]), "push": {"repo_id": "owner/pushed", "token": TOKEN}},
     }
     quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
-    shown = {"HF_TOKEN": TOKEN, "HF_HUB_ETAG_TIMEOUT": "3", "TQDM_POSITION": "-1"}  # a bar without a terminal, too
+    shown = {
+        "HF_TOKEN": TOKEN,
+        "HF_HUB_ETAG_TIMEOUT": "3",
+        "TQDM_POSITION": "-1",
+    }  # a progress bar even without a terminal
     common = server.endpoint, manifest
     outcomes, stderr, contacted = load(online, tmp / "home", *common, **quiet)
     requests = list(server.requests)
     # A commit is loaded in a separate process, to tell its requests from the others.
     more, bars, addresses = load(with_token, tmp / "other home", *common, **shown)
     outcomes |= more
-    asked_before = len(server.requests)
+    requests_before = len(server.requests)
     more, _, none = load(offline | {"pinned": gone["commit"]}, tmp / "home", *common, **quiet, HF_HUB_OFFLINE="1")
     outcomes |= more
     more, _, addresses_of_commit = load({"commit, server there": gone["commit"]}, tmp / "home", *common, **quiet)
     outcomes |= more
-    asked_since = len(server.requests) - asked_before
+    requests_since = len(server.requests) - requests_before
     server.closing.set()
     server.shutdown()
     server.server_close()
@@ -356,7 +360,7 @@ def session(tmp_path_factory):
         "outcomes": outcomes | more,
         "calls": online | with_token | offline | gone,
         "requests": requests,
-        "unwanted requests": (asked_since, none, addresses_of_commit),
+        "unwanted requests": (requests_since, none, addresses_of_commit),
         "addresses": {*contacted, *addresses, *last},
         "endpoint": server.endpoint,
         "stderr": stderr,
@@ -405,7 +409,7 @@ NOT_FOUND = {
     "pickle alone": r"model\.safetensors",
     "private, no token": "401",
     "private, wrong token": "401",
-    "no token, please": "401",
+    "token=False": "401",
     "gated": "(?i)gated",
     "drops": "OSError|ProtocolError|Consistency",
     "page": "X-Repo-Commit|locate the file on the Hub",
@@ -423,8 +427,8 @@ NOT_FOUND = {
 
 
 @pytest.mark.parametrize("call", NOT_FOUND)
-def test_what_cannot_be_had(session, call):
-    """What was asked for, what happened, what to do."""
+def test_weights_that_cannot_be_downloaded(session, call):
+    """The message names the request, the cause and the way out."""
     outcome = session["outcomes"][call]
     assert outcome["error"] == "WeightsNotFoundError"
     assert re.search(
@@ -446,7 +450,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("call", BROKEN)
-def test_what_came_is_not_what_should_have(session, call):
+def test_broken_downloads_are_refused(session, call):
     outcome = session["outcomes"][call]
     assert outcome["error"] == "WeightsError"
     assert re.search(rf"models--owner--.*{BROKEN[call]}.*force_download=True", outcome["message"])
@@ -460,7 +464,7 @@ def test_what_came_is_not_what_should_have(session, call):
         ("server gone, push", "'owner/pushed'.*(?i:connect).*and the connection"),
     ],
 )
-def test_what_cannot_be_pushed(session, call, message):
+def test_uploads_that_fail(session, call, message):
     assert session["outcomes"][call]["error"] == "RRLMatchError"
     assert re.search(f"could not upload to {message}", session["outcomes"][call]["message"], re.DOTALL)
 
@@ -478,14 +482,14 @@ def test_push(session, call, branch, folder):
 
 
 def test_no_silent_wait(session):
-    """Only the download that breaks is tried again, at once and with a word on stderr each time."""
+    """Only a download that breaks is tried again, soon and with a message on stderr."""
     waits = {call: outcome["slept"] for call, outcome in session["outcomes"].items() if outcome["slept"]}
     assert set(waits) <= {"drops", "drops once", "card drops"}
     assert max(waits.values(), default=0) <= 10
     assert not waits or "Trying to resume" in session["stderr"]
 
 
-def test_no_token_is_told(session):
+def test_tokens_are_not_revealed(session):
     assert not any("hf_" in outcome.get("message", "") for outcome in session["outcomes"].values())
     assert "hf_" not in session["stderr"] + session["bars"]
     for request in session["requests"]:
@@ -493,8 +497,8 @@ def test_no_token_is_told(session):
             assert re.search(r"owner/(private|pushed|forbidden)|/upload/|/api/", request.path), request
 
 
-def test_config_is_asked_for_first(session):
-    """By which the Hub counts downloads."""
+def test_config_is_requested_first(session):
+    """The Hub counts downloads by it."""
     first = {}
     for request in session["requests"]:
         if found := re.fullmatch(r"/(.+)/resolve/[^/]+/(.+)", request.path):
@@ -508,7 +512,7 @@ def test_weights_are_of_the_same_commit_as_the_config(session):
     assert not [path for path in paths if path.endswith("main/model.safetensors")]
 
 
-def test_only_config_weights_and_card_are_asked_for(session):
+def test_only_config_weights_and_card_are_requested(session):
     asked = {request.path.rsplit("/", 1)[1] for request in session["requests"] if "/resolve/" in request.path}
     assert asked == {"config.json", "model.safetensors", "README.md"}
 
@@ -516,11 +520,11 @@ def test_only_config_weights_and_card_are_asked_for(session):
 def test_a_file_in_the_cache_is_not_fetched_again(session):
     fetched = [request.path for request in session["requests"] if request.method == "GET"]
     assert fetched.count(f"/owner/good/resolve/{OTHER_COMMIT}/model.safetensors") == 1
-    # once at first, once by force, once into the other cache
+    # the first time, with force_download, and into the other cache
     assert fetched.count(f"/owner/good/resolve/{COMMIT}/model.safetensors") == 3
 
 
-def test_a_pinned_commit_and_offline_mode_ask_nothing(session):
+def test_a_pinned_commit_and_offline_mode_make_no_request(session):
     assert session["unwanted requests"] == (0, [], [])
 
 
@@ -541,7 +545,7 @@ def test_progress_bar_is_the_hubs(session):
 
 
 @pytest.mark.parametrize("name", ["a" * 5000, "owner/" + "a" * 5000, "owner/a..b", "owner/-", "a\0b", "\ud800/x"])
-def test_names_that_cannot_be(name, monkeypatch):
+def test_invalid_names(name, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *a, **k: pytest.fail("asked the Hub"))
     with pytest.raises(FileNotFoundError, match=r"local folder|the path of a folder"):

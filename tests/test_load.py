@@ -1,4 +1,4 @@
-"""Long and busy runs: threads, processes, many calls, many patches, interruptions; always the same numbers."""
+"""Scores stay the same with threads, processes, many calls, many patches and interruptions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pair():
     return make_patches(4, 9, 16), make_patches(4, 10, 16)
 
 
-# the same numbers
+# the same scores
 
 
 @pytest.mark.parametrize("device", ["cpu", GPU])
@@ -45,9 +45,9 @@ def test_repeated_runs(weights_folder, a, b, dtype, device):
             np.testing.assert_array_equal(matcher.score(a, b), expected)
 
 
-# Measured on a CPU with AVX512-BF16: 5e-6 in float32 (the dense layers' blocking), 1e-6 in bfloat16, whose
-# convolutions come out alike in every batch. The bounds of score's docstring are for the CPU; CUDA chooses other
-# kernels for other batches, with TF32 where the caller has left it on.
+# Measured on a CPU with AVX512-BF16: 5e-6 in float32 (blocking in the dense layers) and 1e-6 in bfloat16, whose
+# convolutions do not depend on the batch. The bounds in score's docstring are for the CPU; CUDA chooses other kernels
+# for other batch sizes, and TF32 if the caller allows it.
 @pytest.mark.parametrize(
     ("device", "dtype", "bound"),
     [
@@ -70,7 +70,7 @@ def test_any_batch_size(weights_folder, patches_a, patches_b, device, dtype, bou
 
 
 def at_once(work):
-    """Results of work(k) in as many threads as THREADS that begin together, ROUNDS times each."""
+    """Results of work(k) in THREADS threads that start together, ROUNDS times each."""
     start = threading.Barrier(THREADS)
 
     def run(k):
@@ -82,8 +82,8 @@ def at_once(work):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_threads_give_the_numbers_of_one(weights_folder, a, b, dtype):
-    """To the bit; on the real network and, below, more often and on every method on a small one."""
+def test_threads_give_the_same_scores(weights_folder, a, b, dtype):
+    """Bit for bit, on a network of the real size; the next test calls every method of a small one."""
     matcher = RRLMatcher.from_pretrained(weights_folder, device="cpu", dtype=dtype)
     expected = [matcher.score(a[k % 5 :], b[k % 5 :]) for k in range(THREADS)]
     for k, results in enumerate(at_once(lambda k: matcher.score(a[k % 5 :], b[k % 5 :]))):
@@ -121,9 +121,9 @@ def score_into(pipe, matcher, a, b):
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("method", ["fork", "pickled into a fork", "fork after threads", "spawn"])
 def test_worker_process(matcher, a, b, method):
-    """With PyTorch's threads already started here, as in any program that has scored before it makes workers."""
+    """PyTorch's threads run already, as in any program that scores before it starts workers."""
     expected = matcher.score(a, b)
-    if method == "pickled into a fork":  # as the workers of a pool get it
+    if method == "pickled into a fork":  # as a pool passes it to its workers
         matcher = pickle.dumps(matcher)
     start = "spawn" if method == "spawn" else "fork"
     if start not in multiprocessing.get_all_start_methods():
@@ -131,8 +131,8 @@ def test_worker_process(matcher, a, b, method):
     context = multiprocessing.get_context(start)
     receiver, sender = context.Pipe(duplex=False)
     worker = context.Process(target=score_into, args=(sender, matcher, a, b), daemon=True)
-    # idle while the worker is made, not ending: a thread that ends may hold the lock of MKL's memory manager, which
-    # the worker would find locked forever
+    # These threads stay idle while the worker starts. One that is ending may hold the lock of MKL's memory manager, and
+    # the worker would wait for it forever.
     pool = ThreadPoolExecutor(2)
     if method == "fork after threads":
         list(pool.map(matcher.score, [a, a], [b, b]))
@@ -151,10 +151,11 @@ def test_worker_process(matcher, a, b, method):
 # memory
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux tells it")
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured by Linux's means")
 def test_memory_is_bounded(record_property):
-    """Ten thousand calls leave nothing behind; of a hundred thousand pairs, 100 MB as float32, a
-    batch is there; of the longer side of a matrix, whose features would be 107 MB, as well."""
+    """Ten thousand calls leak nothing. Of 100,000 pairs (100 MB as float32) and of the longer side of a matrix (107 MB of
+    features), memory holds one batch at a time.
+    """
     script = Path(__file__).parent / "helpers" / "memory_use.py"
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
@@ -169,7 +170,7 @@ def test_memory_is_bounded(record_property):
 
 
 def interrupted_at(step, call):
-    """Run a call and interrupt it before its line `step` in rrl_match; whether it came as far as that."""
+    """Interrupt a call before the `step`-th line that it runs in rrl_match; false if it ended before that."""
     package, lines = str(Path(rrl_match.__file__).parent), 0
 
     def trace(frame, event, argument):
@@ -195,7 +196,7 @@ def interrupted_at(step, call):
 
 @pytest.mark.parametrize("method", ["score", "match", "score_features"])
 def test_interrupted_at_every_line(small, pair, method, record_property):
-    """Wherever it is stopped: nothing half done is left in the matcher, and no setting of PyTorch's is changed."""
+    """An interruption leaves the matcher intact and changes no setting of PyTorch, wherever it happens."""
     a, b = pair
     features = small.encode(a, "a"), small.encode(b, "b")
     calls = {
@@ -209,7 +210,7 @@ def test_interrupted_at_every_line(small, pair, method, record_property):
     while interrupted_at(step, call):
         assert torch.is_grad_enabled()
         assert not torch.is_autocast_enabled("cpu")
-        if step % 25 == 0:  # what one interruption leaves behind, the next ones do not mend
+        if step % 25 == 0:  # not each time: damage would last until the next check
             np.testing.assert_array_equal(call(), expected)
         step += 1
     record_property("interruptions", step - 1)
@@ -219,7 +220,7 @@ def test_interrupted_at_every_line(small, pair, method, record_property):
 
 @pytest.fixture
 def keyboard():
-    """SIGINT as in a terminal; a shell starts what it puts in the background with SIGINT ignored."""
+    """Handle SIGINT as in a terminal; shells start background jobs with SIGINT ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -230,7 +231,7 @@ def keyboard():
 def test_interrupted_from_the_keyboard(small, pair, progress, capfd):
     a, b = pair
     expected = small.score(a, b)
-    many = (np.broadcast_to(patches[:1], (10**6, 16, 16)) for patches in pair)  # a minute of work
+    many = (np.broadcast_to(patches[:1], (10**6, 16, 16)) for patches in pair)  # would take a minute
     timer = threading.Timer(0.3, _thread.interrupt_main)
     timer.start()
     with pytest.raises(KeyboardInterrupt):

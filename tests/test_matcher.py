@@ -339,7 +339,7 @@ def test_features_of_the_wrong_band(tiny, a, b):
 
 
 def test_features_of_another_matcher(tiny, matcher, a, b):
-    """Of another network or dtype: said clearly, not by PyTorch."""
+    """Another network or dtype gives a clear error, not one from within PyTorch."""
     reduced = RRLMatcher(tiny._network, tiny.config, device="cpu", dtype="bfloat16")
     for other in (matcher, reduced):
         with pytest.raises((TypeError, ValueError), match="features_b"):
@@ -435,7 +435,7 @@ def test_match_around_predicted_positions(matcher, matrix, a, patches_b, candida
     assert as_list(matches) == brute_force(np.where(near, matrix, 0), mutual, 0)
 
 
-def test_predicted_positions_do_without_descriptors(a, patches_b):
+def test_predicted_positions_need_no_descriptors(a, patches_b):
     plain = tiny_matcher()
     wanted, got = (plain.match(a, patches_b[:7], candidates=k, mutual=False, threshold=0, near=NEAR) for k in (None, 1))
     assert as_list(got) == as_list(wanted)
@@ -570,7 +570,7 @@ def test_bad_batch_size(tiny, a, b, batch_size):
             call()
 
 
-def test_integers_of_numpy_will_do(tiny, a, b):
+def test_numpy_integers_are_accepted(tiny, a, b):
     expected = tiny.match(a, b, candidates=2, batch_size=3, threshold=0)
     got = tiny.match(a, b, candidates=np.int64(2), batch_size=np.int32(3), threshold=np.float64(0))
     assert as_list(got) == as_list(expected)
@@ -620,11 +620,11 @@ def test_all_pairs_keep_the_features_of_the_smaller_side(tiny, monkeypatch, meth
     assert kept == [2]
 
 
-# memory that runs out
+# out of memory
 
 
 def short_of_memory(function, most):
-    """A function that gets as much memory as `most` rows take."""
+    """A function that runs out of memory beyond `most` rows."""
 
     def call(first, *rest):
         if len(first[0] if isinstance(first, list) else first) > most:
@@ -656,7 +656,7 @@ def test_out_of_memory_with_a_single_pair(tiny, monkeypatch, a, b):
         tiny.score(a, b)
 
 
-def test_overflow_of_float16_is_said(tiny, monkeypatch, a, b):
+def test_overflow_of_float16_is_an_error(tiny, monkeypatch, a, b):
     reduced = RRLMatcher(tiny._network, tiny.config, device="cpu", dtype="float16")
     net = reduced._inference.network
     deepest = net._relation
@@ -666,7 +666,7 @@ def test_overflow_of_float16_is_said(tiny, monkeypatch, a, b):
             call(a, b)
 
 
-def test_overflow_that_spoils_the_descriptors_is_said(tiny, monkeypatch, a, b):
+def test_overflow_in_the_descriptors_is_an_error(tiny, monkeypatch, a, b):
     reduced = RRLMatcher(tiny._network, tiny.config, device="cpu", dtype="float16")
     net = reduced._inference.network
     encode = net.encode
@@ -770,7 +770,7 @@ def test_config_of_another_network_is_refused(tiny):
         RRLMatcher(RRLNet(tiny.config.network), ModelConfig(("vis", "nir")), device="cpu")
 
 
-def test_the_given_network_is_left_alone(tiny):
+def test_the_given_network_is_not_changed(tiny):
     network = RRLNet(tiny.config.network).train()
     before = copy.deepcopy(network.state_dict())
     RRLMatcher(network, tiny.config, device="cpu", dtype="bfloat16")

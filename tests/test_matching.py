@@ -83,14 +83,14 @@ B = torch.tensor([[0.8, 0.6], [0.6, 0.8]])
 
 
 def test_nearest_candidates_of_both_directions():
-    # of A: 0 -> 0, 1 -> 1, 2 -> 1; of B: 0 -> 0, 1 -> 1
+    # nearest in B of each row of A: 0, 1, 1; nearest in A of each row of B: 0, 1
     assert nearest_candidates(A, B, 1).tolist() == [[0, 0], [1, 1], [2, 1]]
-    # of B besides: nothing new; of A from the other side: 2 is nobody's nearest
+    # exchanged: row 2 of A is nobody's nearest, but its own nearest is row 1 of B
     assert nearest_candidates(B, A, 1).tolist() == [[0, 0], [1, 1], [1, 2]]
 
 
 @pytest.mark.parametrize("candidates", [3, 4, 100])
-def test_nearest_candidates_are_all_pairs_where_enough_are_asked_for(candidates):
+def test_nearest_candidates_are_all_pairs_if_there_are_enough_candidates(candidates):
     pairs = nearest_candidates(A, B, candidates)
     assert pairs.tolist() == [[a, b] for a in range(3) for b in range(2)]
     assert pairs.dtype == torch.int64
@@ -115,7 +115,7 @@ def test_nearest_candidates_of_more_rows_than_a_block():
 def test_pairs_near_each_other():
     predicted, positions = [(0, 0), (10, 0), (50, 50)], [(3, 4), (10, 5), (0, 0), (10, -5.001)]
     near = Near(5, predicted, positions)
-    assert near.pairs().tolist() == [[0, 0], [0, 2], [1, 1]]  # one at 5 px, one just beyond
+    assert near.pairs().tolist() == [[0, 0], [0, 2], [1, 1]]  # one pair at exactly 5 px, one just beyond
     assert near.swapped().pairs().tolist() == [[0, 0], [1, 1], [2, 0]]
     assert Near(0.1, predicted, positions).pairs().tolist() == [[0, 2]]
     assert Near(5, predicted, [(90, 90)]).pairs().shape == (0, 2)
@@ -124,12 +124,12 @@ def test_pairs_near_each_other():
         assert none.pairs().dtype == torch.int64
 
 
-def test_near_says_what_it_holds():
+def test_repr_of_near():
     assert repr(Near(5, [(0, 0), (10, 0)], [(3, 4)])) == "Near(5, 2 positions of A, 1 of B)"
 
 
-def test_positions_far_from_the_origin_are_told_apart():
-    """As in a gigapixel mosaic: float32, or a matrix product, would not resolve them."""
+def test_positions_far_from_the_origin_are_resolved():
+    """As in a gigapixel mosaic: neither float32 nor a matrix product would resolve them."""
     assert Near(3, [(1e7, 1e7)], [(1e7 + 3.001, 1e7), (1e7 + 2.999, 1e7)]).pairs().tolist() == [[0, 1]]
 
 

@@ -30,7 +30,7 @@ NAMES = [
     "register",
 ]
 
-# A module imports from layers above it in this list only.
+# A module imports only from layers above its own in this list.
 LAYERS = [
     ["_command_line", "_process", "_version", "errors", "modeling.blocks", "weights"],
     ["modeling.attention", "modeling.descriptor", "modeling.interaction", "modeling.metric"],
@@ -86,7 +86,7 @@ sys.stderr.write(json.dumps([imported, *changed]))
 
 
 def imports(path):
-    """Modules that a source file imports, with the names it takes from them, wherever in the file."""
+    """Modules that a source file imports anywhere, and the names that it imports from them."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((alias.name, None) for alias in node.names)
@@ -147,7 +147,7 @@ def test_version():
 def fresh_process(weights_folder):
     done = subprocess.run(
         [sys.executable, "-c", WATCH, str(weights_folder)],
-        cwd=weights_folder,  # not the checkout: what is installed is meant
+        cwd=weights_folder,  # the installed package, not the checkout
         capture_output=True,
         text=True,
         timeout=120,

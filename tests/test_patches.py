@@ -14,7 +14,7 @@ UNIT = PLAIN / 255.0  # float64 in [0, 1]
 
 
 def read(patches, value_range=None):
-    """What the network gets of patches: (N, 64, 64) float32."""
+    """Patches as the network gets them: (N, 64, 64) float32."""
     source = PatchSource(patches, "patches_a", 64, value_range)
     values = source.batch(0, len(source), CPU)
     assert values.dtype == torch.float32
@@ -268,12 +268,12 @@ def test_wrong_kind(case):
 # extract_patches
 
 H, W = 150, 200
-IMAGE = np.arange(H * W, dtype=np.uint16).reshape(H, W)  # every pixel another value
+IMAGE = np.arange(H * W, dtype=np.uint16).reshape(H, W)  # all pixels differ
 RAMP = (np.arange(W) * 0.5 + np.arange(H)[:, None] * 2.0).astype(np.float32)
 
 
 def padded(image, x, y, size=64):
-    """The patch at whole (x, y), cut from a image extended by reflection."""
+    """The patch at whole (x, y), cut from an image extended by reflection."""
     pad = 4 * size
     return np.pad(image, pad, mode="reflect")[y - size // 2 + pad :, x - size // 2 + pad :][:size, :size]
 
@@ -458,7 +458,7 @@ def test_scaled_frames_show_the_same_of_an_image_of_another_size():
     np.testing.assert_allclose(patches, expected, atol=0.02)
 
 
-def test_shrunk_frames_do_not_alias():
+def test_frames_that_shrink_do_not_alias():
     stripes = np.tile(np.array([0, 255], np.uint8), (800, 400))
     patches, _ = extract_patches(stripes, lafs([(400, 400)], 8 * np.eye(2)), upright=False)
     assert np.abs(patches[0].astype(float) - 127.5).max() < 10
@@ -490,7 +490,7 @@ def test_frames_far_outside(far):
     ],
 )
 def test_frames_that_are_not_finite(keypoints):
-    """Nothing would be cut of them, and what memory held come back."""
+    """Without this error, their patches would hold uninitialised memory."""
     with pytest.raises(ValueError, match="keypoints holds NaN or infinite"):
         extract_patches(IMAGE, keypoints, upright=False)
 
@@ -501,7 +501,7 @@ def test_frames_of_doubles_keep_their_resolution():
     assert as_frames(frames, "keypoints", 64)[0, 0, 2] == far
 
 
-def test_places_have_no_frame():
+def test_points_have_no_frame():
     with pytest.raises(ValueError, match=r"keypoints must be LAFs .* upright=False"):
         extract_patches(IMAGE, POINTS, upright=False)
     assert extract_patches(IMAGE, np.empty((0, 2)), upright=False)[0].shape == (0, 64, 64)
@@ -646,7 +646,7 @@ def test_bad_keypoints(keypoints, error):
 def test_percentiles_of_a_narrow_frame_make_its_value_range(kind):
     frame = np.random.default_rng(0).permutation(np.repeat(np.arange(29000, 30000, dtype=np.uint16), 100))
     frame = frame.reshape(250, 400)
-    frame[:2, :3] = 65535  # a hot spot smaller than what is left out
+    frame[:2, :3] = 65535  # a hot spot smaller than the fraction that is clipped
     low, high = percentile_range(kind(frame), 1, 99)
     assert low == pytest.approx(29010, abs=1)
     assert high == pytest.approx(29990, abs=1)
@@ -660,14 +660,14 @@ def test_percentiles_are_of_all_colours(shape):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
-def test_percentiles_of_an_image_of_one_value_can_be_used(dtype):
+def test_percentiles_of_a_flat_image_are_a_valid_range(dtype):
     flat = np.full((64, 64), 200.7, dtype)
     value_range = percentile_range(flat)
     assert value_range[0] < value_range[1]
     assert read(flat, value_range).max() == 0
 
 
-def test_percentiles_leave_out_what_is_not_finite():
+def test_percentiles_leave_out_values_that_are_not_finite():
     image = np.linspace(-25, 0, 10_000).reshape(100, 100)
     image[:20] = -np.inf
     image[90:] = np.nan
@@ -689,6 +689,6 @@ def test_percentiles_leave_out_what_is_not_finite():
         (torch.zeros(4, 4).to_sparse(), 1, 99, TypeError, "image must be a dense tensor"),
     ],
 )
-def test_percentiles_of_what_is_none(image, low, high, error, message):
+def test_percentiles_of_bad_arguments(image, low, high, error, message):
     with pytest.raises(error, match=message):
         percentile_range(image, low, high)

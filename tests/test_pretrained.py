@@ -32,7 +32,7 @@ def folder(tmp_path):
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
-    """Nothing here has a reason to ask the Hub."""
+    """No test in this file may ask the Hub."""
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *a, **k: pytest.fail("asked the Hub"))
 
 
@@ -99,7 +99,7 @@ def test_empty_folder(tmp_path):
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 1000, 0.5, -1])
-def test_cut_off_file(folder, length):
+def test_truncated_file(folder, length):
     path = folder / "model.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[: int(length * len(content)) if isinstance(length, float) else length])
@@ -209,7 +209,7 @@ def test_config_without_a_field(folder, missing):
     [b"", b"{", b"[]", b"null", b"5", b'"rrl-net"', b"\xff\xfe\x00", b'{"model_type": "caf\xe9"}', b"[" * 200_000],
     ids=["empty", "cut off", "list", "null", "number", "string", "bytes", "not UTF-8", "deep"],
 )
-def test_config_that_is_no_json_object(folder, content):
+def test_config_that_is_not_a_json_object(folder, content):
     (folder / "config.json").write_bytes(content)
     with pytest.raises(WeightsError, match=r"config\.json is not an RRL-Net's config"):
         load_folder(folder)
@@ -228,7 +228,7 @@ def test_config_of_another_network(folder, network):
     "name",
     ["vis-xyz", "VIS-NIR", "", "./a/b", "../a", "/no/such/folder", "a/b/c", "a\\b", "vis nir", "C:\\a\\b", "~/a"],
 )
-def test_unknown_name_asks_no_network(tmp_path, monkeypatch, name):
+def test_unknown_name_makes_no_request(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(WeightsNotFoundError, match=r"vis-nir.*nor a folder: give one of these") as error:
         RRLMatcher.from_pretrained(name)
@@ -241,8 +241,8 @@ def test_name_of_another_type(name):
         RRLMatcher.from_pretrained(name)
 
 
-def test_errors_are_what_a_caller_may_expect():
-    assert issubclass(WeightsError, (RRLMatchError, ValueError))
+def test_base_classes_of_the_errors():
+    assert issubclass(WeightsError, RRLMatchError)
     assert issubclass(WeightsError, ValueError)
     assert issubclass(WeightsNotFoundError, WeightsError)
     assert issubclass(WeightsNotFoundError, FileNotFoundError)

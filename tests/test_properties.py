@@ -1,4 +1,4 @@
-"""Any input: either the scores of the same patches in their plain form, or an error that names the argument."""
+"""Any input gives the scores of the same patches in their plain form, or an error that names the argument."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PATCHES, JUNK, IMAGES = 2000, 1500, 1000  # inputs tried by each test
 
 
 def tried(count):
-    """The same inputs in every run, and no limit to the time that one takes on a busy machine."""
+    """Hypothesis with the same inputs in every run and no deadline, because machines may be busy."""
     return settings(
         max_examples=count,
         derandomize=True,
@@ -43,7 +43,7 @@ FULL_RANGE = {"u1": 255, "u2": 65535}
 
 @dataclass
 class Form:
-    """A way to pass patches, and the grey values in [0, 1] that are meant, float64 (N, S, S); None if it is wrong."""
+    """A way to pass patches, and the grey values in [0, 1] that it means, float64 (N, S, S); None if it is invalid."""
 
     patches: Any
     grey: Any
@@ -53,7 +53,7 @@ class Form:
 def grey_of(values, value_range, full_range):
     """The definition: float64 values (N, S, S) or (N, S, S, 3) to grey in [0, 1]."""
     low, high = value_range or (0, full_range)
-    with np.errstate(over="ignore"):  # far beyond a narrow range
+    with np.errstate(over="ignore"):  # values far outside a narrow range
         grey = ((values.astype(np.float64) - low) / (high - low)).clip(0, 1)
     return grey @ np.array(BT601) if grey.ndim == 4 else grey
 
@@ -90,7 +90,7 @@ def shaped(draw, values):
 
 @st.composite
 def good_forms(draw):
-    """Patches as anything that the documentation allows."""
+    """Patches in any form that the documentation allows."""
     n, as_tensor = draw(st.integers(0, 4)), draw(st.booleans())
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     shape = (n, SIZE, SIZE) + ((3,) if draw(st.booleans()) else ())
@@ -219,7 +219,7 @@ def wrong_kinds(good):
 
 @st.composite
 def bad_forms(draw):
-    """Patches as nothing that the documentation allows."""
+    """Patches in a form that the documentation does not allow."""
     good = np.random.default_rng(draw(st.integers(0, 99))).random((2, SIZE, SIZE))
     what = draw(st.sampled_from(["dtype", "shape", "value", "range", "thing", "kind"]))
     if what == "dtype":
@@ -278,8 +278,8 @@ def test_patches_in_any_form(small, record_property):
     assert min(outcomes.values()) > PATCHES / 4
 
 
-def test_scores_of_the_plain_form_tell_patches_apart(small):
-    """Or else the test above would not notice patches in the wrong order."""
+def test_scores_of_the_plain_form_differ(small):
+    """Otherwise the test above would not notice patches in the wrong order."""
     a, b = make_patches(4, 8, SIZE), make_patches(4, 7, SIZE)
     scores = small.score(a, b)
     assert np.ptp(scores) > 0.05
@@ -337,7 +337,7 @@ ANYTHING = st.one_of(
 
 
 def test_anything_for_any_other_argument(small, record_property):
-    """Nothing but the argument that is passed is named, and no exception of another kind comes out."""
+    """The error names the argument, and is a TypeError or ValueError."""
     a, b = make_patches(4, 7, SIZE), make_patches(4, 8, SIZE)
     features = small.encode(a, "a"), small.encode(b, "b")
     xy = np.array([(30, 20), (60, 20), (65, 20), (90, 20)])
@@ -397,7 +397,7 @@ def keypoints(draw):
 
 @st.composite
 def images(draw):
-    """A image in any form, and the plain one: contiguous, in native byte order, its floats float32."""
+    """An image in any form, and the plain one: contiguous, in native byte order, its floats float32."""
     h, w = draw(st.integers(1, 50)), draw(st.integers(1, 50))
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     shape = (h, w, *draw(st.sampled_from([(), (1,), (3,)])))

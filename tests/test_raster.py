@@ -1,4 +1,4 @@
-"""GeoTIFFs: what is read of them, and what the warped one keeps."""
+"""GeoTIFFs: what is read, and what the warped one keeps."""
 
 import csv
 import json
@@ -78,7 +78,7 @@ def test_warped_raster_has_the_grid_of_b_and_the_rest_of_a(tmp_path, dtype, noda
 
 
 def test_nodata_does_not_bleed(tmp_path):
-    """Half a pixel between data and nodata is data alone."""
+    """Half-way between a pixel with data and one without, only the data counts."""
     values = np.full((1, 80, 80), 100, np.int16)
     values[:, :, 40:] = -9999
     a = read_raster(write(tmp_path / "a.tif", values, nodata=-9999))
@@ -259,7 +259,7 @@ def test_rasters_that_cannot_be_used(tmp_path, bands, message):
         read_raster(write(tmp_path / "a.tif", bands))
 
 
-def test_what_is_no_raster(tmp_path):
+def test_file_that_is_not_a_raster(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_raster(tmp_path / "nothing.tif")
     (tmp_path / "text.tif").write_text("no image")

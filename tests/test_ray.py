@@ -26,7 +26,7 @@ SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "score_ray.py"
 
 @pytest.fixture(scope="module")
 def start():
-    """Starts the example; Ray's own files go where they are removed, in a path short enough for its sockets."""
+    """Starts the example; Ray's own files go to a temporary folder whose path is short enough for its sockets."""
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
         environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": folder, "HF_HUB_OFFLINE": "1"}
         environment.pop("RAY_ADDRESS", None)
@@ -46,7 +46,7 @@ def finish(process):
 
 
 def read(folder):
-    """Rows of the Parquet files of a folder, file after file by name."""
+    """Rows of the Parquet files in a folder, in the order of their names."""
     tables = [pq.read_table(path) for path in sorted(folder.glob("*.parquet"))]
     return [row for table in tables for row in table.to_pylist()]
 
@@ -65,8 +65,8 @@ def test_demo(start, tmp_path):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """A function that adds a file of pairs, of two pictures and keypoints, to a dataset."""
+def add_pairs(tmp_path):
+    """A function that adds a file of pairs to a dataset: paths of two images, and keypoints."""
     rng = np.random.default_rng(0)
     for name, shape in (("a.png", (200, 240, 3)), ("b.png", (200, 240))):
         coarse = rng.integers(0, 256, (25, 30, *shape[2:]), dtype=np.uint8)
@@ -84,13 +84,13 @@ def pictures(tmp_path):
     return add
 
 
-def test_a_run_that_was_killed_goes_on(start, tmp_path, pictures, weights_folder):
-    pictures("0.parquet", np.arange(0, 160))
+def test_killed_run_resumes(start, tmp_path, add_pairs, weights_folder):
+    add_pairs("0.parquet", np.arange(0, 160))
     out = tmp_path / "scores"
     command = [tmp_path / "pairs", out, "--weights", weights_folder, "--local", 3, "--part", 8]
 
     def parts():
-        """When each file of scores was written, of those that Ray has committed."""
+        """Time at which each file of scores was written, for those that the script has committed."""
         committed = {path.stem for path in out.glob("done/*.parquet")}
         written = {path: path.stat().st_mtime_ns for path in out.glob("parts/*.parquet")}
         return {path.name: when for path, when in written.items() if path.stem.rpartition("-")[0] in committed}
@@ -103,10 +103,10 @@ def test_a_run_that_was_killed_goes_on(start, tmp_path, pictures, weights_folder
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    time.sleep(2)  # Ray's processes end with the one that started them, a moment later
+    time.sleep(2)  # Ray's processes end shortly after the one that started them
     before = parts()
 
-    pictures("1.parquet", np.arange(160, 190))  # more came meanwhile
+    add_pairs("1.parquet", np.arange(160, 190))  # pairs that arrived since
     finish(start(*command))
     after = parts()
     assert before.items() < after.items(), "what was scored is kept, the rest is added"
@@ -117,9 +117,9 @@ def test_a_run_that_was_killed_goes_on(start, tmp_path, pictures, weights_folder
     rows = sorted(read(tmp_path / "pairs"), key=lambda row: row["key"])
     patches = []
     for band in "ab":
-        picture = cv2.imread(str(tmp_path / f"{band}.png"))[..., ::-1]
+        image = cv2.imread(str(tmp_path / f"{band}.png"))[..., ::-1]
         points = [(row[f"x_{band}"], row[f"y_{band}"]) for row in rows]
-        patches.append(extract_patches(np.ascontiguousarray(picture), points)[0])
+        patches.append(extract_patches(np.ascontiguousarray(image), points)[0])
     expected = RRLMatcher.from_pretrained(weights_folder, device="cpu").score(*patches)
     np.testing.assert_allclose([row["score"] for row in scores], expected, rtol=0, atol=1e-3)
 

@@ -1,4 +1,4 @@
-"""The README stays one page, its code runs as written, and its figures are those of the weights."""
+"""The README stays one page, its code runs as written, and its metrics are those of the weights."""
 
 import json
 import re
@@ -18,7 +18,7 @@ def test_it_is_one_page():
 
 @pytest.mark.slow
 def test_code_blocks_run(monkeypatch):
-    """One after the other, from a checkout, as a reader would paste them; then those of the examples' README."""
+    """In their order, from a checkout, as a reader would paste them; then those of the examples' README."""
     monkeypatch.chdir(ROOT)
     names: dict[str, object] = {}
 
@@ -55,7 +55,7 @@ def test_metrics_of_universal_are_those_of_its_config():
 
 
 @pytest.mark.parametrize("name", SPECIALISTS)
-def test_figures_are_those_of_the_weights(name):
+def test_metrics_are_those_of_the_weights(name):
     """Of README, of weights/README.md and of the card."""
     config = json.loads((ROOT / "weights" / name / "config.json").read_text(encoding="utf-8"))
     fpr95 = config["metrics"]["benchmark_fpr95"]

@@ -218,8 +218,8 @@ def test_alpha_is_the_mask(tmp_path, dtype):
     np.testing.assert_array_equal(read.mask, alpha > 0)
 
 
-def test_fourth_band_that_is_no_alpha_is_no_mask(tmp_path):
-    """As a TIFF of red, green, blue and near infrared has it."""
+def test_fourth_band_that_is_not_alpha_is_not_a_mask(tmp_path):
+    """Such as near infrared in a TIFF, after red, green and blue."""
     path = encode(tmp_path / "image.tif", np.dstack([RGB, GREY]))
     assert tiff_tags(path).get(338, 0) == 0
     read = read_image(path)
@@ -244,7 +244,7 @@ def test_floats_without_nan(tmp_path, by_rasterio):
 
 
 def test_jpeg_is_turned_upright(tmp_path):
-    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"  # orientation 6: a quarter turn
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"  # orientation 6: rotated by 90 degrees
     data = cv2.imencode(".jpg", GREY)[1].tobytes()
     segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
     (tmp_path / "image.jpg").write_bytes(data[:2] + segment + data[2:])
@@ -310,7 +310,7 @@ def mistakes(folder):
 
 
 @pytest.mark.parametrize("number", range(21))
-def test_mistakes_are_told_in_a_line(tmp_path, images, monkeypatch, capsys, number):
+def test_mistakes_are_reported_in_one_line(tmp_path, images, monkeypatch, capsys, number):
     monkeypatch.chdir(tmp_path)
     arguments, message = mistakes(tmp_path)[number]
     assert run(*({"A": "a.png", "B": "b.jpg"}.get(argument, argument) for argument in arguments)) == 2
@@ -322,7 +322,7 @@ def test_mistakes_are_told_in_a_line(tmp_path, images, monkeypatch, capsys, numb
 
 
 @pytest.mark.parametrize("bands", ["0", "1,2", "red", "1,2,-3"])
-def test_bands_that_are_none(images, capsys, bands):
+def test_bad_bands(images, capsys, bands):
     with pytest.raises(SystemExit) as stopped:
         run(*images, "--bands-a", bands)
     assert stopped.value.code == 2
@@ -331,7 +331,7 @@ def test_bands_that_are_none(images, capsys, bands):
 
 @pytest.fixture
 def pairs(tmp_path, images):
-    """A list of three pairs, of which the last has a file that is missing."""
+    """A list of three pairs; a file of the last one is missing."""
     path = tmp_path / "pairs.csv"
     path.write_text("\ufeffname,image_a,image_b\none,a.png,b.jpg\nsub/two,a.png,b.jpg\n,a.png,missing.jpg\n", "utf-8")
     return path
@@ -360,7 +360,7 @@ def test_list_of_pairs(tmp_path, pairs, calls, capsys):
     assert rows[1]["m00"] == ""
 
 
-def test_list_goes_on_where_it_stopped(tmp_path, pairs, calls, capsys):
+def test_interrupted_list_resumes(tmp_path, pairs, calls, capsys):
     arguments = ["--pairs", pairs, "--out", tmp_path / "out"]
     calls.answers += [Found(), Found(**REFUSED)]
     run(*arguments)
@@ -372,7 +372,7 @@ def test_list_goes_on_where_it_stopped(tmp_path, pairs, calls, capsys):
     encode(tmp_path / "missing.jpg", GREY)
     assert run(*arguments) == 1
     assert len(calls) == 1
-    (tmp_path / "out" / "one" / "registration.json").write_text("{")  # as if it were stopped while writing
+    (tmp_path / "out" / "one" / "registration.json").write_text("{")  # as if interrupted while writing
     assert run(*arguments) == 1
     assert len(calls) == 2
     assert run(*arguments, "--model", "similarity") == 0

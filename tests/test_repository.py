@@ -1,4 +1,4 @@
-"""Files that are read on GitHub and the Hub: links lead somewhere, and what is named is there."""
+"""Documents that are read on GitHub and the Hub: their links and the files that they name exist."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def anchors(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page):
+def test_links_resolve(page):
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         if "://" in link:
             continue
@@ -57,7 +57,7 @@ def test_citation():
 
 
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "SECURITY.md"])
-def test_files_that_are_named_are_there(name):
+def test_named_files_exist(name):
     for path in re.findall(r"`([\w./-]+/[\w./-]+|[\w-]+\.(?:md|toml))`", (ROOT / name).read_text(encoding="utf-8")):
         inside = [ROOT / path, ROOT / "rrl_match" / path]
         assert any(p.exists() for p in inside) or path == "model.safetensors", path

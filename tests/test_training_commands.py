@@ -172,7 +172,7 @@ def test_steps_replace_those_of_the_recipe(tmp_path, recorder, data, recipe_file
         ("--device", "gpu"),
     ],
 )
-def test_values_that_are_out_of_range_are_refused(tmp_path, data, option, value, capsys):
+def test_values_out_of_range_are_refused(tmp_path, data, option, value, capsys):
     with pytest.raises(SystemExit):
         run("train", "--data", data, "--out", tmp_path, option, value)
     assert f"argument {option}: " in capsys.readouterr().err
@@ -186,7 +186,7 @@ def test_values_that_are_out_of_range_are_refused(tmp_path, data, option, value,
         ({"--start": "no weights"}, "no weights"),
     ],
 )
-def test_train_says_what_is_wrong(tmp_path, data, options, problem):
+def test_train_reports_mistakes(tmp_path, data, options, problem):
     given = {"--data": data, "--out": tmp_path / "run"} | options
     with pytest.raises(ValueError, match=problem):
         run("train", *FAST, *(part for option in given.items() for part in option))

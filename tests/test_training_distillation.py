@@ -76,7 +76,7 @@ def test_student_comes_closer_to_its_teacher(teacher):
         optimizer.zero_grad()
         history.append({name: term.item() for name, term in terms.items()})
     assert set(history[0]) == {"match", "teacher", "teacher_descriptors", "contrastive"}
-    assert history[-1]["teacher"] < 0.95 * history[0]["teacher"]  # which the entropy of soft scores bounds below
+    assert history[-1]["teacher"] < 0.95 * history[0]["teacher"]  # bounded below by the entropy of the soft scores
     assert history[-1]["teacher_descriptors"] < 0.8 * history[0]["teacher_descriptors"]
     assert all(torch.equal(value, teacher.state_dict()[name]) for name, value in before.items())
 

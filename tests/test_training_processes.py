@@ -14,7 +14,7 @@ from training_run import RECIPE, tiny_network
 from rrl_match import RRLMatcher
 from rrl_match.pretrained import ModelConfig, save_folder
 
-# What one process does: train, then save its weights and the locations it saw.
+# Each process trains, then saves its weights and the locations that it drew.
 WORKER = """
 import sys
 from pathlib import Path

@@ -174,7 +174,7 @@ def test_shared_orientation_includes_rotation_and_zoom(shared):
 
 @pytest.mark.parametrize("band", ["a", "b"])
 def test_changed_patches_never_leave_the_image(band):
-    """Where sampling left an image it would repeat the border, and positions would no longer be linear."""
+    """Outside the image, sampling would repeat the border, and positions would no longer be linear."""
     w, h = 210, 200
     ramp, texture = coordinates(w, h), textured(w, h, corners=60)
     ramp[..., :2] += 4  # not black at the border

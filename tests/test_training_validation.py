@@ -1,4 +1,4 @@
-"""Pairs of held-back images, by which checkpoints are chosen, and batch-norm statistics of averaged weights."""
+"""Pairs of held-back images, which choose the checkpoint, and batch-norm statistics of averaged weights."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def source(tmp_path_factory):
     return read_source(write_folder(tmp_path_factory.mktemp("data") / "images", pairs=3, width=200, height=180))
 
 
-def test_pairs_are_what_their_kind_says(source, monkeypatch):
+def test_pairs_are_of_their_kind(source, monkeypatch):
     cut, seen = PatchSampler.cut, []
 
     def watched(self, image, centre):
@@ -91,7 +91,7 @@ def test_scores_are_divided_by_kind():
 
 
 def test_threshold_is_balanced_over_all_sources_and_kinds():
-    """Alone, either source would be divided elsewhere; together, between 0.4 and 0.6."""
+    """Each source alone would have another threshold; together, it lies between 0.4 and 0.6."""
 
     def scores(match, random, near):
         return ValidationScores(*(np.array(part, np.float32) for part in (match, random, near)))

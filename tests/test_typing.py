@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.mark.slow
 def test_a_users_file_is_typed():
-    """Its assert_type would fail for an Any, and for an array where a tensor comes."""
+    """Its assert_type fails for Any, and for an array in place of a tensor."""
     pytest.importorskip("mypy")
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--follow-imports=silent"]
     command += ["--cache-dir", str(ROOT / ".mypy_cache"), "tests/helpers/typed_user.py"]

@@ -9,7 +9,7 @@ import pytest
 from rrl_match import RRLMatcher, percentile_range
 from rrl_match.training.evaluation import Benchmark, evaluate, metrics_of
 
-PAIRS = 6_000  # of the benchmark's, which take a quarter of a minute
+PAIRS = 6_000  # of each benchmark, to take a quarter of a minute
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_weights_on_the_benchmark(part_of, domain, random, near):
 @pytest.mark.shared
 @pytest.mark.slow
 def test_thermal_frames_of_16_bit(part_of):
-    """A narrow range somewhere in 16 bits, with the range found by percentiles, given, and not given at all."""
+    """A narrow range within 16 bits: given, found by percentiles, or not given."""
     part = part_of("vis-lwir", 300)
     matcher = RRLMatcher.from_pretrained("vis-lwir", device="cpu", dtype="float32")
     patches_a, patches_b = part.patches_a[part.pairs[:, 0]], part.patches_b[part.pairs[:, 1]]
@@ -56,7 +56,7 @@ def test_thermal_frames_of_16_bit(part_of):
 @pytest.mark.shared
 @pytest.mark.slow
 def test_radar_in_decibels(part_of):
-    """The benchmark's amplitudes, as decibels: a little worse."""
+    """Amplitudes of the benchmark in decibels: a little worse."""
     part = part_of("optical-sar", 3000)
     matcher = RRLMatcher.from_pretrained("optical-sar", device="cpu")
     patches_a, patches_b = part.patches_a[part.pairs[:, 0]], part.patches_b[part.pairs[:, 1]]

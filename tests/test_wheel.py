@@ -1,4 +1,4 @@
-"""The built distribution, used as a user without the checkout and without a network would."""
+"""The built distribution, used without the checkout and without network access."""
 
 import os
 import site
@@ -62,7 +62,7 @@ def test_installed_wheel_scores_from_another_folder(distributions, tmp_path):
     python = venv / "bin" / "python"
     pip = [str(python), "-m", "pip", "install", "-q", "--no-index", "--no-deps", str(distributions[1])]
     subprocess.run(pip, check=True)
-    # The dependencies of this environment; appended to the path alone, so an editable install in it is not seen.
+    # The dependencies of this environment, but not an editable install in it, because its .pth files are not read.
     (next((venv / "lib").glob("python*")) / "site-packages" / "dependencies.pth").write_text(site.getsitepackages()[0])
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
     result = subprocess.run(

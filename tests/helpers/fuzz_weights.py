@@ -1,7 +1,7 @@
-"""Breaks a weights folder in many ways and loads each; test_fuzz_weights.py runs this in a process of its own.
+"""Break a weights folder in many ways and load each; test_fuzz_weights.py runs this in a process of its own.
 
-Prints a JSON object: for each way {"refused": number, "loaded": number}, the peak of memory, and "wrong": what came out
-otherwise than with a WeightsError, or with the very values that the files hold.
+Prints a JSON object: "outcomes", for each way {"refused": number, "loaded": number}; the growth of memory; and "wrong",
+the cases that neither raised a WeightsError nor loaded exactly the values in the files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rrl_match.modeling import RRLNet, RRLNetConfig
 from rrl_match.pretrained import ModelConfig, load_folder, save_folder, stored_values
 
 SEED = 0
-COUNTS = {  # inputs tried of each kind; those without a number are all there are
+COUNTS = {  # random inputs of each kind; the other kinds are tried in full
     "cut off": 300,
     "bits of the weights": 700,
     "bits of the header": 500,
@@ -31,7 +31,7 @@ COUNTS = {  # inputs tried of each kind; those without a number are all there ar
     "header": 500,
     "config": 900,
 }
-LIMIT = 1 << 30  # bytes that the process may ask for on top of what it has at the start
+LIMIT = 1 << 30  # bytes that the process may allocate beyond those at the start
 CONFIG = RRLNetConfig(1, encoder_channels=(1,), metric_channels=(2,), hidden=(2,))
 DTYPES = {"F16": "<f2", "BF16": "<u2", "F32": "<f4"}
 
@@ -213,7 +213,7 @@ def broken_configs(rng, good):
 
 
 def values_of(content):
-    """What a safetensors file holds, read by the letter of its format: {name: array}."""
+    """The values in a safetensors file, read without the library: {name: array}."""
     (length,) = struct.unpack("<Q", content[:8])
     header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
     values = {}
@@ -227,8 +227,8 @@ def values_of(content):
     return values
 
 
-def is_the_files(network, config, folder):
-    """Whether a network that was loaded is the one that the folder's files describe, to the bit."""
+def equals_files(network, config, folder):
+    """Whether a loaded network and config equal the folder's files, bit for bit."""
     tree = json.loads((folder / "config.json").read_bytes())
     shape = {**vars(CONFIG.__class__()), **tree.get("network", {})}
     described = {name: tuple(value) if isinstance(value, list) else value for name, value in shape.items()}
@@ -268,13 +268,13 @@ def main():
             wrong.append(f"{way}: {type(error).__name__}: {error}"[:300])
         else:
             outcomes[way]["loaded"] += 1
-            if not is_the_files(network, read, folder):
-                wrong.append(f"{way}: another network than the files'")
+            if not equals_files(network, read, folder):
+                wrong.append(f"{way}: the network differs from the files")
 
     for way, content in broken_weights(rng, weights):
         (folder / "model.safetensors").write_bytes(content)
         attempt(way)
-    with open(folder / "model.safetensors", "wb") as file:  # takes no room on the disk
+    with open(folder / "model.safetensors", "wb") as file:  # sparse: takes no disk space
         file.write(weights)
         file.truncate(1 << 40)
     attempt("a terabyte")

@@ -33,7 +33,7 @@ def image_pair(image_a, image_b, a_to_b=None, name="p", scene="s"):
 
 
 def write_manifest(folder, rows):
-    """Rows are dicts; what they leave out is filled in as for pair ``p0`` of the training split."""
+    """Write `rows`, dicts; columns that they leave out are those of pair ``p0`` of the training split."""
     default = dict(zip(COLUMNS, ("p0", "train", "s", "a0.png", "b0.png", *IDENTITY), strict=True))
     with open(folder / "manifest.csv", "w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, COLUMNS)
@@ -43,7 +43,7 @@ def write_manifest(folder, rows):
 
 
 def write_folder(folder, pairs=4, width=128, height=128, seed=0):
-    """A folder with a manifest and `pairs` registered pairs: B is A's negative, with noise of its own."""
+    """A folder with a manifest and `pairs` registered pairs: B is A inverted, with noise of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     for k in range(pairs):
         a = textured(width, height, seed=seed + k)

@@ -1,6 +1,6 @@
-"""Prints, as JSON, by how many bytes memory grows over many calls, and while many pairs or patches are scored.
+"""Print, as JSON, the bytes by which memory grows over many calls, and while many pairs or patches are scored.
 
-Run by test_load.py in a process of its own, whose memory is not that of a thousand other tests.
+test_load.py runs this in a process of its own, so that other tests do not count.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ CALLS, PAIRS, PATCHES = 10_000, 100_000, 20_000
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """Resident memory of this process, in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def over_many_calls(matcher, a, b) -> int:
-    """The first thousand fill PyTorch's caches."""
+    """Growth over 10,000 calls, after 1,000 that fill PyTorch's caches."""
     tensor_a, tensor_b = torch.from_numpy(a), torch.from_numpy(b)
     calls = [
         lambda: matcher.score(a[0], b[0]),
@@ -44,7 +44,7 @@ def over_many_calls(matcher, a, b) -> int:
 
 
 def over_many_pairs(matcher, a, b) -> int:
-    """The patches take no memory themselves: they are one, a hundred thousand times."""
+    """Growth while 100,000 pairs are scored; the patches are views of one and take no memory themselves."""
     many_a, many_b = (np.broadcast_to(patches[:1], (PAIRS, 16, 16)) for patches in (a, b))
     matcher.score(many_a[:1000], many_b[:1000], batch_size=256)
     growth, scores = most_during(lambda: matcher.score(many_a, many_b, batch_size=256))
@@ -53,7 +53,7 @@ def over_many_pairs(matcher, a, b) -> int:
 
 
 def over_a_long_matrix(matcher, a, b) -> int:
-    """Three against many, whose features would be 107 MB."""
+    """Growth while three patches are scored against many, whose features would take 107 MB."""
     many = np.broadcast_to(b[:1], (PATCHES, 16, 16))
     matcher.score_matrix(a[:3], many[:1000], batch_size=256)
     return max(
@@ -63,7 +63,7 @@ def over_a_long_matrix(matcher, a, b) -> int:
 
 
 def most_during(call):
-    """Growth at any time of a call, and its result."""
+    """Largest growth during a call, and its result."""
     gc.collect()
     before = peak = resident()
     done = threading.Event()

@@ -23,7 +23,7 @@ TINY = RRLNetConfig(encoder_channels=(2,) * 5, metric_channels=(2,) * 5, hidden=
 
 
 def tiny_matcher(descriptor_dim: int = 0, threshold: float = 0.5) -> RRLMatcher:
-    """Of 64 px patches and two channels, on the CPU in float32."""
+    """A matcher of 64 px patches with two channels in every stage, on the CPU in float32."""
     config = dataclasses.replace(TINY, descriptor_dim=descriptor_dim)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -38,7 +38,7 @@ def spread_network(config: RRLNetConfig, patches_a: torch.Tensor, patches_b: tor
         network = RRLNet(config)
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
-                module.momentum = None  # the plain average of what is seen
+                module.momentum = None  # the plain average of all batches
         network.train()
         maps_a, maps_b = network.encode(patches_a, "a"), network.encode(patches_b, "b")
         network.logits(maps_a, maps_b)
@@ -54,7 +54,7 @@ def spread_network(config: RRLNetConfig, patches_a: torch.Tensor, patches_b: tor
 
 
 def make_small():
-    """A matcher of 16 px patches: a hundred times as fast, and its scores still spread."""
+    """A matcher of 16 px patches, a hundred times as fast, whose scores still spread."""
     config = RRLNetConfig(16, encoder_channels=(4,) * 3, metric_channels=(4,) * 3, hidden=(8,), descriptor_dim=4)
     a, b = (torch.from_numpy(make_patches(64, seed, 16)).unsqueeze(1) / 255 for seed in (5, 6))
     network = spread_network(config, a, b)
