@@ -106,10 +106,10 @@ class BatchedInference:
         self, source: PatchSource, band: Band, batch_size: int | None, progress: bool = False
     ) -> tuple[list[Tensor], Tensor]:
         """Maps, (N, C, H, W) each, and descriptors (N, dim) of N patches, on the device."""
-        shapes = self.network.encode(source.batch(0, 0, self.device), band)  # of no patches
+        of_none = self.network.encode(source.batch(0, 0, self.device), band)  # maps of 0 patches, for their shapes
         maps = [
             torch.empty((len(source), *m.shape[1:]), dtype=m.dtype, device=m.device, memory_format=torch.channels_last)
-            for m in shapes
+            for m in of_none
         ]
         dim = self.network.config.descriptor_dim
         descriptors = torch.empty(len(source), dim, dtype=torch.float32, device=self.device)
@@ -173,10 +173,12 @@ class BatchedInference:
         height = max(1, min(n, max(math.isqrt(size), size // max(1, m))))
 
         def score_rows(top: int, bottom: int, size: int) -> int:
-            rows = [m[top:bottom] for m in maps_a]
+            """Score a strip of rows, and return the batch size that fitted into memory."""
+            strip = [stage[top:bottom] for stage in maps_a]
 
             def work(start: int, stop: int) -> None:
-                scores[top:bottom, start:stop] = self.network.score_all(rows, [m[start:stop] for m in maps_b])
+                tile = self.network.score_all(strip, [stage[start:stop] for stage in maps_b])
+                scores[top:bottom, start:stop] = tile
 
             return height * run_in_batches(work, m, max(1, size // height), self.device)
 

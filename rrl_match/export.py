@@ -170,7 +170,8 @@ class _Scorer(_Part):
 class _Encoder(_Part):
     def __init__(self, network: RRLNet, band: Band) -> None:
         described = network.config.descriptor_dim > 0
-        super().__init__(f"encoder_{band}", ["patches"], _map_names(network) + ["descriptors"] * described)
+        outputs = [*_map_names(network), "descriptors"] if described else _map_names(network)
+        super().__init__(f"encoder_{band}", ["patches"], outputs)
         self.band, self.described = band, described
         other = "b" if band == "a" else "a"
         self.network = _without(network, f"encoder_{other}", f"descriptor_{other}", "interactions", "metric")
@@ -201,11 +202,16 @@ def _without(network: RRLNet, *prefixes: str) -> RRLNet:
 
 
 def _part(network: RRLNet, name: str) -> _Part:
+    """The module of one of :data:`PARTS`, in evaluation mode."""
     if name == "encoder_a":
-        return _Encoder(network, "a").eval()
-    if name == "encoder_b":
-        return _Encoder(network, "b").eval()
-    return (_Scorer if name == "scorer" else _PairScorer)(network).eval()
+        part: _Part = _Encoder(network, "a")
+    elif name == "encoder_b":
+        part = _Encoder(network, "b")
+    elif name == "scorer":
+        part = _Scorer(network)
+    else:
+        part = _PairScorer(network)
+    return part.eval()
 
 
 def _map_names(network: RRLNet) -> list[str]:

@@ -37,9 +37,8 @@ def test_number_of_inputs(result):
     "way", ["cut off", "longer", "length of the header", "absurd header", "absurd config", "a terabyte"]
 )
 def test_never_loaded(result, way):
-    harmless = {"absurd header": 3, "absurd config": 1}.get(
-        way, 0
-    )  # white space, metadata, a repeated tensor; long numbers
+    # Harmless are much white space or metadata, a repeated tensor, and a long number.
+    harmless = {"absurd header": 3, "absurd config": 1}.get(way, 0)
     assert result["outcomes"][way].get("loaded", 0) <= harmless
 
 

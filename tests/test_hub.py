@@ -334,11 +334,8 @@ def session(tmp_path_factory):
         "server gone, push": {"repo_id": str(folders["new"]), "push": {"repo_id": "owner/pushed", "token": TOKEN}},
     }
     quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
-    shown = {
-        "HF_TOKEN": TOKEN,
-        "HF_HUB_ETAG_TIMEOUT": "3",
-        "TQDM_POSITION": "-1",
-    }  # a progress bar even without a terminal
+    # With progress bars, even without a terminal.
+    shown = {"HF_TOKEN": TOKEN, "HF_HUB_ETAG_TIMEOUT": "3", "TQDM_POSITION": "-1"}
     common = server.endpoint, manifest
     outcomes, stderr, contacted = load(online, tmp / "home", *common, **quiet)
     requests = list(server.requests)

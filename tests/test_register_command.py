@@ -243,8 +243,8 @@ def test_floats_without_nan(tmp_path, by_rasterio):
     np.testing.assert_array_equal(read.pixels[read.mask], image[read.mask])
 
 
-def test_jpeg_is_turned_upright(tmp_path):
-    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"  # orientation 6: rotated by 90 degrees
+def test_jpeg_is_rotated_upright(tmp_path):
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"  # orientation 6, by 90 degrees
     data = cv2.imencode(".jpg", GREY)[1].tobytes()
     segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
     (tmp_path / "image.jpg").write_bytes(data[:2] + segment + data[2:])

@@ -38,7 +38,7 @@ def to_grey(colour: Tensor, weights: Tensor | None = None) -> Tensor:
 
 
 def blur(patches: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur with sigma (N,) in pixels; sigma 0 changes nothing."""
+    """Gaussian blur of patches (N, 1, S, S) with sigma (N,) in pixels; sigma 0 changes nothing."""
     at = torch.arange(-_BLUR_RADIUS, _BLUR_RADIUS + 1, device=patches.device)
     kernel = torch.exp(-0.5 * (at / sigma.clamp(min=1e-3)[:, None]) ** 2)
     kernel = kernel / kernel.sum(1, keepdim=True)
@@ -49,9 +49,9 @@ def blur(patches: Tensor, sigma: Tensor) -> Tensor:
 
 
 def jpeg(patches: Tensor, scale: Tensor) -> Tensor:
-    """What JPEG's quantisation does to grey patches, with the standard table times scale (N,).
+    """JPEG's quantisation of grey patches (N, 1, S, S) in [0, 1], by the standard table times scale (N,).
 
-    Scale 1 is quality 50, 0.4 quality 80; 0 changes nothing. Blocks lie at a patch's corner.
+    Scale 1 is quality 50, 0.4 is quality 80, 0 changes nothing. The first block begins at the corner of a patch.
     """
     n, _, size, _ = patches.shape
     k = torch.arange(8, device=patches.device)
@@ -70,7 +70,7 @@ def augment(patches: Tensor, photometry: Photometry, generator: torch.Generator)
 
     Args:
         patches: float (N, 1, S, S) in [0, 1].
-        photometry: how far each change goes, and how often it is made.
+        photometry: strength and probability of each change.
         generator: a CPU generator.
 
     Returns:
@@ -98,7 +98,7 @@ def augment(patches: Tensor, photometry: Photometry, generator: torch.Generator)
         factor = per_pixel(draw(1 - p.contrast, 1 + p.contrast, 1.0))
         patches = mean + (patches - mean) * factor + per_pixel(draw(-p.brightness, p.brightness, 0.0))
     if p.tone:
-        # pseudo-spectral: the same things in other grey values, some of them in reverse order
+        # pseudo-spectral: a curve under which the order of some grey values is reversed
         rate, phase = per_pixel(draw(3.0, 9.0, 6.0, 1.0)), per_pixel(draw(0.0, 2 * math.pi, 0.0, 1.0))
         patches = patches + per_pixel(draw(0.0, p.tone, 0.0)) * torch.sin(rate * patches + phase)
     if p.shading:
@@ -108,7 +108,7 @@ def augment(patches: Tensor, photometry: Photometry, generator: torch.Generator)
     if p.blur:
         patches = blur(patches, draw(0.0, p.blur, 0.0))
     if p.noise or p.speckle or p.stripes:
-        # One value a pixel: drawn on the device itself, which would otherwise wait for the CPU.
+        # One value per pixel: drawn on the device itself, which would otherwise wait for the CPU.
         seed = int(torch.randint(2**62, (), generator=generator))
         noise = torch.randn(patches.shape, device=device, generator=torch.Generator(device).manual_seed(seed))
         strength = per_pixel(draw(0.0, p.noise, 0.0)) + per_pixel(draw(0.0, p.speckle, 0.0)) * patches

@@ -22,7 +22,7 @@ def calibrated_config(
         modalities: names of band A and band B.
         network: of the weights.
         scores: of the held-back images, by source.
-        training: facts about the run, for the card.
+        training: facts about the run, for the card and ``config.json``.
     """
     return ModelConfig(
         modalities=modalities,
@@ -44,6 +44,7 @@ def rounded(values: Mapping[str, float]) -> dict[str, float]:
 def model_card(config: ModelConfig) -> str:
     """A README.md in the Hub's format, with the training run and the metrics of the config."""
     a, b = config.modalities
+    size = config.network.patch_size
     facts = "\n".join(f"- {key}: {value}" for key, value in config.training.items() if value not in ("", None))
     held_back = config.metrics.get("held_back_fpr95")
     metrics = (
@@ -55,7 +56,7 @@ def model_card(config: ModelConfig) -> str:
     calibration = (
         "The threshold gives the highest balanced accuracy on held-back training pairs."
         if held_back
-        else "The threshold was not calibrated."
+        else "The threshold is not calibrated."
     )
     return f"""---
 library_name: rrl-match
@@ -63,7 +64,7 @@ tags: [image-matching, cross-spectral, {a}, {b}]
 ---
 # RRL-Net, {a} against {b}
 
-Scores whether two 64 x 64 patches, the first {a}, the second {b}, show the same location.
+Scores whether two {size} x {size} patches, the first {a}, the second {b}, show the same location.
 
 ```python
 from rrl_match import RRLMatcher
@@ -72,7 +73,7 @@ matcher = RRLMatcher.from_pretrained("this folder")
 scores = matcher.score(patches_a, patches_b)
 ```
 
-A pair with a score above {config.threshold:g} is called a match. {calibration}
+A pair with a score above {config.threshold:g} counts as a match. {calibration}
 
 ## Training
 

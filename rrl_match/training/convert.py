@@ -1,4 +1,4 @@
-"""Bring weights over from the authors' Keras code."""
+"""Conversion of models that the authors' Keras code saved."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ _AXES = {4: (3, 2, 0, 1), 3: (2, 1, 0), 2: (1, 0), 1: (0,)}  # Keras puts output
 def read_keras_file(path: str | Path) -> dict[str, np.ndarray]:
     """Values of a file that Keras 2's ``model.save`` wrote, by name, such as ``conv2d_7/kernel``.
 
-    The architecture and the optimizer's state in it are ignored.
+    The architecture and the optimizer's state in the file are ignored.
+
+    Raises:
+        WeightsError: not an HDF5 file, not a whole model, or a name that occurs twice.
     """
     try:
         file = h5py.File(path, "r")
@@ -48,8 +51,12 @@ def read_keras_file(path: str | Path) -> dict[str, np.ndarray]:
 def _layers(network: TrainingRRLNet, training: bool) -> Iterator[tuple[str, int, nn.Module]]:
     """(Keras layer type, number, our module) for every layer with values, as the authors' code numbers them.
 
-    Keras numbers layers by type in the order they were made; the numbers in a test-graph file are those of
-    the training graph.
+    Keras numbers the layers of each type in the order in which they were created. A test-graph file keeps the numbers
+    of the training graph.
+
+    Args:
+        network: whose modules are numbered.
+        training: include the layers that only the training graph has.
     """
     counts = {"conv2d": 0, "batch_normalization": 0, "conv1d": 0, "dense": 0}
 
@@ -62,7 +69,7 @@ def _layers(network: TrainingRRLNet, training: bool) -> Iterator[tuple[str, int,
         yield from numbered("conv2d", unit.conv, kept)
         yield from numbered("batch_normalization", unit.norm, kept)
 
-    def stage(stage: Any, kept: bool = True) -> Iterator[tuple[str, int, nn.Module]]:
+    def coder_stage(stage: Any, kept: bool = True) -> Iterator[tuple[str, int, nn.Module]]:
         yield from conv_unit(stage.unit, kept)
         for gate in (stage.attention.channel_gate, stage.attention.row_gate, stage.attention.column_gate):
             yield from numbered("conv1d", gate.conv, kept)
@@ -75,9 +82,9 @@ def _layers(network: TrainingRRLNet, training: bool) -> Iterator[tuple[str, int,
     net = network.network
     for encoder, decoder in ((net.encoder_a, network.decoder_a), (net.encoder_b, network.decoder_b)):
         for encoder_stage in encoder.stages:
-            yield from stage(encoder_stage)
+            yield from coder_stage(encoder_stage)
         for decoder_stage in decoder.stages:
-            yield from stage(decoder_stage, kept=False)
+            yield from coder_stage(decoder_stage, kept=False)
         yield from numbered("conv2d", decoder.conv, kept=False)
     fil: Any
     for fil in net.interactions:
@@ -111,7 +118,7 @@ def load_keras_weights(path: str | Path) -> TrainingRRLNet | RRLNet:
     network = TrainingRRLNet()
     layers = {name.partition("/")[0] for name in values}
     training = not layers <= {f"{kind}_{number}" for kind, number, _ in _layers(network, training=False)}
-    given: set[int] = set()  # ids of the tensors that have got their values
+    given: set[int] = set()  # ids of the tensors that received values
     for kind, number, module in _layers(network, training):
         for keras_name, name in (_NORM if isinstance(module, nn.BatchNorm2d) else _DENSE).items():
             key, target = f"{kind}_{number}/{keras_name}", getattr(module, name)

@@ -1,4 +1,4 @@
-"""Feature reconstruction: an autoencoder's second half per band, pruned after training."""
+"""Feature reconstruction: a decoder for each band, pruned after training."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class DecoderStage(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Deepest map of one band's encoder back to the prepared patch.
+    """The deepest map of one band's encoder to a reconstruction of the prepared patch.
 
     Args:
-        encoder_channels: channels of the encoder's stages; the decoder walks them backwards.
+        encoder_channels: channels of the encoder's stages; the decoder has them in reverse order.
         size: height and width of the encoder's input.
         out_channels: channels of the encoder's input.
     """

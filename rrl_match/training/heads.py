@@ -1,4 +1,4 @@
-"""Auxiliary heads: they score single stages while training, and are pruned afterwards."""
+"""Auxiliary heads, which score single stages during training and are pruned afterwards."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def matching_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Binary cross-entropy of logits (P,) against labels (P,) in {0, 1}, moved towards 1/2 by `smoothing`."""
+    """Binary cross-entropy of logits (P,) against labels (P,) in {0, 1}; `smoothing` moves these towards 1/2."""
     return F.binary_cross_entropy_with_logits(logits.float(), labels * (1 - smoothing) + smoothing / 2)
 
 
@@ -63,6 +63,6 @@ class PerceptualLoss(nn.Module):
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None])
 
     def forward(self, reconstruction: Tensor, patches: Tensor) -> Tensor:
-        """Grey (N, 1, S, S) in [0, 1], repeated to three channels, to a scalar."""
-        seen, wanted = (self.features((x.float() - self.mean) / self.std) for x in (reconstruction, patches))
-        return F.mse_loss(seen, wanted)
+        """Grey patches (N, 1, S, S) in [0, 1] to a scalar; VGG-19 gets them as three equal channels."""
+        features = [self.features((x.float() - self.mean) / self.std) for x in (reconstruction, patches)]
+        return F.mse_loss(*features)

@@ -21,8 +21,8 @@ def fpr95(labels: ArrayLike, scores: ArrayLike) -> float:
 def fpr95_sorted_index(labels: ArrayLike, scores: ArrayLike) -> float:
     """False-positive rate at 95 % recall as HardNet's and HyNet's evaluation computes it.
 
-    Pairs are sorted by score; those before the first one at which recall reaches 95 % count as accepted.
-    There is no interpolation, and ties fall as the sort leaves them.
+    Pairs are sorted by score; those before the first one at which recall reaches 95 % count as accepted. There is no
+    interpolation, and ties keep their order.
     """
     labels, scores = np.asarray(labels), np.asarray(scores)
     ranked = labels[np.argsort(-scores, kind="stable")]
@@ -55,7 +55,7 @@ def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
 def balanced_threshold(labels: ArrayLike, scores: ArrayLike) -> float:
     """The score above which calling a pair a match gives the highest balanced accuracy.
 
-    Half-way between the two neighbouring scores, so that it does not sit on a pair it was calibrated on.
+    It lies half-way between two neighbouring scores, so that it does not coincide with that of a calibration pair.
     """
     false_positive_rate, true_positive_rate, thresholds = roc_curve(labels, scores, drop_intermediate=False)
     # the first threshold is infinity, which accepts nothing

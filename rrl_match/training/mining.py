@@ -11,8 +11,8 @@ from rrl_match.training.device import to_device
 def negative_mask(group: Tensor, image: Tensor, position: Tensor, distance: float) -> Tensor:
     """(N, N) bool, which pairs of locations may serve as negatives.
 
-    Both are of one group, because a patch of another source differs in its looks alone and teaches nothing. They are of
-    different images, or at least `distance` pixels apart.
+    Both must be of one group: patches of another source are recognised by their looks, so they teach nothing. They must
+    be of different images, or at least `distance` pixels apart.
 
     Args:
         group, image: (N,) int64.
@@ -39,7 +39,7 @@ def mine_pairs(
         generator: a CPU generator.
 
     Returns:
-        index_pairs (P, 2) int64 on the device of `similarity`: first the N that match, then one that does not for
+        index_pairs (P, 2) int64 on the device of `similarity`: first the N matching ones, then a non-matching one for
         each location that has a negative, nearly always N as well.
     """
     n = len(similarity)
@@ -51,7 +51,7 @@ def mine_pairs(
     ranked = similarity.detach().float().masked_fill(~negative, lowest)
     ranked = torch.where(along_b[:, None], ranked.T, ranked)
     top = ranked.topk(min(hardest, n), dim=1)
-    # among the hardest, never one that was masked out
+    # one of the hardest, but never a masked one
     key = to_device(torch.rand(n, top.indices.shape[1], generator=generator), device)
     rank = key.masked_fill(top.values == lowest, -1.0).argmax(1)
     partner = torch.where(hard, top.indices.gather(1, rank[:, None])[:, 0], random_key.argmax(1))

@@ -1,4 +1,4 @@
-"""The training graph: an RRL-Net with everything that multi-loss post-pruning (MLPP) takes away again."""
+"""The training graph: an RRL-Net with the parts that multi-loss post-pruning (MLPP) removes after training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rrl_match.modeling.network import RRLNet
 from rrl_match.training.decoder import Decoder
 from rrl_match.training.heads import InteractionHead
 
-Descriptors: TypeAlias = "tuple[Tensor, Tensor] | None"  # (N, dim) of both bands, where the network has such heads
+Descriptors: TypeAlias = "tuple[Tensor, Tensor] | None"  # (N, dim) of both bands, if the network has heads for them
 PairUp: TypeAlias = Callable[[Descriptors], Tensor]
 
 
@@ -44,7 +44,7 @@ class TrainingOutput(NamedTuple):
 
 
 class TrainingRRLNet(nn.Module):
-    """Holds an :class:`RRLNet`, decoders and auxiliary heads; :meth:`prune` hands the RRL-Net back."""
+    """An :class:`RRLNet` with decoders and auxiliary heads; :meth:`prune` returns the RRL-Net."""
 
     def __init__(self, network: RRLNet | None = None, config: TrainingConfig | None = None) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class TrainingRRLNet(nn.Module):
         )
 
     def prune(self) -> RRLNet:
-        """The network that is released: the very module that was trained, without the rest (MLPP)."""
+        """The network to release: the trained module itself, without the rest (MLPP)."""
         return self.network
 
     def parts(self) -> list[nn.Module]:
@@ -108,8 +108,8 @@ def describe(network: RRLNet, maps_a: Sequence[Tensor], maps_b: Sequence[Tensor]
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:
     """``x[rows]`` of a map (N, C, H, W), channels-last.
 
-    Looked up as an embedding, because the gradient of plain indexing is slower and, on a CPU, summed in an order that
-    differs from run to run.
+    An embedding lookup, because the gradient of plain indexing is slower and, on a CPU, depends on the order in which
+    threads add it up.
     """
     last = x.permute(0, 2, 3, 1)
     taken: Tensor = F.embedding(rows, last.flatten(1)).unflatten(1, last.shape[1:])

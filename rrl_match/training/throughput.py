@@ -1,4 +1,4 @@
-"""How well a run uses its device: floating-point operations of a step against those of plain matrix products."""
+"""How well a run uses its device: floating-point operations per second, relative to plain matrix products."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class StepRates:
 
     Args:
         model, batch_size, size: as :func:`step_flops` takes them.
-        pairs: that a step shows to the losses, over all processes.
+        pairs: patch pairs that a step trains on, over all processes.
         device, precision: of the training.
     """
 
@@ -32,22 +32,22 @@ class StepRates:
         precision: torch.dtype,
     ) -> None:
         self._pairs = pairs
-        self._fastest = step_flops(model, batch_size, size) / matrix_rate(device, precision)
+        self._least_seconds = step_flops(model, batch_size, size) / matrix_rate(device, precision)
 
     def of(self, seconds: float) -> dict[str, str]:
-        """Pairs per second, and the percentage of :func:`matrix_rate`, of a step that took so many seconds."""
-        return {"pairs_s": f"{self._pairs / seconds:.0f}", "of_matrix_rate": f"{self._fastest / seconds:.0%}"}
+        """Pairs per second, and the fraction of :func:`matrix_rate`, of a step that took `seconds`."""
+        return {"pairs_s": f"{self._pairs / seconds:.0f}", "of_matrix_rate": f"{self._least_seconds / seconds:.0%}"}
 
 
 def step_flops(model: nn.Module, batch_size: int, size: int) -> int:
-    """Floating-point operations of a training step's products and convolutions, counted without computing any.
+    """Floating-point operations of a training step's matrix products and convolutions, without computing them.
 
-    The forward pass is counted, a multiply-add as two, and taken three times: the backward pass does each of its
-    products for the input and for the weights.
+    A multiply-add counts as two. The step is three times the forward pass, because the backward pass repeats each
+    product once for the gradient of the input and once for that of the weights.
 
     Args:
-        model: takes patches of both bands, (N, 1, S, S), and pairs row n with row n, or as its third argument says.
-        batch_size: N locations, each in one pair that matches and, where the model scores pairs, in one that does not.
+        model: takes patches (N, 1, S, S) of both bands.
+        batch_size: N locations, each in a matching pair and, if the model scores pairs, in a non-matching one.
         size: S, in pixels.
     """
     patches = torch.empty(batch_size, 1, size, size, device="meta")
@@ -62,9 +62,9 @@ def step_flops(model: nn.Module, batch_size: int, size: int) -> int:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large square matrix product in `dtype`, the fastest of several.
+    """Floating-point operations per second of a large square matrix product in `dtype`, the fastest of several.
 
-    Measured, so it includes the load by other processes; it is not the maker's specification.
+    It is measured, so other processes lower it; it is not the vendor's specification.
     """
     n = 8192 if device.type == "cuda" else 1024
     a, b = torch.randn(2, n, n, device=device, dtype=dtype)

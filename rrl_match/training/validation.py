@@ -1,4 +1,4 @@
-"""Held-back training images: what checkpoints are chosen and thresholds are calibrated on."""
+"""Validation on held-back training images, which choose the checkpoint and calibrate the threshold."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def _labelled(
 
 
 class ValidationSet:
-    """Fixed locations of one source's held-back images and fixed pairs of them, patches cut without any change.
+    """Fixed locations of one source's held-back images and fixed pairs of them; the patches are not augmented.
 
     Args:
         source: with the held-back pairs.
         patch_size: in pixels.
         device: where the patches are kept.
-        locations: largest number in all, spread evenly over the images; at most 80 and at least 2 of each image.
-        negatives: of each kind for every location.
+        locations: upper bound on their number, spread evenly over the images; 2 to 80 of each image.
+        negatives: number of each kind for every location.
 
     Raises:
         DataError: there is no location, or no pair of locations that does not match.
@@ -90,7 +90,7 @@ class ValidationSet:
             raise DataError(f"{source.name}: the held-back images have too few locations for non-matching pairs")
 
     def score(self, network: RRLNet, dtype: torch.dtype) -> ValidationScores:
-        """Scores of all pairs, by the same function that users of these weights get in `dtype`."""
+        """Scores of all pairs, computed as for users of these weights in `dtype`."""
         config = ModelConfig(("a", "b"), network=network.config)
         matcher = RRLMatcher(network, config, device=self.patches_a.device, dtype=dtype)
         features = matcher.encode(self.patches_a, "a"), matcher.encode(self.patches_b, "b")
