@@ -135,14 +135,14 @@ def rates(calls: Sequence[Call], duration: float, device: torch.device) -> list[
 
 
 def seconds(call: Call) -> float:
-    """Seconds that one call takes."""
+    """Duration of one call in seconds."""
     start = time.perf_counter()
     call()
     return round(time.perf_counter() - start, 2)
 
 
 def first_score(weights: str, device: torch.device) -> dict[str, float]:
-    """Seconds from import to the first score, and of that score alone, in a new process that has imported torch."""
+    """Seconds from import to the first score, and for that score alone, in a new process that has imported torch."""
     command = [sys.executable, "-c", FIRST_SCORE, weights, str(device)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     total, alone = map(float, printed.split())
@@ -162,7 +162,7 @@ def machine(device: torch.device) -> str:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak bytes of this process, on the GPU or in memory; 0 where the system does not say."""
+    """Peak memory of this process in bytes, on the GPU or else the CPU; 0 if the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

@@ -41,7 +41,7 @@ def main() -> None:
     threshold = float(session.get_modelmeta().custom_metadata_map["threshold"])
     matched = scores > threshold
     print(f"above {threshold:.3f}: {matched[:16].sum()} of 16 true pairs, {matched[16:].sum()} of 16 false ones")
-    print(f"greatest difference from the matcher: {np.abs(scores - matcher.score(patches_a, patches_b)).max():.1e}")
+    print(f"largest difference from the matcher: {np.abs(scores - matcher.score(patches_a, patches_b)).max():.1e}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python examples/register_pair.py                                  # visible and near infrared, from examples/images
     python examples/register_pair.py VISIBLE.png THERMAL.tiff --weights vis-lwir --out folder
 
-The command `rrl-match register` does this for files and writes more; this script shows the calls.
+The command `rrl-match register` does the same and writes more files; this script shows the calls.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> int:
     matcher = RRLMatcher.from_pretrained(args.weights)
     image_a, image_b = read_image(args.image_a), read_image(args.image_b)
     result = register(matcher, image_a, image_b, args.model)
-    if result.matrix is None:  # as it is unless result.ok
+    if result.matrix is None:  # exactly when result.ok is false
         print(f"not registered: {result.reason}")
         return 1
 
@@ -42,10 +42,10 @@ def main() -> int:
     before = replace(result, matrix=np.eye(*result.matrix.shape)).checkerboard(image_a, image_b)
     after = result.checkerboard(image_a, image_b)
     gap = np.full_like(after[:, :12], 255)
-    figure = np.hstack([before, gap, after])
+    boards = np.hstack([before, gap, after])
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "registered.jpg"
-    cv2.imwrite(str(path), figure[..., ::-1] if figure.ndim == 3 else figure)  # OpenCV writes BGR
+    cv2.imwrite(str(path), boards[..., ::-1] if boards.ndim == 3 else boards)  # OpenCV writes BGR
     print(f"checkerboard before and after: {path}")
     return 0
 

@@ -66,7 +66,7 @@ class Scorer:
             if image is None:
                 raise FileNotFoundError(f"{path} cannot be read as an image")
             if image.dtype != np.uint8:
-                raise ValueError(f"{path} is {image.dtype}, not 8-bit: cut its patches and pass them as tensors")
+                raise ValueError(f"{path} is {image.dtype}, not 8-bit: pass its patches instead, as tensors")
             rows = paths == path
             patches[rows], _ = extract_patches(np.asarray(image[..., ::-1]), points[rows], size)
         return patches
@@ -128,10 +128,12 @@ def main() -> None:
         "--demo", type=Path, metavar="FOLDER", help="write FOLDER/pairs and score it into FOLDER/scores"
     )
     parser.add_argument("--weights", default="vis-nir", help="a bundled name, a folder or a Hub repo id")
-    parser.add_argument("--actors", type=int, default=2, help="greatest number of actors; each keeps one CPU busy")
+    parser.add_argument("--actors", type=int, default=2, help="largest number of actors; each uses one CPU")
     parser.add_argument("--gpus", type=float, default=0, help="GPUs of each actor; at 0.5 two actors share one")
     parser.add_argument("--batch-size", type=int, default=256, help="pairs that an actor scores at once")
-    parser.add_argument("--part", type=int, default=4096, help="pairs in a file of `parts`, and lost with an actor")
+    parser.add_argument(
+        "--part", type=int, default=4096, help="pairs per file of `parts`; at most so many are lost if an actor dies"
+    )
     parser.add_argument("--local", type=int, metavar="CPUS", help="start Ray on this machine with this many CPUs")
     args = parser.parse_args()
     if args.demo:

@@ -1,4 +1,4 @@
-"""How often a keypoint of one band is found in the other as well: what bounds registration by keypoints.
+"""How often a keypoint of one band is found in the other as well, which limits registration by keypoints.
 
 ``python keypoint_repeatability.py --data FOLDER`` prints, for several detectors, the percentage of keypoints of image A
 that have a keypoint of image B at their true location, and the percentage expected by chance.
@@ -129,7 +129,7 @@ def _strongest(found: Floats, mask: Grey, count: int, spacing: int) -> Floats:
 
 
 def _grid(mask: Grey, count: int, rng: np.random.Generator) -> Floats:
-    """About `count` locations of the mask, at random in each cell: plain grids agree all or not at all."""
+    """About `count` locations of the mask, random in each cell: plain grids would agree fully or not at all."""
     if not mask.any():
         return np.empty((0, 2), np.float32)
     step = math.sqrt(int(mask.sum()) / count)
@@ -171,7 +171,7 @@ def _gradient(image: Grey) -> Floats:
 
 
 def _phase_congruency(image: Grey, scales: int = 4, orientations: int = 6) -> Floats:
-    """Maxima of the minimum moment of phase congruency (Kovesi, 1999 and 2003): corners whatever the contrast."""
+    """Maxima of the minimum moment of phase congruency (Kovesi, 1999 and 2003): corners at any contrast."""
     spectrum = torch.fft.fft2(torch.from_numpy(image).float())
     fy, fx = torch.meshgrid(*(torch.fft.fftfreq(n) for n in image.shape), indexing="ij")
     radius, angle = torch.hypot(fx, fy), torch.atan2(fy, fx)

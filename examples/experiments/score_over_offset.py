@@ -1,4 +1,4 @@
-"""How the score decreases when one of the patches is offset from its true location: what registration relies on.
+"""How the score decreases when one of the patches is offset from its true location, which registration relies on.
 
 ``python score_over_offset.py --weights NAME --data FOLDER --plot FILE.png`` measures and plots the curve.
 """
@@ -34,13 +34,13 @@ class OffsetCurve:
     scores: NDArray[np.float32]
 
     def peaks(self) -> NDArray[np.float64]:
-        """Offset (2, N) of each location's highest score; the mean offset of equal ones, as where scores saturate."""
+        """Offset (2, N) of each location's highest score; the mean offset of equal scores, as at saturation."""
         highest = self.scores >= self.scores.max(1, keepdims=True)
         peaks: NDArray[np.float64] = (highest * self.offsets[:, None]).sum(1) / highest.sum(1)
         return peaks
 
     def metrics(self, threshold: float) -> dict[str, float]:
-        """The curve in a few numbers, lengths in pixels.
+        """Summary of the curve, lengths in pixels.
 
         ``bias_x`` and ``bias_y``: median offset of the peaks, the mean misalignment of the training images' bands.
         ``spread``: median distance of a peak from the bias of its axis. ``half_width``: smallest offset at which
@@ -68,7 +68,7 @@ def score_over_offset(
     Args:
         pairs: as :func:`~rrl_match.training.datasets.read_pairs` gives them.
         reach, step: offsets from -reach to reach, in pixels of band B.
-        locations: in all, rounded up to the same number per image; fewer where an image has fewer `reach` inside.
+        locations: total, rounded up to the same number per image; images with less room for `reach` give fewer.
 
     Raises:
         DataError: no image has such a location.

@@ -1,4 +1,4 @@
-"""How often the descriptors propose the true partner: what bounds the matches of :meth:`RRLMatcher.match`.
+"""How often the descriptors propose the true partner, which limits the matches of :meth:`RRLMatcher.match`.
 
 ``python shortlist_recall.py --weights NAME --benchmark FILE`` prints the recall by category, in percent.
 """
@@ -48,7 +48,7 @@ def shortlist_recall(matcher: RRLMatcher, benchmark: Benchmark, candidates: Sequ
         rows = torch.from_numpy(np.flatnonzero(benchmark.category == name))
         similarity = descriptors[0][rows] @ descriptors[1][rows].T
         true = similarity.diagonal()
-        rank_a = (similarity >= true[:, None]).sum(1)  # among equal ones, the true one comes last
+        rank_a = (similarity >= true[:, None]).sum(1)  # of equal ones, the true one counts as the last
         rank_either = torch.minimum(rank_a, (similarity >= true).sum(0))
         result[name] = {"pool": float(len(rows))}
         for label, rank in ((" of A", rank_a), ("", rank_either)):
