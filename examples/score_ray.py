@@ -131,7 +131,9 @@ def main() -> None:
     parser.add_argument("--actors", type=int, default=2, help="largest number of actors; each uses one CPU")
     parser.add_argument("--gpus", type=float, default=0, help="GPUs of each actor; at 0.5 two actors share one")
     parser.add_argument("--batch-size", type=int, default=256, help="pairs that an actor scores at once")
-    parser.add_argument("--part", type=int, default=4096, help="pairs per file of `parts`; an actor's failure loses one")
+    parser.add_argument(
+        "--part", type=int, default=4096, help="pairs per file of `parts`; an actor that dies loses one"
+    )
     parser.add_argument("--local", type=int, metavar="CPUS", help="start Ray on this machine with this many CPUs")
     args = parser.parse_args()
     if args.demo:
