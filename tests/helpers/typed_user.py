@@ -8,7 +8,37 @@ import torch
 from numpy.typing import NDArray
 from typing_extensions import assert_type
 
-from rrl_match import Features, Matches, Near, Registration, RRLMatcher, extract_patches, percentile_range, register
+from rrl_match import (
+    DataError,
+    ExportError,
+    Features,
+    Matches,
+    Near,
+    Registration,
+    RRLMatcher,
+    RRLMatchError,
+    WeightsError,
+    WeightsNotFoundError,
+    __version__,
+    extract_patches,
+    percentile_range,
+    register,
+)
+from rrl_match.__main__ import main
+from rrl_match.export import Exported, export_onnx, export_torch
+from rrl_match.modeling import Band, RRLNet, RRLNetConfig
+from rrl_match.pretrained import ModelConfig, load_folder, save_folder
+from rrl_match.registration import Search, Settings
+from rrl_match.selftest import Check, reference_scores, run_checks, versions
+from rrl_match.training.convert import load_keras_weights
+from rrl_match.training.datasets import Source, read_source
+from rrl_match.training.evaluation import Benchmark, Metrics, evaluate
+from rrl_match.training.network import TrainingRRLNet
+from rrl_match.training.recipe import Recipe
+from rrl_match.training.trainer import Trainer
+
+assert_type(__version__, str)
+errors: list[type[RRLMatchError]] = [DataError, ExportError, WeightsError, WeightsNotFoundError]
 
 matcher = RRLMatcher.from_pretrained("vis-nir", device="cpu", dtype=torch.float32, local_files_only=True)
 assert_type(matcher, RRLMatcher)
@@ -17,6 +47,8 @@ assert_type(matcher.threshold, float)
 assert_type(matcher.patch_size, int)
 assert_type(matcher.device, torch.device)
 assert_type(matcher.dtype, torch.dtype)
+assert_type(matcher.config, ModelConfig)
+assert_type(RRLMatcher(RRLNet(), ModelConfig(("vis", "nir")), device="cpu", dtype="auto"), RRLMatcher)
 
 visible, infrared = np.zeros((5, 64, 64), np.uint8), np.zeros((5, 64, 64), np.uint16)
 one_visible, one_infrared = np.zeros((64, 64), np.uint8), np.zeros((64, 64), np.uint16)
@@ -33,6 +65,8 @@ assert_type(matcher.score_matrix(visible_tensor, infrared_tensor), torch.Tensor)
 
 features_a, features_b = matcher.encode(visible, "a"), matcher.encode(infrared_tensor, "b", value_range=(0, 1))
 assert_type(features_a, Features)
+assert_type(features_a.band, Band)
+assert_type(features_a.encoder, int)
 assert_type(features_a.maps, tuple[torch.Tensor, ...])
 assert_type(features_a.descriptors, torch.Tensor)
 assert_type(len(features_a), int)
@@ -44,6 +78,10 @@ keypoints = np.zeros((5, 2))
 near = Near(radius=12, positions_a=keypoints, positions_b=[cv2.KeyPoint(1.0, 2.0, 3.0)] * 5)
 assert_type(near.radius, float)
 assert_type(near.positions_a, NDArray[np.float64])
+assert_type(near.positions_b, NDArray[np.float64])
+assert_type(near.mask(slice(0, 2)), torch.Tensor)
+assert_type(near.pairs(), torch.Tensor)
+assert_type(near.swapped(), Near)
 matches = matcher.match(visible, infrared, candidates=None, mutual=False, threshold=0.5, near=near)
 assert_type(matches, Matches[NDArray[np.int64], NDArray[np.float32]])
 assert_type(matches.indices, NDArray[np.int64])
@@ -72,10 +110,33 @@ assert_type(result.matrix, NDArray[np.float64] | None)
 assert_type(result.rejected, NDArray[np.float64] | None)
 assert_type(result.matched_fraction, float)
 assert_type(result.keypoints_a, NDArray[np.float64])
+assert_type(result.keypoints_b, NDArray[np.float64])
+assert_type(result.inliers, NDArray[np.bool_])
 assert_type(result.matches, Matches)
 assert_type(result.checkerboard(image, image), NDArray[np.uint8])
-result.warp(image, image.shape)
+assert_type(result.warp(image, image.shape), NDArray[np.generic])
 register(matcher, [image, image], [torch.zeros(100, 100)] * 2, mask_a=image[..., 0], value_range=(None, (0, 1)))
+register(matcher, image, image, search=Search(rotation=10, scale=(0.9, 1.1)), settings=Settings(), progress=True)
 
 assert_type(matcher.save_pretrained("weights"), Path)
 assert_type(matcher.push_to_hub("owner/name", private=True), str)
+
+assert_type(main(["selftest"]), int)
+assert_type(export_onnx(matcher, "folder"), list[Exported])
+assert_type(export_torch(matcher, Path("folder"), ["scorer"])[0].deviation, float)
+assert_type(list(run_checks()), list[Check])
+assert_type(reference_scores(matcher), list[float])
+assert_type(versions(), dict[str, str])
+
+network, config = load_folder("weights")
+assert_type(network, RRLNet)
+assert_type(network.config, RRLNetConfig)
+assert_type(save_folder("weights", network, config, "# Card"), Path)
+
+source = read_source("my-images=2", "train")
+assert_type(source, Source)
+recipe = Recipe.load("vis-nir").with_steps(100, pretraining=0)
+assert_type(recipe, Recipe)
+assert_type(Trainer(recipe, [source], Path("run"), precision="fp32", start=network).train(), Path)
+assert_type(evaluate(matcher, Benchmark.load("patches.npz")), Metrics)
+assert_type(load_keras_weights("model.hdf5"), TrainingRRLNet | RRLNet)
