@@ -275,6 +275,7 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated", FutureWarning)
             warnings.filterwarnings("ignore", "# The axis name: batch will not be used", UserWarning)
+            warnings.filterwarnings("ignore", "You are using `torch.load` with `weights_only=False`", FutureWarning)
             yield
     finally:
         registration.setLevel(level)

@@ -3,6 +3,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,9 @@ def in_onnx_runtime(path):
 
 def in_torch(path):
     files = {"metadata.json": ""}
-    module = torch.export.load(path, extra_files=files).module()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "You are using `torch.load`", FutureWarning)  # PyTorch 2.4 of its own code
+        module = torch.export.load(path, extra_files=files).module()
 
     def run(*arrays):
         result = module(*(torch.from_numpy(array) for array in arrays))

@@ -218,7 +218,7 @@ def load(calls, home, endpoint, manifest, **options):
         cwd=home.parent,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

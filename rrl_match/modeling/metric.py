@@ -43,7 +43,8 @@ class MetricNetwork(nn.Module):
 
         ``head`` maps the last of them to logits (N,).
         """
-        maps = [self.stages[0](private_features[0])]
-        for stage, private in zip(self.stages[1:], private_features[1:], strict=True):
+        first, *others = self.stages  # torch.export of PyTorch 2.4 cannot trace a slice of a ModuleList
+        maps = [first(private_features[0])]
+        for stage, private in zip(others, private_features[1:], strict=True):
             maps.append(stage(torch.cat([F.max_pool2d(maps[-1], 2), private], dim=1)))
         return maps

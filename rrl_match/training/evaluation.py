@@ -52,7 +52,10 @@ class Benchmark:
             DataError: no such file, or an array is missing or does not fit the others.
         """
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            with open(path, "rb") as file:
+                arrays = np.load(file, allow_pickle=False)
+                if isinstance(arrays, np.ndarray):
+                    raise ValueError("it holds one array, not arrays by name")
                 read = cls(*(arrays[name] for name in ("patches_a", "patches_b", "category", "pairs", "kind")))
             n, p = len(read.patches_a), len(read.pairs)
         except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
