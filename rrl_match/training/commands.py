@@ -32,7 +32,13 @@ def _add_train(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="run folder; an interrupted run resumes from it")
     parser.add_argument("--recipe", default="universal", help="a recipe of the package, or a JSON file")
-    parser.add_argument("--start", metavar="WEIGHTS", help="weights to start from: a bundled name or a folder")
+    parser.add_argument(
+        "--start",
+        action="append",
+        default=[],
+        metavar="WEIGHTS[=WEIGHT]",
+        help="weights to start from, a bundled name or a folder; repeat it for the weighted mean of several",
+    )
     parser.add_argument("--teacher", metavar="WEIGHTS", help="weights to learn from, for recipes of distillation")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
@@ -53,6 +59,7 @@ def _train(args: argparse.Namespace) -> int:
     from rrl_match.pretrained import load_folder
     from rrl_match.training.datasets import read_source
     from rrl_match.training.recipe import Recipe
+    from rrl_match.training.start import read_start
     from rrl_match.training.trainer import Trainer
 
     trainer = Trainer(
@@ -63,7 +70,7 @@ def _train(args: argparse.Namespace) -> int:
         precision=args.precision,
         device=args.device,
         compile=args.compile,
-        start=load_folder(find_folder(args.start))[0] if args.start else None,
+        start=read_start(args.start),
         teacher=load_folder(find_folder(args.teacher))[0] if args.teacher else None,
         checkpoint_every=args.checkpoint_every,
         validate_every=args.validate_every,

@@ -56,16 +56,26 @@ def read_source(folder_and_weight: str | Path, split: str = "train") -> Source:
     Raises:
         DataError: as :func:`read_pairs`, or the weight is not a positive number.
     """
-    folder, equals, weight = str(folder_and_weight).rpartition("=")
-    if not equals or Path(str(folder_and_weight)).is_dir():
-        folder, weight = str(folder_and_weight), "1"
+    folder, factor = name_and_weight(str(folder_and_weight))
+    return Source(Path(folder).resolve().name, read_pairs(folder, split), factor)
+
+
+def name_and_weight(text: str) -> tuple[str, float]:
+    """A name, or a path, and its weight: ``NAME=2.5`` or, for a weight of 1, ``NAME``.
+
+    Raises:
+        DataError: the weight is not a positive number.
+    """
+    name, equals, weight = text.rpartition("=")
+    if not equals or Path(text).is_dir():
+        return text, 1.0
     try:
         factor = float(weight)
     except ValueError:
         factor = 0.0
     if not 0 < factor < float("inf"):
-        raise DataError(f"the weight of {folder} must be a positive number, got {weight!r}")
-    return Source(Path(folder).resolve().name, read_pairs(folder, split), factor)
+        raise DataError(f"the weight of {name} must be a positive number, got {weight!r}")
+    return name, factor
 
 
 def read_pairs(folder: str | Path, split: str = "train") -> list[ImagePair]:
