@@ -28,7 +28,7 @@ def _add_train(subparsers: Subparsers) -> None:
         action="append",
         required=True,
         metavar="FOLDER[=WEIGHT]",
-        help="folder with a manifest.csv and the images it names; repeat it for several sources",
+        help="folder with a manifest.csv and its images; repeat it for several sources",
     )
     parser.add_argument("--out", type=Path, required=True, help="run folder; an interrupted run resumes from it")
     parser.add_argument("--recipe", default="universal", help="a recipe of the package, or a JSON file")
@@ -39,7 +39,7 @@ def _add_train(subparsers: Subparsers) -> None:
         metavar="WEIGHTS[=WEIGHT]",
         help="weights to start from, a bundled name or a folder; repeat it for the weighted mean of several",
     )
-    parser.add_argument("--teacher", metavar="WEIGHTS", help="weights to learn from, for recipes of distillation")
+    parser.add_argument("--teacher", metavar="WEIGHTS", help="trained weights to learn from, for recipes that distil")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")

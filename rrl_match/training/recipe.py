@@ -1,4 +1,4 @@
-"""A training recipe: what is trained, on which patches, by which losses and schedule."""
+"""A training recipe: patches, losses and schedule of a run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Geometry:
     location_jitter: float = 4.0
     shared_orientation: bool = False  # one flip, rotation and zoom for all patches of a source in a batch
 
-    probability: float = 0.0  # that the bands of a location are moved against each other at all
+    probability: float = 0.0  # that the bands of a location are moved against each other
     rotation: float = 0.0  # within +- rotation
     scale: float = 1.0  # between 1 / scale and scale
     aspect: float = 1.0
@@ -40,7 +40,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Photometry:
-    """Changes of grey values, drawn apart for the two bands; each is made with `probability`."""
+    """Changes of grey values, drawn separately for each band; each is applied with `probability`."""
 
     probability: float = 0.5
     channel_mix: bool = False  # band A's grey from random weights of its colours instead of BT.601
@@ -75,7 +75,7 @@ class SyntheticBands:
 class LossWeights:
     """Weight of each term of the sum.
 
-    If `perceptual` is not 0, VGG features replace `gradient`. Those of the teacher count in distillation alone.
+    If `perceptual` is not 0, VGG features replace `gradient`. `teacher` and `teacher_descriptors` are for distillation.
     """
 
     interaction: float = 1.0
@@ -118,13 +118,13 @@ class Phase:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All of a training run but the data, the seed, the precision and the weights to start from.
+    """Everything about a training run except the data, the seed, the precision and the weights to start from.
 
     Read from a JSON file of the same field names.
 
     Attributes:
         modalities: names of band A and band B.
-        summary: the recipe in words, for the model card.
+        summary: one sentence for the model card.
         pretraining: contrastive training of the encoders; `None` for none.
         training: training of the whole graph.
         network: shape of the network, unless a run starts from weights.

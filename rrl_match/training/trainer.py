@@ -51,8 +51,8 @@ class Trainer:
             all processes share.
         seed: of initialisation, patches, augmentation and mining.
         precision: "bf16" or "fp32".
-        device: "auto" takes CUDA where available, "cpu" never does.
-        compile: compile all but the heads, so that norms and activations, bound by memory, are fused.
+        device: "auto" for CUDA if available, or "cpu".
+        compile: compile all parts but the heads, which fuses the memory-bound norms and activations.
         start: weights to start from instead of random ones.
         teacher: trained network to learn from, for recipes of distillation (`losses.teacher`).
         checkpoint_every, validate_every: steps between checkpoints, and between validations.
@@ -84,7 +84,7 @@ class Trainer:
         _check_names(sources)
         self.recipe, self.seed = recipe, seed
         self.checkpoint_every, self.validate_every = checkpoint_every, validate_every
-        # without CUDA, Accelerator would take MPS, and leave several processes unaware of each other
+        # Without CUDA, Accelerator would choose MPS, where several processes do not find each other.
         on_cpu = device == "cpu" or not torch.cuda.is_available()
         self.accelerator = Accelerator(cpu=on_cpu, mixed_precision="no")  # autocast is set in the phases
         self.precision = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -314,7 +314,7 @@ def build_model(recipe: Recipe, start: RRLNet | None, device: torch.device) -> T
 def build_phases(
     recipe: Recipe, model: TrainingRRLNet | StudentGraph, teacher: RRLNet | None, precision: torch.dtype
 ) -> list[TrainingPhase]:
-    """The phases of a recipe, in their order."""
+    """The phases of a recipe, in order."""
     phases: list[TrainingPhase] = []
     if recipe.pretraining:
         phases.append(Pretraining(recipe, recipe.pretraining, model.prune(), precision))
