@@ -200,7 +200,7 @@ def test_patches_that_do_not_fit_are_dropped_not_cut_unchanged():
     warp = draw_warp(len(centre), geometry, generator())
     assert 0 < sampler.fits(image, centre, warp).sum() < len(centre)
     batch = sampler.draw(phase(8, 1), geometry, generator())
-    scale = torch.linalg.det((batch.grid_a[:, [1, 64]] - batch.grid_a[:, :1]).double()).abs().sqrt()
+    scale = torch.linalg.det((batch.grid_a[..., [1, 64]] - batch.grid_a[..., :1]).double()).abs().sqrt()
     assert len(scale) == 8
     assert ((scale - 1).abs() > 1e-3).all()
     assert scale.max() > 1.1

@@ -57,12 +57,11 @@ def jpeg(patches: Tensor, scale: Tensor) -> Tensor:
     k = torch.arange(8, device=patches.device)
     dct = torch.cos(math.pi * (2 * k[None] + 1) * k[:, None] / 16) * 0.5
     dct[0] /= math.sqrt(2)
-    step = to_device(torch.tensor(_JPEG_TABLE), patches.device) * scale.clamp(min=1e-4)[:, None, None] / 255
-    blocks = patches.reshape(n, size // 8, 8, size // 8, 8).transpose(2, 3)
-    coefficients = dct @ blocks @ dct.T
-    step = step[:, None, None]
-    blocks = dct.T @ (torch.round(coefficients / step) * step) @ dct
-    return blocks.transpose(2, 3).reshape(patches.shape)
+    basis = torch.kron(dct, dct)  # (64, 64), of a block in two dimensions
+    step = to_device(torch.tensor(_JPEG_TABLE), patches.device).flatten() * scale.clamp(min=1e-4)[:, None, None] / 255
+    blocks = patches.reshape(n, size // 8, 8, size // 8, 8).transpose(2, 3).reshape(n, -1, 64)
+    blocks = (torch.round(blocks @ basis.T / step) * step) @ basis
+    return blocks.reshape(n, size // 8, size // 8, 8, 8).transpose(2, 3).reshape(patches.shape)
 
 
 def augment(patches: Tensor, photometry: Photometry, generator: torch.Generator) -> Tensor:

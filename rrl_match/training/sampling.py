@@ -30,8 +30,8 @@ class PatchBatch(NamedTuple):
     group: Tensor  # (N,) int64, rows of one source
     image: Tensor  # (N,) int64, row of the sampler's pairs
     position: Tensor  # (N, 2) xy in image B
-    grid_a: Tensor  # (N, S * S, 2) xy in image A, where the patch's pixels were sampled
-    grid_b: Tensor  # (N, S * S, 2) the same in image B
+    grid_a: Tensor  # (N, 2, S * S) xy in image A, where the patch's pixels were sampled
+    grid_b: Tensor  # (N, 2, S * S) the same in image B
 
 
 class Warp(NamedTuple):
@@ -95,7 +95,7 @@ class PatchSampler:
         self._b_to_a = torch.tensor(np.array(inverse), dtype=torch.float32, device=self.device)
         self._a_to_b = torch.tensor(np.array([p.a_to_b for p in self.pairs]), dtype=torch.float32, device=self.device)
         side = torch.arange(self.patch_size, dtype=torch.float32, device=self.device) - (self.patch_size - 1) / 2
-        self._grid = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1).reshape(-1, 2)  # (S * S, 2) xy
+        self._grid = torch.stack(torch.meshgrid(side, side, indexing="xy")).reshape(2, -1)  # xy
         probes = torch.linspace(0, self.patch_size - 1, _PROBES, device=self.device).round().long()
         self._probes = (probes[:, None] * self.patch_size + probes).flatten()
 
@@ -177,14 +177,14 @@ class PatchSampler:
             self._sample(1, image, grid_b),
             group,
             image,
-            grid_b.mean(1),
+            grid_b.mean(2),
             grid_a,
             grid_b,
         )
 
     def fits(self, image: Tensor, centre: Tensor, warp: Warp) -> Tensor:
         """(N,) bool, whether warped patches lie inside both images and their footprints; arguments as :meth:`cut`."""
-        grid_a, grid_b = self._grids(image, centre, warp, self._grid[self._probes])
+        grid_a, grid_b = self._grids(image, centre, warp, self._grid[:, self._probes])
         image = to_device(image, self.device)
         inside = self._inside(0, image, grid_a) & self._inside(1, image, grid_b)
         # each grid in the other band's image as well, from which synthetic bands are cut
@@ -202,46 +202,47 @@ class PatchSampler:
         return self._sample(1, image, _apply(self._a_to_b[image], batch.grid_a[rows]))
 
     def _grids(self, image: Tensor, centre: Tensor, warp: Warp | None, grid: Tensor) -> tuple[Tensor, Tensor]:
-        """Where points of the patches, (P, 2) from their centre, lie in image A and in image B: (N, P, 2) each."""
+        """Where points of the patches, (2, P) from their centre, lie in image A and in image B: (N, 2, P) each."""
         image, centre = to_device(image, self.device), to_device(centre, self.device)
         b_to_a = self._b_to_a[image]
         if warp is None:
-            grid_b = centre[:, None] - 0.5 + grid
+            grid_b = centre[:, :, None] - 0.5 + grid
             return _apply(b_to_a, grid_b), grid_b
         warp = Warp(*(to_device(parameter, self.device) for parameter in warp))
-        moved = (centre + warp.jitter)[:, None] - 0.5
-        tilt = 1 + (grid * warp.perspective[:, None]).sum(-1, keepdim=True)
-        tilted = grid @ warp.relative.mT / tilt + warp.shift[:, None]
-        return _apply(b_to_a, moved + tilted @ warp.common.mT), moved + grid @ warp.common.mT
+        moved = (centre + warp.jitter)[:, :, None] - 0.5
+        tilt = 1 + (warp.perspective @ grid)[:, None]
+        tilted = warp.relative @ grid / tilt + warp.shift[:, :, None]
+        return _apply(b_to_a, moved + warp.common @ tilted), moved + warp.common @ grid
 
     def _inside(self, band: int, image: Tensor, at: Tensor) -> Tensor:
-        height, width = self._sizes[band][image].unbind(1)
-        last = torch.stack([width, height], 1)[:, None] - 1
-        inside = (at >= 0) & (at <= last)
-        nearest = at.round().long().clamp(min=0).minimum(last)
-        pixel = self._starts[band][image][:, None] + nearest[..., 1] * width[:, None] + nearest[..., 0]
-        return inside.all(2).all(1) & self._shown[band][pixel].all(1)
+        """(N,) bool, whether all points xy (N, 2, P) lie in the image and its footprint."""
+        height, width = (side[:, None] for side in self._sizes[band][image].unbind(1))
+        x, y = at.unbind(1)
+        inside = (x >= 0) & (y >= 0) & (x <= width - 1) & (y <= height - 1)
+        x, y = (value.round().long().clamp(min=0) for value in (x, y))
+        pixel = self._starts[band][image][:, None] + y.minimum(height - 1) * width + x.minimum(width - 1)
+        return (inside & self._shown[band][pixel]).all(1)
 
     def _sample(self, band: int, image: Tensor, at: Tensor) -> Tensor:
-        """Bilinear values at xy (N, S * S, 2): float (N, channels, S, S) in [0, 1]."""
-        height, width = self._sizes[band][image].unbind(1)
-        start = self._starts[band][image]
-        last = torch.stack([width, height], 1)[:, None] - 1
-        at = at.clamp(min=0).minimum(last)
-        corner = at.floor().long().minimum(last - 1)
-        fraction = at - corner
-        first = start[:, None] + corner[..., 1] * width[:, None] + corner[..., 0]
-        pixels, row = self._pixels[band], width[:, None]
-        x, y = fraction[..., :1], fraction[..., 1:]
-        top = torch.lerp(pixels[first].float(), pixels[first + 1].float(), x)
-        bottom = torch.lerp(pixels[first + row].float(), pixels[first + row + 1].float(), x)
-        values = torch.lerp(top, bottom, y) / 255
+        """Bilinear values at xy (N, 2, S * S): float (N, channels, S, S) in [0, 1]."""
+        height, width = (side[:, None] for side in self._sizes[band][image].unbind(1))
+        x, y = (value.clamp(min=0).minimum(side - 1) for value, side in zip(at.unbind(1), (width, height), strict=True))
+        left, top = x.long().minimum(width - 2), y.long().minimum(height - 2)
+        first = (self._starts[band][image][:, None] + top * width + left).flatten()
+        row = width.expand_as(left).flatten()
+        pixels, x, y = self._pixels[band], (x - left).flatten()[:, None], (y - top).flatten()[:, None]
+
+        def between(pixel: Tensor) -> Tensor:
+            """Values (N * S * S, channels) between a pixel and the one right of it."""
+            return torch.lerp(pixels.index_select(0, pixel).float(), pixels.index_select(0, pixel + 1).float(), x)
+
+        values = (torch.lerp(between(first), between(first + row), y) / 255).reshape(*at[:, 0].shape, -1)
         return values.mT.reshape(len(at), -1, self.patch_size, self.patch_size)
 
 
 def _apply(matrix: Tensor, points: Tensor) -> Tensor:
-    """Points (N, P, 2) under affine matrices (N, 2, 3)."""
-    return points @ matrix[:, :, :2].mT + matrix[:, None, :, 2]
+    """Points (N, 2, P) under affine matrices (N, 2, 3)."""
+    return torch.baddbmm(matrix[:, :, 2:], matrix[:, :, :2], points)
 
 
 def _part(n: int, k: int, count: int) -> int:
