@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
+from rrl_match._command_line import Subparsers, write_line
 from rrl_match._version import __version__
 from rrl_match.errors import RRLMatchError
 from rrl_match.matcher import RRLMatcher
@@ -23,6 +24,7 @@ from rrl_match.registration.reading import ImageFile, read_image, read_mask, wit
 from rrl_match.registration.writing import RECORD, as_json, describe, write_results
 
 OK, REFUSED, MISTAKE = 0, 1, 2  # exit codes
+_ERRORS_ALONE = 2  # of OpenCV's levels of logging
 _MISTAKES = (RRLMatchError, ValueError, OSError, ImportError)
 _EPILOG = """
 The matrix takes pixel (x, y) of A to B, pixel centres at integers. Exit code: 0 registered, 1 refused, 2 mistake.
@@ -34,7 +36,7 @@ The matrix takes pixel (x, y) of A to B, pixel centres at integers. Exit code: 0
 """
 
 
-def add_command(subparsers: Any) -> None:
+def add_command(subparsers: Subparsers) -> None:
     """Add ``register`` to the subparsers of ``rrl-match``."""
     parser = subparsers.add_parser(
         "register",
@@ -76,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         with _quiet_opencv():
             return _run_list(args) if args.pairs else _run_one(args)
     except _MISTAKES as error:
-        _say(f"error: {error}", sys.stderr)
+        write_line(f"error: {error}", sys.stderr)
         return MISTAKE
 
 
@@ -100,11 +102,11 @@ def _check(args: argparse.Namespace) -> None:
 def _run_one(args: argparse.Namespace) -> int:
     pair = Pair("", args.image_a, args.image_b, args.mask_a, args.mask_b)
     record = _register(pair, args.out, args, lambda: _load(args), progress=sys.stderr.isatty())
-    _say(as_json(record))
+    write_line(as_json(record))
     for note in record["notes"]:
-        _say(f"note: {note}", sys.stderr)
+        write_line(f"note: {note}", sys.stderr)
     if not record["ok"]:
-        _say(f"refused: {record['reason']}", sys.stderr)
+        write_line(f"refused: {record['reason']}", sys.stderr)
     return OK if record["ok"] else REFUSED
 
 
@@ -122,7 +124,7 @@ def _run_list(args: argparse.Namespace) -> int:
                     record = {"error": str(error)}
             records.append({"name": pair.name, "image_a": str(pair.image_a), "image_b": str(pair.image_b), **record})
     write_table(args.out / TABLE, records)
-    _say(table(records))
+    write_line(table(records))
     if any("error" in record for record in records):
         return MISTAKE
     return OK if all(record["ok"] for record in records) else REFUSED
@@ -240,14 +242,9 @@ def _bands(text: str) -> tuple[int, ...]:
 @contextmanager
 def _quiet_opencv() -> Iterator[None]:
     """Without OpenCV's own warnings about files, which the command reports in its own words."""
-    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+    set_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # of OpenCV 4, and of 5
+    level = set_level(_ERRORS_ALONE)
     try:
         yield
     finally:
-        cv2.utils.logging.setLogLevel(level)
-
-
-def _say(line: str, stream: Any = None) -> None:
-    stream = stream or sys.stdout
-    stream.write(line + "\n")
-    stream.flush()
+        set_level(level)
