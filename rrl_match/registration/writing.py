@@ -20,6 +20,7 @@ RECORD = "registration.json"  # written last: a folder that has it is complete
 CHECKERBOARD = "checkerboard.png"
 TIE_POINTS = "tie_points.csv"
 QGIS_POINTS = "tie_points.points"
+_LOSSLESS = [cv2.IMWRITE_TIFF_COMPRESSION, 5]  # LZW; without it, OpenCV 4 stores float colours with errors of 2 %
 WARPED = ("warped.tif", "warped.png")
 
 
@@ -165,7 +166,7 @@ def _write_image(path: Path, image: NDArray[Any]) -> None:
     """Grey, RGB or RGBA."""
     if image.ndim == 3:
         image = image[..., [2, 1, 0, 3][: image.shape[2]]]
-    written, data = cv2.imencode(path.suffix, np.ascontiguousarray(image))
+    written, data = cv2.imencode(path.suffix, np.ascontiguousarray(image), _LOSSLESS if path.suffix == ".tif" else [])
     if not written:
         raise ValueError(f"{path} cannot be written")
     path.write_bytes(data.tobytes())
