@@ -20,8 +20,8 @@ from rrl_match.patches import ValueRange, percentile_range, range_per_band
 from rrl_match.registration.coarse import Hypothesis, propose
 from rrl_match.registration.geometry import MODELS, Matrix, Model, Points, apply, as_3x3, implausible
 from rrl_match.registration.images import Frame, prepare
-from rrl_match.registration.judge import ScoringError, judge, judge_at
-from rrl_match.registration.refine import Refined, align, refine
+from rrl_match.registration.judge import ScoringError, contrast, judge, judge_at
+from rrl_match.registration.refine import Refined, align, lead, refine
 from rrl_match.registration.settings import Search, Settings
 
 Array: TypeAlias = "NDArray[np.generic] | Tensor"
@@ -189,8 +189,10 @@ def _searched(
     step: Callable[[], object],
 ) -> Registration:
     """Look near the identity first, and everywhere if what is found there is not beyond doubt."""
-    best = Outcome(-1.0, _refusal("no transform was found under which the images agree"))
+    outcomes: list[Outcome] = []
+    aligned: list[Hypothesis] = []
     pool: list[_Judged] = []
+    refined: list[Refined] = []
     stages = list(_grids(search, settings))
     for grids in stages:
         last = grids is stages[-1]
@@ -199,36 +201,41 @@ def _searched(
         step()
         hypotheses = align(frames, sorted(hypotheses, key=lambda h: -h.score)[:most], settings)
         step()
+        aligned += hypotheses
         pool = sorted(pool + _judged(matcher, frames, hypotheses, settings), key=lambda judged: -judged.rank)
-        least = 0.0 if last else settings.quick_support
-        for judged in pool[: settings.attempts]:
-            if judged.support < least:
-                continue
+        leads = [lead(frames, r.matrix, aligned, settings) for r in refined]
+        outcomes = [check(matcher, frames, r, model, settings, a) for r, a in zip(refined, leads, strict=True)]
+        for judged in _to_refine(pool, last, settings):
             pool.remove(judged)
             step()
-            refined = refine(frames, judged.matrix, model, settings)
-            if refined is None:
+            found = refine(frames, judged.matrix, model, settings)
+            if found is None:
                 continue
-            outcome = check(matcher, frames, refined, model, settings)
-            best = max(best, outcome, key=lambda o: (o.registration.ok, o.support))
-            if best.registration.ok and best.support >= settings.certain_support:
-                return best.registration
-    return best.registration
+            refined.append(found)
+            ahead = lead(frames, found.matrix, aligned, settings)
+            outcomes.append(check(matcher, frames, found, model, settings, ahead))
+            if outcomes[-1].registration.ok and outcomes[-1].support >= settings.certain_support:
+                return outcomes[-1].registration
+    if not outcomes:
+        return _refusal("no transform was found under which the images agree")
+    return max(outcomes, key=lambda o: (o.registration.ok, o.support + o.lead)).registration
 
 
 @dataclass(frozen=True, eq=False)  # told apart by identity: matrices have no single truth value
 class _Judged:
-    """A hypothesis (3, 3), its support, and its rank, to which the agreement of the fields adds a little."""
+    """A hypothesis (3, 3), the agreement of the fields, the support, and its rank, to which both add."""
 
     matrix: Matrix
+    agreement: float
     support: float
     rank: float
 
 
 class Outcome(NamedTuple):
-    """A registration and its support, from 0 to 1."""
+    """A registration, its support, from 0 to 1, and its lead; see :func:`lead`."""
 
     support: float
+    lead: float
     registration: Registration
 
 
@@ -271,34 +278,54 @@ def _judged(
         for hypothesis, judgement in zip(some, judgements, strict=True):
             support = judgement.support(settings.quick_prior)
             added = settings.agreement_weight * hypothesis.score / highest
-            found.append(_Judged(hypothesis.matrix, support, support + added))
+            found.append(_Judged(hypothesis.matrix, hypothesis.score, support, support + added))
     return found
 
 
-def check(matcher: RRLMatcher, frames: Sequence[Frame], refined: Refined, model: Model, settings: Settings) -> Outcome:
-    """The registration that a refined transform gives, or the reason to refuse it."""
+def _to_refine(pool: Sequence[_Judged], last: bool, settings: Settings) -> list[_Judged]:
+    """The hypotheses to refine in this stage; in the last one also the dense search's own choice."""
+    least = 0.0 if last else settings.quick_support
+    chosen = [judged for judged in pool[: settings.attempts] if judged.support >= least]
+    if last and pool:
+        strongest = max(pool, key=lambda judged: judged.agreement)
+        chosen += [strongest] if strongest not in chosen else []
+    return chosen
+
+
+def check(
+    matcher: RRLMatcher,
+    frames: Sequence[Frame],
+    refined: Refined,
+    model: Model,
+    settings: Settings,
+    ahead: float = 0.0,
+) -> Outcome:
+    """The registration that a refined transform gives, or the reason to refuse it.
+
+    Args:
+        matcher, frames, model, settings: as for :func:`register`.
+        refined: the transform.
+        ahead: its :func:`lead`. A transform that is far ahead of all others needs less support by the network.
+    """
     matrix, blocks, (h, w) = refined.matrix, refined.blocks, frames[0].a.shape
     public = matrix if model == "homography" else matrix[:2].copy()
-    wrong = implausible(matrix, np.array([(w - 1) / 2, (h - 1) / 2]))
-    if wrong:
-        return Outcome(0.0, _refusal(f"the transform is implausible: {wrong}", public))
-    if refined.agreeing < settings.min_agreeing:
-        reason = f"only {refined.agreeing:.0%} of the blocks agree on one transform"
-        return Outcome(0.0, _refusal(reason, public))
-    if refined.moved > settings.max_move:
-        return Outcome(
-            0.0, _refusal(f"the transform is not settled, the last fit moved it by {refined.moved:.0%}", public)
-        )
+    reason = _unsound(refined, (h, w), ahead, settings)
+    if reason:
+        return Outcome(0.0, ahead, _refusal(reason, public))
     judged = judge_at(matcher, frames, matrix, [b.points for b in blocks], settings.locations, settings)
-    support = judged.support(settings.prior)
-    matching = judged.scores > matcher.threshold
+    support, matching = judged.support(settings.prior), judged.scores > matcher.threshold
+    matched_fraction = float(matching.mean()) if len(matching) else 0.0
+    settled = refined.moved <= settings.settled_move and refined.agreeing >= settings.settled_agreeing
+    least = settings.min_settled_support if settled else settings.min_support
+    if support < least and ahead >= settings.min_lead:
+        won = contrast(matcher, frames, matrix, judged, settings)
+        if len(won) and won.mean() >= settings.min_contrast:
+            matching, least = won > 0.5, 0.0
     matched, found = (np.concatenate([getattr(b, k) for b in blocks]) for k in ("matched", "found"))
     rows = judged.rows + np.cumsum([0, *(len(b.points) for b in blocks)])[judged.frame]
     kept = matching & found[rows]
     points_a, points_b = judged.locations[kept], matched[rows][kept]
     inliers = np.linalg.norm(apply(matrix, points_a) - points_b, axis=1) < settings.bound * refined.factor
-    settled = refined.moved <= settings.settled_move and refined.agreeing >= settings.settled_agreeing
-    least = settings.min_settled_support if settled else settings.min_support
     reason = _doubts(support, least, int(inliers.sum()), judged.locations, matching, (h, w), settings)
     registration = Registration(
         matrix=None if reason else public,
@@ -309,9 +336,22 @@ def check(matcher: RRLMatcher, frames: Sequence[Frame], refined: Refined, model:
         keypoints_b=points_b,
         matches=Matches(np.repeat(np.arange(len(points_a))[:, None], 2, axis=1), judged.scores[kept]),
         inliers=inliers,
-        matched_fraction=float(matching.mean()) if len(matching) else 0.0,
+        matched_fraction=matched_fraction,
     )
-    return Outcome(support, registration)
+    return Outcome(support, ahead, registration)
+
+
+def _unsound(refined: Refined, shape: tuple[int, int], ahead: float, settings: Settings) -> str:
+    """Why the blocks alone speak against a transform of an image A of this shape, or ""."""
+    h, w = shape
+    wrong = implausible(refined.matrix, np.array([(w - 1) / 2, (h - 1) / 2]))
+    if wrong:
+        return f"the transform is implausible: {wrong}"
+    if refined.agreeing < settings.min_agreeing:
+        return f"only {refined.agreeing:.0%} of the blocks agree on one transform"
+    if refined.moved > (settings.max_leading_move if ahead >= settings.min_lead else settings.max_move):
+        return f"the transform is not settled, the last fit moved it by {refined.moved:.0%}"
+    return ""
 
 
 def _doubts(

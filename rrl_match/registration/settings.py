@@ -80,8 +80,13 @@ class Settings:
     settled_move: float = 0.003  # where the last fit moved less than this and
     settled_agreeing: float = 0.5  # more blocks than this agree, edges support a transform by themselves, and
     min_settled_support: float = 0.45  # less is asked of the network
+    elsewhere: float = 0.12  # distance of the hypotheses that a transform is to lead, of the image's side
+    min_lead: float = 1.5  # a transform that leads them by this factor needs no support by absolute scores, if
+    min_contrast: float = 0.75  # its patches score higher so often than those this many pixels beside them
+    contrast_shift: float = 24.0
     min_matches: int = 10
     min_agreeing: float = 0.2  # of the blocks
     max_move: float = 0.008  # by the last fit, of the longer side of the image
+    max_leading_move: float = 0.02  # of a transform that leads
     min_spread: float = 0.3  # area that the matches span, of the locations' area
     min_area: float = 0.05  # of the image's area
