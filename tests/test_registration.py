@@ -1,6 +1,7 @@
 """From two images to a transform, or a refusal."""
 
 import dataclasses
+import sys
 import threading
 
 import cv2
@@ -29,6 +30,7 @@ from rrl_match.registration.judge import contrast, judge
 from rrl_match.registration.refine import agreement, examine, lead, lowest, match_blocks, refine
 from rrl_match.training.datasets import read_pairs
 
+check = sys.modules[register.__module__].check
 NEAR = Search(rotation=18, scale=(0.85, 1.2))
 
 
@@ -384,7 +386,7 @@ def test_wrong_transforms_do_not_stay_where_they_are(scene):
     assert right.agreeing > 0.9
     about = shrinking(1.0) @ similarity(5, 1)
     about[:2, 2] = [110, 95] - about[:2, :2] @ [110, 95]
-    assert examine([frame], about @ as_3x3(truth), "affine", Settings()).moved > Settings().max_move
+    assert examine([frame], about @ as_3x3(truth), "affine", Settings()).moved > Settings().doubtful_move
     beyond = np.array([[1.0, 0, 5000], [0, 1, 0], [0, 0, 1]])
     assert examine([frame], beyond, "affine", Settings()).agreeing == 0
 
@@ -400,6 +402,27 @@ def test_lead(scene):
     assert lead([frame], right, others, settings) == pytest.approx(agreements[0] / agreements[1])
     assert lead([frame], right, others, settings) > 2
     assert lead([frame], right, [near], settings) == 0, "nothing elsewhere"
+
+
+def test_unsettled_transforms_need_more_support(matcher, scene):
+    there, truth = moved(scene, 3, 1.02)
+    frame = Frame(prepare(scene, None, None, "a"), prepare(there, None, None, "b"))
+    refined = refine([frame], as_3x3(truth), "affine", Settings())
+    strict = dataclasses.replace(Settings(), certain_support=0.99)
+    accepted = [
+        check(matcher, [frame], refined._replace(moved=m), "affine", strict).registration.ok
+        for m in (refined.moved, 2 * strict.doubtful_move)
+    ]
+    assert accepted == [True, False]
+
+
+def test_repeated_texture_is_refused(matcher):
+    tile = make_scene(2, (64, 64))
+    texture = np.tile(tile, (5, 5))
+    image_a, image_b = texture[:220, :220], moved(texture[32:252, 20:240], 0)[0]
+    result = register(matcher, image_a, image_b)
+    assert not result.ok
+    assert "texture repeats" in result.reason
 
 
 def test_contrast_does_not_depend_on_how_high_scores_are(scene):

@@ -107,10 +107,9 @@ def _report(name: str, accepted: dict[str, list[bool]]) -> None:
     right, *off = (f"{100 * float(np.mean(accepted[kind])):.0f} %" for kind in NOT_WRONG)
     rate = 100 * sum(wrong) / max(1, len(wrong))
     print(
-        f"{name}: {sum(wrong)} of {len(wrong)} wrong accepted ({rate:.2f} %), {sum(called)} of {len(called)} whole calls; {right} "
-        f"of the right ones, {off[0]} of those 8 px off, {off[1]} of those 15 px off",
-        flush=True,
+        f"{name}: {sum(wrong)} of {len(wrong)} wrong accepted ({rate:.2f} %), {sum(called)} of {len(called)} in calls;"
     )
+    print(f"    {right} of the right ones, {off[0]} of those 8 px off, {off[1]} of those 15 px off", flush=True)
     for kind, values in accepted.items():
         if any(values) and kind not in NOT_WRONG:
             print(f"    {kind}: {sum(values)} of {len(values)}")

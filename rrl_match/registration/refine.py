@@ -78,17 +78,23 @@ def align(frames: Sequence[Frame], hypotheses: Sequence[Hypothesis], settings: S
     return found
 
 
-def lead(frames: Sequence[Frame], matrix: Matrix, aligned: Sequence[Hypothesis], settings: Settings) -> float:
-    """By what factor the fields agree better under a transform than under the best aligned hypothesis elsewhere.
-
-    Under wrong transforms, fields agree about equally well, whatever the sensors. 0 if there is no other hypothesis.
-    """
+def elsewhere(
+    frames: Sequence[Frame], matrix: Matrix, hypotheses: Sequence[Hypothesis], settings: Settings
+) -> list[Hypothesis]:
+    """The hypotheses that take image A to quite another place than a transform (3, 3) does."""
     (h, w), side = frames[0].a.shape, max(frames[0].b.shape)
     corners = np.array([[0, 0], [w - 1, 0], [0, h - 1], [w - 1, h - 1]], float)
     here = apply(matrix, corners)
-    apart = [np.linalg.norm(apply(o.matrix, corners) - here, axis=1).mean() / side for o in aligned]
-    others = [o.score for o, distance in zip(aligned, apart, strict=True) if distance > settings.elsewhere]
-    best = max(others, default=0.0)
+    apart = [np.linalg.norm(apply(other.matrix, corners) - here, axis=1).mean() for other in hypotheses]
+    return [h for h, distance in zip(hypotheses, apart, strict=True) if distance > settings.elsewhere * side]
+
+
+def lead(frames: Sequence[Frame], matrix: Matrix, aligned: Sequence[Hypothesis], settings: Settings) -> float:
+    """By what factor the fields agree better under a transform than under the best aligned hypothesis elsewhere.
+
+    Under wrong transforms, fields agree about equally well, whatever the sensors. 0 if there is nothing elsewhere.
+    """
+    best = max((h.score for h in elsewhere(frames, matrix, aligned, settings)), default=0.0)
     frames, factor = _small(frames, settings)
     return agreement(frames, matrix, factor, settings) / best if best > 0 else 0.0
 

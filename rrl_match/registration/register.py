@@ -21,7 +21,7 @@ from rrl_match.registration.coarse import Hypothesis, propose
 from rrl_match.registration.geometry import MODELS, Matrix, Model, Points, apply, as_3x3, implausible
 from rrl_match.registration.images import Frame, prepare
 from rrl_match.registration.judge import ScoringError, contrast, judge, judge_at
-from rrl_match.registration.refine import Refined, align, lead, refine
+from rrl_match.registration.refine import Refined, align, elsewhere, lead, refine
 from rrl_match.registration.settings import Search, Settings
 
 Array: TypeAlias = "NDArray[np.generic] | Tensor"
@@ -43,6 +43,8 @@ class Registration:
         matches: of their rows; pair n is row n of both.
         inliers: (K,) bool, matches that agree with the transform.
         matched_fraction: part of the locations whose patches score above the matcher's threshold under the transform.
+            It may be small for sensors that the network does not know: a transform that the edges single out is trusted
+            where patches score higher than those beside them, and these are its matches.
     """
 
     matrix: NDArray[np.float64] | None
@@ -117,7 +119,8 @@ def register(
     """Estimate the transform that takes image A to image B.
 
     Dense search proposes hypotheses: oriented gradients are correlated over shift, rotation and scale. RRL-Net judges
-    them. Block matching refines the best one, on ever finer levels, and RRL-Net judges the result once more.
+    them. Block matching refines the best ones, on ever finer levels, and RRL-Net judges the results once more: by the
+    scores themselves or, where one transform is far ahead of all others in edges, by their contrast.
 
     Lists of images are frames of a rig, two cameras that do not move against each other: one transform is estimated
     from all frames.
@@ -194,6 +197,15 @@ def _searched(
     pool: list[_Judged] = []
     refined: list[Refined] = []
     stages = list(_grids(search, settings))
+
+    def checked(transform: Refined) -> Outcome:
+        ahead = lead(frames, transform.matrix, aligned, settings)
+        outcome = check(matcher, frames, transform, model, settings, ahead)
+        found = outcome.registration.matrix
+        if found is not None and _rivalled(matcher, frames, transform.matrix, ahead, aligned, settings):
+            return outcome._replace(registration=_refusal("another transform agrees as well: texture repeats", found))
+        return outcome
+
     for grids in stages:
         last = grids is stages[-1]
         most = settings.proposals if last else settings.first_proposals
@@ -203,8 +215,7 @@ def _searched(
         step()
         aligned += hypotheses
         pool = sorted(pool + _judged(matcher, frames, hypotheses, settings), key=lambda judged: -judged.rank)
-        leads = [lead(frames, r.matrix, aligned, settings) for r in refined]
-        outcomes = [check(matcher, frames, r, model, settings, a) for r, a in zip(refined, leads, strict=True)]
+        outcomes = [checked(transform) for transform in refined]  # once more, beside the new hypotheses
         for judged in _to_refine(pool, last, settings):
             pool.remove(judged)
             step()
@@ -212,13 +223,31 @@ def _searched(
             if found is None:
                 continue
             refined.append(found)
-            ahead = lead(frames, found.matrix, aligned, settings)
-            outcomes.append(check(matcher, frames, found, model, settings, ahead))
+            outcomes.append(checked(found))
             if outcomes[-1].registration.ok and outcomes[-1].support >= settings.certain_support:
                 return outcomes[-1].registration
     if not outcomes:
         return _refusal("no transform was found under which the images agree")
     return max(outcomes, key=lambda o: (o.registration.ok, o.support + o.lead)).registration
+
+
+def _rivalled(
+    matcher: RRLMatcher,
+    frames: list[Frame],
+    matrix: Matrix,
+    ahead: float,
+    aligned: Sequence[Hypothesis],
+    settings: Settings,
+) -> bool:
+    """Whether another hypothesis agrees nearly as well as a transform, in edges and by RRL-Net."""
+    if not 0 < ahead < settings.clear_lead:
+        return False
+    others = elsewhere(frames, matrix, aligned, settings)
+    least = max(h.score for h in others) * ahead / settings.clear_lead
+    rivals = [h.matrix for h in others if h.score >= least]
+    own, *theirs = judge(matcher, frames, [matrix, *rivals], settings.rival_locations, settings)
+    support = settings.rival_support * own.support(settings.quick_prior)
+    return any(judgement.support(settings.quick_prior) >= support for judgement in theirs)
 
 
 @dataclass(frozen=True, eq=False)  # told apart by identity: matrices have no single truth value
@@ -309,14 +338,13 @@ def check(
     """
     matrix, blocks, (h, w) = refined.matrix, refined.blocks, frames[0].a.shape
     public = matrix if model == "homography" else matrix[:2].copy()
-    reason = _unsound(refined, (h, w), ahead, settings)
+    reason = _unsound(refined, (h, w), settings)
     if reason:
         return Outcome(0.0, ahead, _refusal(reason, public))
     judged = judge_at(matcher, frames, matrix, [b.points for b in blocks], settings.locations, settings)
     support, matching = judged.support(settings.prior), judged.scores > matcher.threshold
     matched_fraction = float(matching.mean()) if len(matching) else 0.0
-    settled = refined.moved <= settings.settled_move and refined.agreeing >= settings.settled_agreeing
-    least = settings.min_settled_support if settled else settings.min_support
+    least = _min_support(refined, settings)
     if support < least and ahead >= settings.min_lead:
         won = contrast(matcher, frames, matrix, judged, settings)
         if len(won) and won.mean() >= settings.min_contrast:
@@ -341,7 +369,7 @@ def check(
     return Outcome(support, ahead, registration)
 
 
-def _unsound(refined: Refined, shape: tuple[int, int], ahead: float, settings: Settings) -> str:
+def _unsound(refined: Refined, shape: tuple[int, int], settings: Settings) -> str:
     """Why the blocks alone speak against a transform of an image A of this shape, or ""."""
     h, w = shape
     wrong = implausible(refined.matrix, np.array([(w - 1) / 2, (h - 1) / 2]))
@@ -349,9 +377,18 @@ def _unsound(refined: Refined, shape: tuple[int, int], ahead: float, settings: S
         return f"the transform is implausible: {wrong}"
     if refined.agreeing < settings.min_agreeing:
         return f"only {refined.agreeing:.0%} of the blocks agree on one transform"
-    if refined.moved > (settings.max_leading_move if ahead >= settings.min_lead else settings.max_move):
+    if refined.moved > settings.max_move:
         return f"the transform is not settled, the last fit moved it by {refined.moved:.0%}"
     return ""
+
+
+def _min_support(refined: Refined, settings: Settings) -> float:
+    """Support that is asked of a transform: the less, the more its edges say."""
+    if refined.moved > settings.doubtful_move:
+        return settings.certain_support
+    if refined.moved <= settings.settled_move and refined.agreeing >= settings.settled_agreeing:
+        return settings.min_settled_support
+    return settings.min_support
 
 
 def _doubts(
