@@ -345,7 +345,7 @@ def check(
     support, matching = judged.support(settings.prior), judged.scores > matcher.threshold
     matched_fraction = float(matching.mean()) if len(matching) else 0.0
     least = _min_support(refined, settings)
-    if support < least and ahead >= settings.min_lead:
+    if support < least and ahead >= settings.min_lead and refined.agreeing >= settings.min_leading_agreeing:
         won = contrast(matcher, frames, matrix, judged, settings)
         if len(won) and won.mean() >= settings.min_contrast:
             matching, least = won > 0.5, 0.0

@@ -82,6 +82,7 @@ class Settings:
     settled_agreeing: float = 0.5  # more blocks than this agree, so that edges support it by themselves
     min_settled_support: float = 0.45
     min_lead: float = 1.5  # a transform that agrees better by this factor than all others needs no high scores, if
+    min_leading_agreeing: float = 0.3  # so many of the blocks agree, and
     min_contrast: float = 0.75  # its patches score higher than those beside them so often
     contrast_shift: float = 24.0  # pixels of the judged images that these lie beside them
     elsewhere: float = 0.12  # distance of the other hypotheses, of the image's side
