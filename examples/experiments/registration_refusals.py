@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--weights", default="universal")
     parser.add_argument("--split", default="train")
     parser.add_argument("--pairs", type=int, default=10, help="of each folder")
+    parser.add_argument("--calls", type=int, default=10, help="of the pairs of each folder, those for whole calls")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     matcher = RRLMatcher.from_pretrained(args.weights)
@@ -58,11 +59,14 @@ def main() -> None:
         accepted: dict[str, list[bool]] = defaultdict(list)
         cases = list(_cases(folder, args.split, args.pairs))
         random = np.random.default_rng(args.seed)
-        for case, other in zip(cases, cases[len(cases) // 2 :] + cases[: len(cases) // 2], strict=True):
+        others = cases[len(cases) // 2 :] + cases[: len(cases) // 2]
+        for n, (case, other) in enumerate(zip(cases, others, strict=True)):
             frames = [Frame(prepare(case.a, None, None, "a"), prepare(case.b, None, None, "b"))]
             aligned = _aligned(frames)
             for kind, matrix in _trials(case, random):
                 accepted[kind].append(_accepts(matcher, frames, matrix, aligned))
+            if n >= args.calls:
+                continue
             for kind, b in (("mirrored", np.ascontiguousarray(case.b[:, ::-1])), ("another image", other.b)):
                 accepted[f"{kind}, registered"].append(register(matcher, case.a, b).ok)
         _report(folder.name, accepted)
