@@ -203,7 +203,8 @@ def _searched(
         outcome = check(matcher, frames, transform, model, settings, ahead)
         found = outcome.registration.matrix
         if found is not None and _rivalled(matcher, frames, transform.matrix, ahead, aligned, settings):
-            return outcome._replace(registration=_refusal("another transform agrees as well: texture repeats", found))
+            reason = "another transform agrees nearly as well, as where texture repeats"
+            return outcome._replace(registration=_refusal(reason, found))
         return outcome
 
     for grids in stages:
