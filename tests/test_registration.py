@@ -1,6 +1,7 @@
 """From two images to a transform, or a refusal."""
 
 import dataclasses
+import sys
 import threading
 
 import cv2
@@ -22,11 +23,14 @@ from rrl_match.registration.geometry import (
     jacobian,
     shrinking,
     similarity,
+    translation,
 )
 from rrl_match.registration.images import Frame, prepare
-from rrl_match.registration.refine import examine, lowest, match_blocks, refine
+from rrl_match.registration.judge import contrast, judge
+from rrl_match.registration.refine import agreement, examine, lead, lowest, match_blocks, refine
 from rrl_match.training.datasets import read_pairs
 
+check = sys.modules[register.__module__].check
 NEAR = Search(rotation=18, scale=(0.85, 1.2))
 
 
@@ -41,6 +45,13 @@ class EdgeMatcher:
             np.stack([_edges(p) for p in patches]) if len(patches) else patches for patches in (patches_a, patches_b)
         ]
         return np.array([max(0.0, (a * b).mean()) for a, b in zip(*edges, strict=True)], np.float32)
+
+
+class FaintMatcher(EdgeMatcher):
+    """Scores all patches below its threshold, as a network does on sensors that it does not know."""
+
+    def score(self, patches_a, patches_b):
+        return 0.3 * super().score(patches_a, patches_b)
 
 
 def _edges(patch):
@@ -123,6 +134,31 @@ def test_images_of_different_locations_are_refused(matcher, scene):
     assert result.reason
     with pytest.raises(ValueError, match="no transform to warp by"):
         result.warp(scene, scene.shape)
+
+
+def test_transform_that_leads_is_accepted_without_high_scores(scene):
+    there, truth = moved(scene, 7, 1.05, (4, -6))
+    result = register(FaintMatcher(), scene, there)
+    assert result.ok, result.reason
+    assert corner_error(result.matrix, truth, scene.shape) < 0.7
+    assert result.matched_fraction < 0.1
+    assert result.inliers.sum() >= 10
+    alone = dataclasses.replace(Settings(), min_lead=np.inf)
+    assert not register(FaintMatcher(), scene, there, search=NEAR, settings=alone).ok
+
+
+def test_transform_that_leads_is_refused_if_no_score_depends_on_it(scene):
+    class Indifferent(EdgeMatcher):
+        def score(self, patches_a, patches_b):
+            return np.full(len(patches_a), 0.3, np.float32)
+
+    result = register(Indifferent(), scene, moved(scene, 7)[0], search=NEAR)
+    assert not result.ok
+    assert "locations match" in result.reason
+
+
+def test_without_high_scores_images_of_different_locations_are_refused(scene):
+    assert not register(FaintMatcher(), scene, make_scene(5), search=NEAR).ok
 
 
 def test_same_bits_whatever_the_global_seed(matcher, scene):
@@ -350,9 +386,56 @@ def test_wrong_transforms_do_not_stay_where_they_are(scene):
     assert right.agreeing > 0.9
     about = shrinking(1.0) @ similarity(5, 1)
     about[:2, 2] = [110, 95] - about[:2, :2] @ [110, 95]
-    assert examine([frame], about @ as_3x3(truth), "affine", Settings()).moved > Settings().max_move
+    assert examine([frame], about @ as_3x3(truth), "affine", Settings()).moved > Settings().doubtful_move
     beyond = np.array([[1.0, 0, 5000], [0, 1, 0], [0, 0, 1]])
     assert examine([frame], beyond, "affine", Settings()).agreeing == 0
+
+
+def test_lead(scene):
+    there, truth = moved(scene, 3, 1.02)
+    frame = Frame(prepare(scene, None, None, "a"), prepare(there, None, None, "b"))
+    right, shifted = as_3x3(truth), translation(60, 0) @ as_3x3(truth)
+    near = Hypothesis(9.0, translation(5, 0) @ right)
+    settings = Settings()
+    agreements = [agreement([frame], m, 1.0, settings) for m in (right, shifted)]
+    others = [near, Hypothesis(agreements[1], shifted)]
+    assert lead([frame], right, others, settings) == pytest.approx(agreements[0] / agreements[1])
+    assert lead([frame], right, others, settings) > 2
+    assert lead([frame], right, [near], settings) == 0, "nothing elsewhere"
+
+
+def test_unsettled_transforms_need_more_support(matcher, scene):
+    there, truth = moved(scene, 3, 1.02)
+    frame = Frame(prepare(scene, None, None, "a"), prepare(there, None, None, "b"))
+    refined = refine([frame], as_3x3(truth), "affine", Settings())
+    strict = dataclasses.replace(Settings(), certain_support=0.99)
+    accepted = [
+        check(matcher, [frame], refined._replace(moved=m), "affine", strict).registration.ok
+        for m in (refined.moved, 2 * strict.doubtful_move)
+    ]
+    assert accepted == [True, False]
+
+
+def test_repeated_texture_is_refused(matcher):
+    tile = make_scene(2, (64, 64))
+    texture = np.tile(tile, (5, 5))
+    image_a, image_b = texture[:220, :220], moved(texture[32:252, 20:240], 0)[0]
+    result = register(matcher, image_a, image_b)
+    assert not result.ok
+    assert "texture repeats" in result.reason
+
+
+def test_contrast_does_not_depend_on_how_high_scores_are(scene):
+    there, truth = moved(scene, 3, 1.02)
+    frame = Frame(prepare(scene, None, None, "a"), prepare(there, None, None, "b"))
+    wrong = translation(50, 20) @ as_3x3(truth)
+    settings = dataclasses.replace(Settings(), contrast_shift=16.0)
+    for one in (EdgeMatcher(), FaintMatcher()):
+        judged = judge(one, [frame], [as_3x3(truth), wrong], 20, settings)
+        right = contrast(one, [frame], as_3x3(truth), judged[0], settings)
+        assert right.shape == judged[0].scores.shape
+        assert right.mean() > 0.9
+        assert contrast(one, [frame], wrong, judged[1], settings).mean() < 0.7
 
 
 def test_blocks_lie_where_both_images_show_something(scene):

@@ -41,6 +41,25 @@ class Judgement(NamedTuple):
         return float(self.scores.sum() / (len(self.scores) + prior))
 
 
+class _View(NamedTuple):
+    """A frame as it is judged under a transform, A and B shrunk so that it scales by about 1.
+
+    Attributes:
+        a, b: images.
+        to_a: (3, 3), from the full image A to `a`.
+        a_to_b: (3, 3), from `a` to `b`.
+        inside_a: where a patch of `a` lies inside.
+        inside_b: where the patch of `b` that belongs to a pixel of `a` lies inside, in the shape of `a`.
+    """
+
+    a: Grey
+    b: Grey
+    to_a: Matrix
+    a_to_b: Matrix
+    inside_a: Mask
+    inside_b: Mask
+
+
 class _Patches(NamedTuple):
     """Patches of A and of B, (N, size, size), their locations (N, 2) in A and their rows (N,) in what was given."""
 
@@ -98,10 +117,52 @@ def _scores(matcher: RRLMatcher, patches_a: NDArray[np.float32], patches_b: NDAr
     return scores
 
 
+def contrast(
+    matcher: RRLMatcher, frames: Sequence[Frame], matrix: Matrix, judged: Judgement, settings: Settings
+) -> NDArray[np.float64]:
+    """How often the patch of A at each location (N,) scores higher with its patch of B than with those beside that one.
+
+    How high patches score depends on how well the network knows the sensors. Whether they score higher where they
+    belong than beside it depends less on that: 1 is always, 1/2 is chance.
+
+    Args:
+        matrix: (3, 3), the transform.
+        judged: its judgement, whose locations and scores are taken.
+    """
+    size, patches_a, patches_b, rows = matcher.patch_size, [], [], []
+    for n, frame in enumerate(frames):
+        view, of_frame = _view(size, frame, matrix, settings), np.flatnonzero(judged.frame == n)
+        points = _rounded(view, judged.locations[of_frame])
+        for shift in settings.contrast_shift * np.array([[1, 0], [-1, 0], [0, 1], [0, -1]]):
+            shown = _shown(view.inside_b, points + shift)
+            patches_a.append(extract_patches(view.a, points[shown], size)[0])
+            patches_b.append(_patches_b(view, points[shown] + shift, size))
+            rows.append(of_frame[shown])
+    of_pair = np.concatenate(rows)
+    beside, there = _scores(matcher, np.concatenate(patches_a), np.concatenate(patches_b)), judged.scores[of_pair]
+    won = np.bincount(of_pair, (there > beside) + 0.5 * (there == beside), len(judged.scores))
+    compared = np.bincount(of_pair, minlength=len(judged.scores))
+    return np.asarray(np.where(compared > 0, won / np.maximum(compared, 1), 0.5), np.float64)
+
+
 def _patches(
     size: int, frame: Frame, matrix: Matrix, count: int, locations: Points | None, settings: Settings
 ) -> _Patches:
     """Patches of A and of B, warped to A's frame: around corners of A, or some of its locations (N, 2)."""
+    view = _view(size, frame, matrix, settings)
+    allowed = view.inside_a & view.inside_b
+    if locations is None:
+        points = corners(view.a, allowed, count)
+        locations, rows = apply(inverse(view.to_a), points), np.arange(len(points))
+    else:
+        points = _rounded(view, locations)
+        rows = np.flatnonzero(_shown(allowed, points))
+        rows = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
+        locations, points = locations[rows], points[rows]
+    return _Patches(extract_patches(view.a, points, size)[0], _patches_b(view, points, size), locations, rows)
+
+
+def _view(size: int, frame: Frame, matrix: Matrix, settings: Settings) -> _View:
     shrink_a, shrink_b = _factors(frame, matrix, settings)
     image_a, mask_a, to_a = frame.a.level(shrink_a)
     image_b, mask_b, to_b = frame.b.level(shrink_b)
@@ -109,20 +170,27 @@ def _patches(
     inside_b = cv2.warpPerspective(
         patch_inside(mask_b, size), whole, mask_a.shape[::-1], flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
     )
-    allowed = patch_inside(mask_a, size) & np.asarray(inside_b, np.uint8)
-    if locations is None:
-        points = corners(image_a, allowed, count)
-        locations, rows = apply(inverse(to_a), points), np.arange(len(points))
-    else:
-        x, y = apply(to_a, locations).round().astype(int).T.clip(0, [[mask_a.shape[1] - 1], [mask_a.shape[0] - 1]])
-        rows = np.flatnonzero(allowed[y, x])
-        rows = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
-        locations = locations[rows]
-        points = np.stack([x, y], 1)[rows].astype(np.float64)
-    patches_a = extract_patches(image_a, points, size)[0]
-    laf = np.concatenate([jacobian(whole, points) * (size / 2), apply(whole, points)[:, :, None]], axis=2)
-    patches_b = extract_patches(image_b, laf, size, upright=False)[0]
-    return _Patches(patches_a, patches_b, locations, rows)
+    return _View(image_a, image_b, to_a, whole, patch_inside(mask_a, size), np.asarray(inside_b, np.uint8))
+
+
+def _rounded(view: _View, locations: Points) -> Points:
+    """Locations (N, 2) of the full image A as whole pixels of the view's."""
+    h, w = view.a.shape
+    points: Points = apply(view.to_a, locations).round().clip(0, (w - 1, h - 1))
+    return points
+
+
+def _shown(mask: Mask, points: Points) -> NDArray[np.bool_]:
+    """Which whole pixels (N, 2) lie in a mask."""
+    (h, w), (x, y) = mask.shape, points.T.astype(int)
+    inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)
+    return np.asarray(inside & (mask[y.clip(0, h - 1), x.clip(0, w - 1)] > 0), np.bool_)
+
+
+def _patches_b(view: _View, points: Points, size: int) -> NDArray[np.float32]:
+    """Patches of B, warped to A's frame, that belong to points (N, 2) of A."""
+    laf = np.concatenate([jacobian(view.a_to_b, points) * (size / 2), apply(view.a_to_b, points)[:, :, None]], axis=2)
+    return extract_patches(view.b, laf, size, upright=False)[0]
 
 
 def _factors(frame: Frame, matrix: Matrix, settings: Settings) -> tuple[float, float]:

@@ -65,8 +65,7 @@ class _Overlay(NamedTuple):
 def align(frames: Sequence[Frame], hypotheses: Sequence[Hypothesis], settings: Settings) -> list[Hypothesis]:
     """Hypotheses aligned in small images, distinct ones, best first; in each round only the best go on."""
     a, b = frames[0]
-    factor = max(1.0, max(*a.shape, *b.shape) / settings.align_side)
-    frames = frames[:: max(1, math.ceil(len(frames) / settings.coarse_frames))]
+    frames, factor = _small(frames, settings)
     found = list(hypotheses)
     for radius, cells, most in zip(settings.align_radii, settings.align_cells, settings.aligned, strict=True):
         aligned = []
@@ -77,6 +76,34 @@ def align(frames: Sequence[Frame], hypotheses: Sequence[Hypothesis], settings: S
                 aligned.append(Hypothesis(agreement(frames, fitted, factor, settings), fitted))
         found = distinct(aligned, a.shape, settings.distance * max(b.shape), most)
     return found
+
+
+def elsewhere(
+    frames: Sequence[Frame], matrix: Matrix, hypotheses: Sequence[Hypothesis], settings: Settings
+) -> list[Hypothesis]:
+    """The hypotheses that take image A to quite another place than a transform (3, 3) does."""
+    (h, w), side = frames[0].a.shape, max(frames[0].b.shape)
+    corners = np.array([[0, 0], [w - 1, 0], [0, h - 1], [w - 1, h - 1]], float)
+    here = apply(matrix, corners)
+    apart = [np.linalg.norm(apply(other.matrix, corners) - here, axis=1).mean() for other in hypotheses]
+    return [h for h, distance in zip(hypotheses, apart, strict=True) if distance > settings.elsewhere * side]
+
+
+def lead(frames: Sequence[Frame], matrix: Matrix, aligned: Sequence[Hypothesis], settings: Settings) -> float:
+    """By what factor the fields agree better under a transform than under the best aligned hypothesis elsewhere.
+
+    Under wrong transforms, fields agree about equally well, whatever the sensors. 0 if there is nothing elsewhere.
+    """
+    best = max((h.score for h in elsewhere(frames, matrix, aligned, settings)), default=0.0)
+    frames, factor = _small(frames, settings)
+    return agreement(frames, matrix, factor, settings) / best if best > 0 else 0.0
+
+
+def _small(frames: Sequence[Frame], settings: Settings) -> tuple[Sequence[Frame], float]:
+    """The frames on which hypotheses are aligned, and the factor by which B is shrunk for it."""
+    a, b = frames[0]
+    factor = max(1.0, max(*a.shape, *b.shape) / settings.align_side)
+    return frames[:: max(1, math.ceil(len(frames) / settings.coarse_frames))], factor
 
 
 def refine(frames: Sequence[Frame], matrix: Matrix, model: Model, settings: Settings) -> Refined | None:

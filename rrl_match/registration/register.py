@@ -20,8 +20,8 @@ from rrl_match.patches import ValueRange, percentile_range, range_per_band
 from rrl_match.registration.coarse import Hypothesis, propose
 from rrl_match.registration.geometry import MODELS, Matrix, Model, Points, apply, as_3x3, implausible
 from rrl_match.registration.images import Frame, prepare
-from rrl_match.registration.judge import ScoringError, judge, judge_at
-from rrl_match.registration.refine import Refined, align, refine
+from rrl_match.registration.judge import ScoringError, contrast, judge, judge_at
+from rrl_match.registration.refine import Refined, align, elsewhere, lead, refine
 from rrl_match.registration.settings import Search, Settings
 
 Array: TypeAlias = "NDArray[np.generic] | Tensor"
@@ -43,6 +43,8 @@ class Registration:
         matches: of their rows; pair n is row n of both.
         inliers: (K,) bool, matches that agree with the transform.
         matched_fraction: part of the locations whose patches score above the matcher's threshold under the transform.
+            It may be small for sensors that the network does not know: a transform that the edges single out is trusted
+            where patches score higher than those beside them, and these are its matches.
     """
 
     matrix: NDArray[np.float64] | None
@@ -117,7 +119,8 @@ def register(
     """Estimate the transform that takes image A to image B.
 
     Dense search proposes hypotheses: oriented gradients are correlated over shift, rotation and scale. RRL-Net judges
-    them. Block matching refines the best one, on ever finer levels, and RRL-Net judges the result once more.
+    them. Block matching refines the best ones, on ever finer levels, and RRL-Net judges the results once more: by the
+    scores themselves or, where one transform is far ahead of all others in edges, by their contrast.
 
     Lists of images are frames of a rig, two cameras that do not move against each other: one transform is estimated
     from all frames.
@@ -189,9 +192,21 @@ def _searched(
     step: Callable[[], object],
 ) -> Registration:
     """Look near the identity first, and everywhere if what is found there is not beyond doubt."""
-    best = Outcome(-1.0, _refusal("no transform was found under which the images agree"))
+    outcomes: list[Outcome] = []
+    aligned: list[Hypothesis] = []
     pool: list[_Judged] = []
+    refined: list[Refined] = []
     stages = list(_grids(search, settings))
+
+    def checked(transform: Refined) -> Outcome:
+        ahead = lead(frames, transform.matrix, aligned, settings)
+        outcome = check(matcher, frames, transform, model, settings, ahead)
+        found = outcome.registration.matrix
+        if found is not None and _rivalled(matcher, frames, transform.matrix, ahead, aligned, settings):
+            reason = "another transform agrees nearly as well, as where texture repeats"
+            return outcome._replace(registration=_refusal(reason, found))
+        return outcome
+
     for grids in stages:
         last = grids is stages[-1]
         most = settings.proposals if last else settings.first_proposals
@@ -199,36 +214,58 @@ def _searched(
         step()
         hypotheses = align(frames, sorted(hypotheses, key=lambda h: -h.score)[:most], settings)
         step()
+        aligned += hypotheses
         pool = sorted(pool + _judged(matcher, frames, hypotheses, settings), key=lambda judged: -judged.rank)
-        least = 0.0 if last else settings.quick_support
-        for judged in pool[: settings.attempts]:
-            if judged.support < least:
-                continue
+        outcomes = [checked(transform) for transform in refined]  # once more, beside the new hypotheses
+        for judged in _to_refine(pool, last, settings):
             pool.remove(judged)
             step()
-            refined = refine(frames, judged.matrix, model, settings)
-            if refined is None:
+            found = refine(frames, judged.matrix, model, settings)
+            if found is None:
                 continue
-            outcome = check(matcher, frames, refined, model, settings)
-            best = max(best, outcome, key=lambda o: (o.registration.ok, o.support))
-            if best.registration.ok and best.support >= settings.certain_support:
-                return best.registration
-    return best.registration
+            refined.append(found)
+            outcomes.append(checked(found))
+            if outcomes[-1].registration.ok and outcomes[-1].support >= settings.certain_support:
+                return outcomes[-1].registration
+    if not outcomes:
+        return _refusal("no transform was found under which the images agree")
+    return max(outcomes, key=lambda o: (o.registration.ok, o.support + o.lead)).registration
+
+
+def _rivalled(
+    matcher: RRLMatcher,
+    frames: list[Frame],
+    matrix: Matrix,
+    ahead: float,
+    aligned: Sequence[Hypothesis],
+    settings: Settings,
+) -> bool:
+    """Whether another hypothesis agrees nearly as well as a transform, in edges and by RRL-Net."""
+    if not 0 < ahead < settings.clear_lead:
+        return False
+    others = elsewhere(frames, matrix, aligned, settings)
+    least = max(h.score for h in others) * ahead / settings.clear_lead
+    rivals = [h.matrix for h in others if h.score >= least]
+    own, *theirs = judge(matcher, frames, [matrix, *rivals], settings.rival_locations, settings)
+    support = settings.rival_support * own.support(settings.quick_prior)
+    return any(judgement.support(settings.quick_prior) >= support for judgement in theirs)
 
 
 @dataclass(frozen=True, eq=False)  # told apart by identity: matrices have no single truth value
 class _Judged:
-    """A hypothesis (3, 3), its support, and its rank, to which the agreement of the fields adds a little."""
+    """A hypothesis (3, 3), the agreement of the fields, the support, and its rank, to which both add."""
 
     matrix: Matrix
+    agreement: float
     support: float
     rank: float
 
 
 class Outcome(NamedTuple):
-    """A registration and its support, from 0 to 1."""
+    """A registration, its support, from 0 to 1, and its lead; see :func:`lead`."""
 
     support: float
+    lead: float
     registration: Registration
 
 
@@ -271,34 +308,53 @@ def _judged(
         for hypothesis, judgement in zip(some, judgements, strict=True):
             support = judgement.support(settings.quick_prior)
             added = settings.agreement_weight * hypothesis.score / highest
-            found.append(_Judged(hypothesis.matrix, support, support + added))
+            found.append(_Judged(hypothesis.matrix, hypothesis.score, support, support + added))
     return found
 
 
-def check(matcher: RRLMatcher, frames: Sequence[Frame], refined: Refined, model: Model, settings: Settings) -> Outcome:
-    """The registration that a refined transform gives, or the reason to refuse it."""
+def _to_refine(pool: Sequence[_Judged], last: bool, settings: Settings) -> list[_Judged]:
+    """The hypotheses to refine in this stage; in the last one also the dense search's own choice."""
+    least = 0.0 if last else settings.quick_support
+    chosen = [judged for judged in pool[: settings.attempts] if judged.support >= least]
+    if last and pool:
+        strongest = max(pool, key=lambda judged: judged.agreement)
+        chosen += [strongest] if strongest not in chosen else []
+    return chosen
+
+
+def check(
+    matcher: RRLMatcher,
+    frames: Sequence[Frame],
+    refined: Refined,
+    model: Model,
+    settings: Settings,
+    ahead: float = 0.0,
+) -> Outcome:
+    """The registration that a refined transform gives, or the reason to refuse it.
+
+    Args:
+        matcher, frames, model, settings: as for :func:`register`.
+        refined: the transform.
+        ahead: its :func:`lead`. A transform that is far ahead of all others needs less support by the network.
+    """
     matrix, blocks, (h, w) = refined.matrix, refined.blocks, frames[0].a.shape
     public = matrix if model == "homography" else matrix[:2].copy()
-    wrong = implausible(matrix, np.array([(w - 1) / 2, (h - 1) / 2]))
-    if wrong:
-        return Outcome(0.0, _refusal(f"the transform is implausible: {wrong}", public))
-    if refined.agreeing < settings.min_agreeing:
-        reason = f"only {refined.agreeing:.0%} of the blocks agree on one transform"
-        return Outcome(0.0, _refusal(reason, public))
-    if refined.moved > settings.max_move:
-        return Outcome(
-            0.0, _refusal(f"the transform is not settled, the last fit moved it by {refined.moved:.0%}", public)
-        )
+    reason = _unsound(refined, (h, w), settings)
+    if reason:
+        return Outcome(0.0, ahead, _refusal(reason, public))
     judged = judge_at(matcher, frames, matrix, [b.points for b in blocks], settings.locations, settings)
-    support = judged.support(settings.prior)
-    matching = judged.scores > matcher.threshold
+    support, matching = judged.support(settings.prior), judged.scores > matcher.threshold
+    matched_fraction = float(matching.mean()) if len(matching) else 0.0
+    least = _min_support(refined, settings)
+    if support < least and ahead >= settings.min_lead and refined.agreeing >= settings.min_leading_agreeing:
+        won = contrast(matcher, frames, matrix, judged, settings)
+        if len(won) and won.mean() >= settings.min_contrast:
+            matching, least = won > 0.5, 0.0
     matched, found = (np.concatenate([getattr(b, k) for b in blocks]) for k in ("matched", "found"))
     rows = judged.rows + np.cumsum([0, *(len(b.points) for b in blocks)])[judged.frame]
     kept = matching & found[rows]
     points_a, points_b = judged.locations[kept], matched[rows][kept]
     inliers = np.linalg.norm(apply(matrix, points_a) - points_b, axis=1) < settings.bound * refined.factor
-    settled = refined.moved <= settings.settled_move and refined.agreeing >= settings.settled_agreeing
-    least = settings.min_settled_support if settled else settings.min_support
     reason = _doubts(support, least, int(inliers.sum()), judged.locations, matching, (h, w), settings)
     registration = Registration(
         matrix=None if reason else public,
@@ -309,9 +365,31 @@ def check(matcher: RRLMatcher, frames: Sequence[Frame], refined: Refined, model:
         keypoints_b=points_b,
         matches=Matches(np.repeat(np.arange(len(points_a))[:, None], 2, axis=1), judged.scores[kept]),
         inliers=inliers,
-        matched_fraction=float(matching.mean()) if len(matching) else 0.0,
+        matched_fraction=matched_fraction,
     )
-    return Outcome(support, registration)
+    return Outcome(support, ahead, registration)
+
+
+def _unsound(refined: Refined, shape: tuple[int, int], settings: Settings) -> str:
+    """Why the blocks alone speak against a transform of an image A of this shape, or ""."""
+    h, w = shape
+    wrong = implausible(refined.matrix, np.array([(w - 1) / 2, (h - 1) / 2]))
+    if wrong:
+        return f"the transform is implausible: {wrong}"
+    if refined.agreeing < settings.min_agreeing:
+        return f"only {refined.agreeing:.0%} of the blocks agree on one transform"
+    if refined.moved > settings.max_move:
+        return f"the transform is not settled, the last fit moved it by {refined.moved:.0%}"
+    return ""
+
+
+def _min_support(refined: Refined, settings: Settings) -> float:
+    """Support that is asked of a transform: the less, the more its edges say."""
+    if refined.moved > settings.doubtful_move:
+        return settings.certain_support
+    if refined.moved <= settings.settled_move and refined.agreeing >= settings.settled_agreeing:
+        return settings.min_settled_support
+    return settings.min_support
 
 
 def _doubts(
