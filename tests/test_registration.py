@@ -336,7 +336,7 @@ def test_another_default_device_changes_nothing(matcher, scene):
         ({"image_a": []}, ValueError, "image_a is an empty list"),
         ({"image_b": np.full((90, 90), np.nan)}, ValueError, "image_b"),
         ({"image_b": np.zeros((0, 90), np.uint8)}, ValueError, "image_b"),
-        ({"image_b": [np.zeros((90, 90), np.uint8)] * 2}, ValueError, "equally many, got 1 and 2"),
+        ({"image_b": [np.zeros((90, 90), np.uint8)] * 2}, ValueError, "of one length, got 1 and 2"),
         ({"image_b": [np.zeros((90, 90), np.uint8), np.zeros((91, 90), np.uint8)]}, ValueError, "of one size"),
         ({"value_range": (9, 1)}, ValueError, "value_range for image_a"),
         ({"value_range": (None, (9, 1))}, ValueError, "value_range for image_b"),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rrl_match.matcher import RRLMatcher
 from rrl_match.matching import Matches
-from rrl_match.patches import ValueRange, percentile_range, range_per_band
+from rrl_match.patches import ValueRanges, percentile_range, range_per_band
 from rrl_match.registration.coarse import Hypothesis, propose
 from rrl_match.registration.geometry import MODELS, Matrix, Model, Points, apply, as_3x3, implausible
 from rrl_match.registration.images import Frame, prepare
@@ -26,7 +26,6 @@ from rrl_match.registration.settings import Search, Settings
 
 Array: TypeAlias = "NDArray[np.generic] | Tensor"
 Images: TypeAlias = "Array | Sequence[Array]"
-BandRanges: TypeAlias = "ValueRange | tuple[ValueRange | None, ValueRange | None]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +74,7 @@ class Registration:
     def checkerboard(
         self, image_a: NDArray[np.generic], image_b: NDArray[np.generic], squares: int = 8
     ) -> NDArray[np.uint8]:
-        """Squares of A, warped, and of B in turns, as uint8 RGB (H, W, 3) of B's size, to look at.
+        """Alternating squares of warped A and of B, as uint8 RGB (H, W, 3) of B's size, to look at.
 
         Args:
             image_a, image_b: (H, W) or RGB (H, W, 3); other than uint8, they are mapped from their percentile range.
@@ -111,7 +110,7 @@ def register(
     *,
     mask_a: Images | None = None,
     mask_b: Images | None = None,
-    value_range: BandRanges | None = None,
+    value_range: ValueRanges | None = None,
     search: Search = Search(),  # noqa: B008
     progress: bool = False,
     settings: Settings = Settings(),  # noqa: B008
@@ -162,7 +161,7 @@ def register(
 
 
 def _prepared(
-    image_a: Images, image_b: Images, mask_a: Images | None, mask_b: Images | None, value_range: BandRanges | None
+    image_a: Images, image_b: Images, mask_a: Images | None, mask_b: Images | None, value_range: ValueRanges | None
 ) -> list[Frame]:
     """Checked frames, one or more, of equal shapes."""
     ranges = range_per_band(value_range)
@@ -179,7 +178,8 @@ def _prepared(
         if len(shapes) > 1:
             raise ValueError(f"image_{band} must be images of one size, got {sorted(shapes)}")
     if len(prepared[0]) != len(prepared[1]):
-        raise ValueError(f"image_a and image_b must be equally many, got {len(prepared[0])} and {len(prepared[1])}")
+        counts = " and ".join(str(len(part)) for part in prepared)
+        raise ValueError(f"image_a and image_b must be lists of one length, got {counts}")
     return [Frame(a, b) for a, b in zip(*prepared, strict=True)]
 
 
