@@ -1,10 +1,11 @@
-"""Registers the pairs of a data folder, in turns with SIFT and with the same dense search without the network.
+"""Registers the pairs of a data folder by `register`, by the same dense search without the network, and by SIFT.
 
     python examples/registration_benchmark.py ../shared/data/vis-nir [--weights vis-nir] [--every 4] [--frames 3]
 
 Prints, for each method, AUC@10px (area under the cumulative curve of the corner error up to 10 px, in percent; refused
-pairs count as failures), refused pairs, wrong ones (off by more than 20 px but not refused) and the median time, its
-ratio to that of the last method, and where the time of `register` goes. The baselines are SIFT with 4,000 keypoints,
+pairs count as failures), in brackets the same if refusals are ignored and rejected transforms count, refused pairs,
+wrong ones (off by more than 20 px but not refused) and the median time, its ratio to that of the last method, and where
+the time of `register` goes. The baselines are SIFT with 4,000 keypoints,
 ratio test and MAGSAC; and the dense search and block matching of `register` itself without RRL-Net.
 
 Pairs that come aligned get a known similarity put on image B first: rotation within 10 degrees, scale 0.9 to 1.1,
@@ -50,6 +51,13 @@ class Pair(NamedTuple):
     a_to_b: Matrix
 
 
+class Found(NamedTuple):
+    """A transform (2, 3) or (3, 3) from A to B, if there is any, and whether the method trusts it."""
+
+    matrix: Matrix | None
+    trusted: bool
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="with a manifest.csv")
@@ -64,12 +72,12 @@ def main() -> None:
     args = parser.parse_args()
     matcher = RRLMatcher.from_pretrained(args.weights)
     stages = _timed_stages()
-    methods: dict[str, Callable[[Pair], Matrix | None]] = {
-        "register": lambda pair: register(matcher, pair.images_a, pair.images_b).matrix,
+    methods: dict[str, Callable[[Pair], Found]] = {
+        "register": lambda pair: _register(matcher, pair),
         "dense": _dense,
         "sift": _sift,
     }
-    errors: dict[tuple[str, str], list[float]] = defaultdict(list)
+    errors: dict[tuple[str, str], list[tuple[float, bool]]] = defaultdict(list)
     seconds: dict[str, list[float]] = defaultdict(list)
     for pair in _pairs(args.folder, args.split, args.scene, args.every, args.frames):
         for method in args.methods:
@@ -77,13 +85,17 @@ def main() -> None:
             found = methods[method](pair)
             seconds[method].append(time.perf_counter() - began)
             for scene in {pair.scene, "all"}:
-                errors[method, scene].append(_corner_error(found, pair.a_to_b, pair.images_a[0].shape))
+                error = _corner_error(found.matrix, pair.a_to_b, pair.images_a[0].shape)
+                errors[method, scene].append((error, found.trusted))
     print(f"{args.folder.name}, {args.weights}, {args.frames} frames; {_environment(matcher)}")
     for method, scene in sorted(errors, key=lambda key: (args.methods.index(key[0]), key[1] == "all", key[1])):
-        e = np.array(errors[method, scene])
-        auc = 100 * np.mean(np.clip(1 - e / 10, 0, 1))
-        wrong = int(np.sum(np.isfinite(e) & (e > 20)))
-        print(f"{method:9} {scene:12} n={len(e):3}  AUC@10px {auc:5.1f}  refused {np.isinf(e).sum():3}  wrong {wrong}")
+        errors_of, trusted = (np.array(values) for values in zip(*errors[method, scene], strict=True))
+        within = np.clip(1 - errors_of / 10, 0, 1)
+        refused, wrong = int(np.sum(~trusted)), int(np.sum(trusted & (errors_of > 20)))
+        print(
+            f"{method:9} {scene:12} n={len(trusted):3}  AUC@10px {100 * np.mean(within * trusted):5.1f} "
+            f"({100 * np.mean(within):5.1f})  refused {refused:3}  wrong {wrong}"
+        )
     for method in args.methods:
         ratio = statistics.median(seconds[method]) / statistics.median(seconds[args.methods[-1]])
         median = statistics.median(seconds[method])
@@ -141,7 +153,7 @@ def _displacement(name: str, shape: Sequence[int]) -> Matrix:
 
 
 def _corner_error(found: Matrix | None, true: Matrix, shape: Sequence[int]) -> float:
-    """Mean distance of A's corners in pixels of B; infinite for a refusal."""
+    """Mean distance of A's corners in pixels of B; infinite without a transform."""
     if found is None:
         return float("inf")
     h, w = shape[:2]
@@ -149,24 +161,29 @@ def _corner_error(found: Matrix | None, true: Matrix, shape: Sequence[int]) -> f
     return float(np.hypot(*(found[:2] @ corners - true[:2] @ corners)).mean())
 
 
-def _sift(pair: Pair) -> Matrix | None:
+def _register(matcher: RRLMatcher, pair: Pair) -> Found:
+    result = register(matcher, pair.images_a, pair.images_b)
+    return Found(result.matrix if result.ok else result.rejected, result.ok)
+
+
+def _sift(pair: Pair) -> Found:
     """SIFT's 4,000 strongest keypoints, ratio test at 0.8, MAGSAC."""
     sift = cv2.SIFT_create(4000)  # type: ignore[attr-defined]
     of_a, of_b = (
         sift.detectAndCompute(cv2.cvtColor(i[0], cv2.COLOR_RGB2GRAY), None) for i in (pair.images_a, pair.images_b)
     )
     if of_a[1] is None or of_b[1] is None:
-        return None
+        return Found(None, False)
     nearest = cv2.BFMatcher(cv2.NORM_L2).knnMatch(of_a[1], of_b[1], k=2)
     good = [m[0] for m in nearest if len(m) == 2 and m[0].distance < 0.8 * m[1].distance]
     if len(good) < 4:
-        return None
+        return Found(None, False)
     a, b = np.array([of_a[0][m.queryIdx].pt for m in good]), np.array([of_b[0][m.trainIdx].pt for m in good])
     found = cv2.estimateAffine2D(a, b, method=cv2.USAC_MAGSAC, ransacReprojThreshold=3.0, maxIters=10000)[0]
-    return None if found is None else np.asarray(found, np.float64)
+    return Found(None, False) if found is None else Found(np.asarray(found, np.float64), True)
 
 
-def _dense(pair: Pair) -> Matrix | None:
+def _dense(pair: Pair) -> Found:
     """The best hypothesis of the dense search, refined; there is no refusal."""
     settings = Settings()
     frames = [
@@ -177,7 +194,7 @@ def _dense(pair: Pair) -> Matrix | None:
     hypotheses = propose(frames, rotations, _scales(settings), settings.proposals, settings)
     aligned = align(frames, hypotheses, settings)
     refined = refine(frames, aligned[0].matrix, "affine", settings) if aligned else None
-    return None if refined is None else refined.matrix
+    return Found(None, False) if refined is None else Found(refined.matrix, True)
 
 
 def _scales(settings: Settings) -> list[float]:
