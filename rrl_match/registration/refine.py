@@ -81,7 +81,7 @@ def align(frames: Sequence[Frame], hypotheses: Sequence[Hypothesis], settings: S
 def elsewhere(
     frames: Sequence[Frame], matrix: Matrix, hypotheses: Sequence[Hypothesis], settings: Settings
 ) -> list[Hypothesis]:
-    """The hypotheses that take image A to quite another place than a transform (3, 3) does."""
+    """The hypotheses that take image A to quite another location than a transform (3, 3) does."""
     (h, w), side = frames[0].a.shape, max(frames[0].b.shape)
     corners = np.array([[0, 0], [w - 1, 0], [0, h - 1], [w - 1, h - 1]], float)
     here = apply(matrix, corners)

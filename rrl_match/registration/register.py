@@ -202,7 +202,7 @@ def _searched(
         ahead = lead(frames, transform.matrix, aligned, settings)
         outcome = check(matcher, frames, transform, model, settings, ahead)
         found = outcome.registration.matrix
-        if found is not None and _rivalled(matcher, frames, transform.matrix, ahead, aligned, settings):
+        if found is not None and _has_alternative(matcher, frames, transform.matrix, ahead, aligned, settings):
             reason = "another transform agrees nearly as well, as where texture repeats"
             return outcome._replace(registration=_refusal(reason, found))
         return outcome
@@ -232,7 +232,7 @@ def _searched(
     return max(outcomes, key=lambda o: (o.registration.ok, o.support + o.lead)).registration
 
 
-def _rivalled(
+def _has_alternative(
     matcher: RRLMatcher,
     frames: list[Frame],
     matrix: Matrix,
@@ -245,9 +245,9 @@ def _rivalled(
         return False
     others = elsewhere(frames, matrix, aligned, settings)
     least = max(h.score for h in others) * ahead / settings.clear_lead
-    rivals = [h.matrix for h in others if h.score >= least]
-    own, *theirs = judge(matcher, frames, [matrix, *rivals], settings.rival_locations, settings)
-    support = settings.rival_support * own.support(settings.quick_prior)
+    alternatives = [h.matrix for h in others if h.score >= least]
+    own, *theirs = judge(matcher, frames, [matrix, *alternatives], settings.alternative_locations, settings)
+    support = settings.alternative_support * own.support(settings.quick_prior)
     return any(judgement.support(settings.quick_prior) >= support for judgement in theirs)
 
 

@@ -87,8 +87,8 @@ class Settings:
     contrast_shift: float = 24.0  # pixels of the judged images that these lie beside them
     elsewhere: float = 0.12  # distance of the other hypotheses, of the image's side
     clear_lead: float = 1.25  # a transform that leads by less is refused if one of these is supported, too,
-    rival_support: float = 0.6  # this much of its own support
-    rival_locations: int = 20  # at so many locations of each
+    alternative_support: float = 0.6  # this much of its own support
+    alternative_locations: int = 20  # at so many locations of each
     min_matches: int = 10
     min_agreeing: float = 0.2  # of the blocks
     max_move: float = 0.02  # by the last fit, of the longer side of the image
