@@ -29,7 +29,9 @@ print(matcher.modalities, matcher.score(patches, patches).tolist())
 def distributions(tmp_path_factory):
     """The sdist, and the wheel that is built from it."""
     folder = tmp_path_factory.mktemp("dist")
-    subprocess.run([sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)], check=True, capture_output=True)
+    build = [sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)]
+    result = subprocess.run(build, check=True, capture_output=True, text=True)
+    assert "importable package" not in result.stdout + result.stderr, "setuptools warns of files in no package"
     (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
     return sdist, wheel
 
