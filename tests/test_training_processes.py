@@ -44,10 +44,10 @@ torch.save({"model": trainer.model.state_dict(), "seen": seen[:8]}, Path(out) / 
 
 
 def launch(folder, processes=2):
-    """As ``torchrun`` does, on CPUs; Accelerate reads the environment that it sets."""
-    options = ["--standalone", "--nproc-per-node", processes]
+    """As ``torchrun`` does, on CPUs; Accelerate reads the environment that it sets. One process needs no launcher."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes] if processes > 1 else []
     arguments = [folder / name for name in ("worker.py", "recipe.json", "images", "start", "run")]
-    command = [sys.executable, "-m", "torch.distributed.run", *options, *arguments]
+    command = [sys.executable, *launcher, *arguments]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
         [str(part) for part in command], capture_output=True, text=True, timeout=300, check=False, env=environment

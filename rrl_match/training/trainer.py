@@ -48,7 +48,7 @@ class Trainer:
         recipe: what to do.
         sources: registered training images; `recipe.val_fraction` of each is kept for validation.
         out: folder for ``checkpoint.pt``, ``log.jsonl``, TensorBoard's files and, at the end, ``weights/``; one that
-            all processes share.
+            all processes can write to.
         seed: of initialisation, patches, augmentation and mining.
         precision: "bf16" or "fp32".
         device: "auto" for CUDA if available, or "cpu".
@@ -125,7 +125,7 @@ class Trainer:
             logger.info("resuming from step %d", self.done)
         if len(set(gather_object([self.done]))) > 1:
             raise ValueError(
-                f"the processes found different checkpoints: {self.folder.path} must be a folder that all share"
+                f"the processes found different checkpoints: {self.folder.path} must be a folder that all can write to"
             )
         self.folder.open_log(self.done)
         self.folder.write_text("recipe.json", self.recipe.to_json())
