@@ -40,16 +40,23 @@ def start():
     """Starts the example; Ray's own files go to a temporary folder whose path is short enough for its sockets."""
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
         environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": folder, "HF_HUB_OFFLINE": "1"}
+        environment["RAY_worker_niceness"] = "0"  # at Ray's 15, workers would stand still beside other tests
         environment["PYTHONPATH"] = os.pathsep.join([str(SCRIPT.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment.pop("RAY_ADDRESS", None)
+        processes = []
 
         def start(*arguments, code=None):
             script = [str(SCRIPT)] if code is None else ["-c", code]
             command = [sys.executable, *script, *map(str, arguments)]
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-            return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+            processes.append(subprocess.Popen(command, env=environment, start_new_session=True, **pipes))
+            return processes[-1]
 
         yield start
+        for process in processes:
+            if process.poll() is None:  # a test failed while it ran
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
 
 
 def finish(process):
