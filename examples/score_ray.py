@@ -134,13 +134,17 @@ def main() -> None:
     parser.add_argument(
         "--part", type=int, default=4096, help="pairs per file of `parts`; an actor that dies loses one"
     )
-    parser.add_argument("--local", type=int, metavar="CPUS", help="start Ray on this machine with this many CPUs")
+    parser.add_argument(
+        "--local", type=int, metavar="CPUS", help="start Ray on this machine with this many CPUs, at least 3"
+    )
     args = parser.parse_args()
     if args.demo:
         args.pairs, args.out = str(write_demo(args.demo / "pairs")), str(args.demo / "scores")
         args.local, args.part = args.local or 3, 16
     if not (args.pairs and args.out):
         parser.error("give PAIRS and OUT, or --demo FOLDER")
+    if args.local and args.local < 3:  # to resume: an actor that scores, one that drops finished keys, and a task
+        parser.error("--local must be at least 3: with fewer CPUs, a run that resumes waits for itself")
     pairs, out = (path if "://" in path else str(Path(path).resolve()) for path in (args.pairs, args.out))
     if args.local:
         ray.init("local", num_cpus=args.local, include_dashboard=False, object_store_memory=200_000_000)

@@ -30,7 +30,7 @@ from score_ray import main
 main()
 out = sys.argv[2]
 shutil.copytree(out, out + " before")
-del sys.argv[-2:]  # "--local", "2": Ray is running
+del sys.argv[-2:]  # "--local", "3": Ray is running
 main()
 """
 
@@ -84,6 +84,12 @@ def test_demo(start, tmp_path):
     assert len(list((tmp_path / "scores" / "parts").glob("*.parquet"))) > 1, "something to resume from"
 
 
+def test_too_few_cpus_to_resume(start, tmp_path):
+    process = start(tmp_path / "pairs", tmp_path / "scores", "--local", 2)
+    assert "--local must be at least 3" in process.communicate(timeout=300)[0]
+    assert process.returncode == 2
+
+
 @pytest.fixture
 def add_pairs(tmp_path):
     """A function that adds a file of pairs to a dataset: paths of two images, and keypoints."""
@@ -107,7 +113,7 @@ def add_pairs(tmp_path):
 def test_killed_run_resumes(start, tmp_path, add_pairs, weights_folder):
     add_pairs("0.parquet", np.arange(0, 80))
     out, out_before = tmp_path / "scores", tmp_path / "scores before"
-    command = [tmp_path / "pairs", out, "--weights", weights_folder, "--actors", 1, "--part", 8, "--local", 2]
+    command = [tmp_path / "pairs", out, "--weights", weights_folder, "--actors", 1, "--part", 8, "--local", 3]
 
     def parts(out=out):
         """Time at which each file of scores was written, for those that the script has committed."""
