@@ -10,7 +10,7 @@ integer, and either
 - `patch_a`, `patch_b`: 64 x 64 grey values, 8 bit, row by row, as bytes; or tensors of any kind that the matcher takes;
 - or `image_a`, `x_a`, `y_a`, `image_b`, `x_b`, `y_b`: paths of two 8-bit images on every worker, and keypoints.
 
-OUT must be on storage that all nodes share. It gets
+OUT must be on storage that all nodes can write to. It gets
 
 - `sorted`: `key` and `score`, ordered by key across files;
 - `parts`: the same in the order of computing, written along the way;
@@ -129,18 +129,22 @@ def main() -> None:
     )
     parser.add_argument("--weights", default="vis-nir", help="a bundled name, a folder or a Hub repo id")
     parser.add_argument("--actors", type=int, default=2, help="largest number of actors; each uses one CPU")
-    parser.add_argument("--gpus", type=float, default=0, help="GPUs of each actor; at 0.5 two actors share one")
+    parser.add_argument("--gpus", type=float, default=0, help="GPUs of each actor; 0.5 for two actors on each")
     parser.add_argument("--batch-size", type=int, default=256, help="pairs that an actor scores at once")
     parser.add_argument(
         "--part", type=int, default=4096, help="pairs per file of `parts`; an actor that dies loses one"
     )
-    parser.add_argument("--local", type=int, metavar="CPUS", help="start Ray on this machine with this many CPUs")
+    parser.add_argument(
+        "--local", type=int, metavar="CPUS", help="start Ray on this machine with this many CPUs, at least 3"
+    )
     args = parser.parse_args()
     if args.demo:
         args.pairs, args.out = str(write_demo(args.demo / "pairs")), str(args.demo / "scores")
         args.local, args.part = args.local or 3, 16
     if not (args.pairs and args.out):
         parser.error("give PAIRS and OUT, or --demo FOLDER")
+    if args.local and args.local < 3:  # to resume: an actor that scores, one that drops finished keys, and a task
+        parser.error("--local must be at least 3: with fewer CPUs, a run that resumes waits for itself")
     pairs, out = (path if "://" in path else str(Path(path).resolve()) for path in (args.pairs, args.out))
     if args.local:
         ray.init("local", num_cpus=args.local, include_dashboard=False, object_store_memory=200_000_000)

@@ -1,4 +1,4 @@
-"""What the commands of ``rrl-match`` share."""
+"""Helpers of the commands of ``rrl-match``."""
 
 from __future__ import annotations
 

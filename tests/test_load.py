@@ -153,8 +153,8 @@ def test_worker_process(matcher, a, b, method):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured by Linux's means")
 def test_memory_is_bounded(record_property):
-    """Ten thousand calls leak nothing. Of 100,000 pairs (100 MB as float32), and of the longer side of a matrix
-    (107 MB of features), memory holds one batch at a time.
+    """Ten thousand calls leak nothing. Of 50,000 pairs (two times 51 MB as float32), and of the longer side of a
+    matrix (53 MB of features), memory holds one batch at a time.
     """
     script = Path(__file__).parent / "helpers" / "memory_use.py"
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, check=False)

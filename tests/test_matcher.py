@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from networks import make_patches, tiny_matcher
+from networks import make_patches, tiny_matcher, tiny_rrlnet
 
 from rrl_match import Features, Near, RRLMatcher, inference
 from rrl_match.modeling import RRLNet
@@ -340,7 +340,7 @@ def test_features_of_the_wrong_band(tiny, a, b):
 
 def test_features_of_another_matcher(tiny, matcher, a, b):
     """Another network or dtype gives a clear error, not one from within PyTorch."""
-    reduced = RRLMatcher(tiny._network, tiny.config, device="cpu", dtype="bfloat16")
+    reduced = tiny_matcher(4, dtype="bfloat16")
     for other in (matcher, reduced):
         with pytest.raises((TypeError, ValueError), match="features_b"):
             tiny.score_features(tiny.encode(a[:1], "a"), other.encode(b[:1], "b"), [[0, 0]])
@@ -656,8 +656,8 @@ def test_out_of_memory_with_a_single_pair(tiny, monkeypatch, a, b):
         tiny.score(a, b)
 
 
-def test_overflow_of_float16_is_an_error(tiny, monkeypatch, a, b):
-    reduced = RRLMatcher(tiny._network, tiny.config, device="cpu", dtype="float16")
+def test_overflow_of_float16_is_an_error(monkeypatch, a, b):
+    reduced = tiny_matcher(4, dtype="float16")
     net = reduced._inference.network
     deepest = net._relation
     monkeypatch.setattr(net, "_relation", lambda *maps: deepest(*maps) + torch.inf)
@@ -666,8 +666,8 @@ def test_overflow_of_float16_is_an_error(tiny, monkeypatch, a, b):
             call(a, b)
 
 
-def test_overflow_in_the_descriptors_is_an_error(tiny, monkeypatch, a, b):
-    reduced = RRLMatcher(tiny._network, tiny.config, device="cpu", dtype="float16")
+def test_overflow_in_the_descriptors_is_an_error(monkeypatch, a, b):
+    reduced = tiny_matcher(4, dtype="float16")
     net = reduced._inference.network
     encode = net.encode
     monkeypatch.setattr(net, "encode", lambda *args: [m + torch.inf for m in encode(*args)])
@@ -701,33 +701,33 @@ def test_progress_bar_only_when_asked_for(tiny, a, b, capfd):
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu0", "", None, 1.5, "meta", "mps:9", ["cpu"]])
-def test_bad_device(tiny, device):
+def test_bad_device(device):
     with pytest.raises((TypeError, ValueError), match="device"):
-        RRLMatcher(tiny._network, tiny.config, device=device)
+        tiny_matcher(4, device=device)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", torch.device("cuda")])
-def test_no_cuda_device(tiny, device):
+def test_no_cuda_device(device):
     with pytest.raises(ValueError, match=r"is not available \(0 CUDA devices found\): use device='auto'"):
-        RRLMatcher(tiny._network, tiny.config, device=device)
+        tiny_matcher(4, device=device)
 
 
 @pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
-def test_device(tiny, device):
-    matcher = RRLMatcher(tiny._network, tiny.config, device=device)
+def test_device(device):
+    matcher = tiny_matcher(4, device=device)
     assert matcher.device == torch.device("cpu")
 
 
 @pytest.mark.parametrize("dtype", ["float64", torch.float64, "int8", torch.int8, "half precision", None, "cuda", 16])
-def test_bad_dtype(tiny, dtype):
+def test_bad_dtype(dtype):
     with pytest.raises((TypeError, ValueError), match=r"dtype must be 'auto', torch\.float32.*got"):
-        RRLMatcher(tiny._network, tiny.config, device="cpu", dtype=dtype)
+        tiny_matcher(4, dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", torch.float32, torch.bfloat16, torch.float16])
-def test_dtype(tiny, a, dtype):
-    matcher = RRLMatcher(tiny._network, tiny.config, device="cpu", dtype=dtype)
+def test_dtype(a, dtype):
+    matcher = tiny_matcher(4, dtype=dtype)
     assert matcher.dtype == getattr(torch, str(dtype).removeprefix("torch."))
     features = matcher.encode(a[:1], "a")
     assert {m.dtype for m in features.maps} == {matcher.dtype}
@@ -735,9 +735,9 @@ def test_dtype(tiny, a, dtype):
 
 
 @pytest.mark.parametrize(("has_bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_auto_dtype_on_the_cpu(tiny, monkeypatch, has_bf16, dtype):
+def test_auto_dtype_on_the_cpu(monkeypatch, has_bf16, dtype):
     monkeypatch.setattr(inference, "cpu_has_bf16", lambda: has_bf16)
-    assert RRLMatcher(tiny._network, tiny.config, device="cpu").dtype == dtype
+    assert tiny_matcher(4, dtype="auto").dtype == dtype
 
 
 @pytest.mark.parametrize(
@@ -781,7 +781,7 @@ def test_the_given_network_is_not_changed(tiny):
 
 def test_a_network_in_training_mode_scores_as_in_eval_mode(tiny, a, b):
     expected = tiny.score(a, b)
-    network = copy.deepcopy(tiny._network).train()
+    network = tiny_rrlnet(4).train()
     matcher = RRLMatcher(network, tiny.config, device="cpu", dtype="float32")
     np.testing.assert_array_equal(matcher.score(a, b), expected)
 

@@ -223,6 +223,17 @@ def test_the_hub_is_used_in_one_place():
     assert {user for user, what in users if what != "huggingface_hub.utils.tqdm"} == {"rrl_match.hub"}
 
 
+@pytest.mark.parametrize("path", named(SOURCES))
+def test_functions_and_classes_are_short(path):
+    """The public entry point is long by its docstrings, overloads and signatures; CONTRIBUTING.md has the count."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        lines = getattr(node, "end_lineno", 0) - getattr(node, "lineno", 0) + 1
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert lines < 60, node.name
+        if isinstance(node, ast.ClassDef) and node.name != "RRLMatcher":
+            assert lines < 250, node.name
+
+
 def test_runtime_needs_only_what_it_declares():
     declared = {"cv2", "huggingface_hub", "numpy", "safetensors", "torch", "typing_extensions"}
     extras = {"export.py": {"onnx", "onnxruntime", "onnxscript"}, "raster.py": {"rasterio"}}

@@ -23,24 +23,44 @@ import pyarrow.parquet as pq
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "score_ray.py"
 
+# Runs the script's command twice on one local Ray, to save a start, and copies what the first run wrote.
+TWICE = """
+import shutil, sys
+from score_ray import main
+main()
+out = sys.argv[2]
+shutil.copytree(out, out + " before")
+del sys.argv[-2:]  # "--local", "3": Ray is running
+main()
+"""
+
 
 @pytest.fixture(scope="module")
 def start():
     """Starts the example; Ray's own files go to a temporary folder whose path is short enough for its sockets."""
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
         environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": folder, "HF_HUB_OFFLINE": "1"}
+        environment["RAY_worker_niceness"] = "0"  # at Ray's 15, workers would stand still beside other tests
+        environment["PYTHONPATH"] = os.pathsep.join([str(SCRIPT.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment.pop("RAY_ADDRESS", None)
+        processes = []
 
-        def start(*arguments):
-            command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+        def start(*arguments, code=None):
+            script = [str(SCRIPT)] if code is None else ["-c", code]
+            command = [sys.executable, *script, *map(str, arguments)]
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-            return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+            processes.append(subprocess.Popen(command, env=environment, start_new_session=True, **pipes))
+            return processes[-1]
 
         yield start
+        for process in processes:
+            if process.poll() is None:  # a test failed while it ran
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
 
 
 def finish(process):
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     return output
 
@@ -64,6 +84,12 @@ def test_demo(start, tmp_path):
     assert len(list((tmp_path / "scores" / "parts").glob("*.parquet"))) > 1, "something to resume from"
 
 
+def test_too_few_cpus_to_resume(start, tmp_path):
+    process = start(tmp_path / "pairs", tmp_path / "scores", "--local", 2)
+    assert "--local must be at least 3" in process.communicate(timeout=300)[0]
+    assert process.returncode == 2
+
+
 @pytest.fixture
 def add_pairs(tmp_path):
     """A function that adds a file of pairs to a dataset: paths of two images, and keypoints."""
@@ -85,11 +111,11 @@ def add_pairs(tmp_path):
 
 
 def test_killed_run_resumes(start, tmp_path, add_pairs, weights_folder):
-    add_pairs("0.parquet", np.arange(0, 160))
-    out = tmp_path / "scores"
-    command = [tmp_path / "pairs", out, "--weights", weights_folder, "--local", 3, "--part", 8]
+    add_pairs("0.parquet", np.arange(0, 80))
+    out, out_before = tmp_path / "scores", tmp_path / "scores before"
+    command = [tmp_path / "pairs", out, "--weights", weights_folder, "--actors", 1, "--part", 8, "--local", 3]
 
-    def parts():
+    def parts(out=out):
         """Time at which each file of scores was written, for those that the script has committed."""
         committed = {path.stem for path in out.glob("done/*.parquet")}
         written = {path: path.stat().st_mtime_ns for path in out.glob("parts/*.parquet")}
@@ -106,13 +132,13 @@ def test_killed_run_resumes(start, tmp_path, add_pairs, weights_folder):
     time.sleep(2)  # Ray's processes end shortly after the one that started them
     before = parts()
 
-    add_pairs("1.parquet", np.arange(160, 190))  # pairs that arrived since
-    finish(start(*command))
-    after = parts()
+    add_pairs("1.parquet", np.arange(80, 110))  # pairs that arrived since
+    finish(start(*command, code=TWICE))
+    after = parts(out_before)
     assert before.items() < after.items(), "what was scored is kept, the rest is added"
-    assert sorted(row["key"] for row in read(out / "parts")) == list(range(190)), "each once"
+    assert sorted(row["key"] for row in read(out / "parts")) == list(range(110)), "each once"
     scores = read(out / "sorted")
-    assert [row["key"] for row in scores] == list(range(190))
+    assert [row["key"] for row in scores] == list(range(110))
 
     rows = sorted(read(tmp_path / "pairs"), key=lambda row: row["key"])
     patches = []
@@ -123,6 +149,5 @@ def test_killed_run_resumes(start, tmp_path, add_pairs, weights_folder):
     expected = RRLMatcher.from_pretrained(weights_folder, device="cpu").score(*patches)
     np.testing.assert_allclose([row["score"] for row in scores], expected, rtol=0, atol=1e-3)
 
-    finish(start(*command))  # nothing is left to score
-    assert parts() == after
-    assert read(out / "sorted") == scores
+    assert parts() == after, "nothing was left to score in the last run"
+    assert read(out_before / "sorted") == scores

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from training_run import RECIPE, tiny_network
 from rrl_match import RRLMatcher
 from rrl_match.pretrained import ModelConfig, save_folder
 
+HELPERS = os.pathsep.join([str(Path(__file__).parent / "helpers"), *filter(None, [os.environ.get("PYTHONPATH")])])
+
 # Each process trains, then saves its weights and the locations that it drew.
 WORKER = """
 import sys
@@ -22,11 +25,11 @@ import torch
 from rrl_match.pretrained import load_folder
 from rrl_match.training.datasets import read_source
 from rrl_match.training.recipe import Recipe
-from rrl_match.training.trainer import Trainer
+from training_run import SmallTrainer
 
 torch.set_num_threads(1)
 recipe, data, start, out = sys.argv[1:]
-trainer = Trainer(
+trainer = SmallTrainer(
     Recipe.load(recipe), [read_source(data)], Path(out), precision="fp32", start=load_folder(start)[0],
     checkpoint_every=3, validate_every=2,
 )
@@ -44,11 +47,11 @@ torch.save({"model": trainer.model.state_dict(), "seen": seen[:8]}, Path(out) / 
 
 
 def launch(folder, processes=2):
-    """As ``torchrun`` does, on CPUs; Accelerate reads the environment that it sets."""
-    options = ["--standalone", "--nproc-per-node", processes]
+    """As ``torchrun`` does, on CPUs; Accelerate reads the environment that it sets. One process needs no launcher."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes] if processes > 1 else []
     arguments = [folder / name for name in ("worker.py", "recipe.json", "images", "start", "run")]
-    command = [sys.executable, "-m", "torch.distributed.run", *options, *arguments]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, *launcher, *arguments]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": HELPERS}
     return subprocess.run(
         [str(part) for part in command], capture_output=True, text=True, timeout=300, check=False, env=environment
     )

@@ -220,8 +220,8 @@ def test_no_patch_has_black_from_outside_a_footprint(band):
         assert len(batch.image) == 16
         assert 255 * min(batch.colour_a.min(), batch.patches_b.min()) > 2
         rows = torch.arange(16)  # synthetic bands are cut from the other image at the same locations
-        assert 255 * sampler.colour_in_place_of_b(batch, rows).min() > 2
-        assert 255 * sampler.grey_in_place_of_a(batch, rows).min() > 2
+        assert 255 * sampler.colour_at_b(batch, rows).min() > 2
+        assert 255 * sampler.grey_at_a(batch, rows).min() > 2
 
 
 def test_other_images_are_drawn_where_too_few_patches_fit():
@@ -366,14 +366,14 @@ def test_the_other_band_is_cut_at_exactly_the_same_locations(monkeypatch, a_to_b
     batch = sampler.draw(phase(3, 1), Geometry(**{**vars(WIDE), "zoom": 1.0}), generator())
     assert len(batch.image) == 3
     rows = torch.arange(3)
-    seen_a, seen_b = sampler.colour_in_place_of_b(batch, rows), sampler.grey_in_place_of_a(batch, rows)
+    seen_a, seen_b = sampler.colour_at_b(batch, rows), sampler.grey_at_a(batch, rows)
     assert seen_a.shape == (3, 3, 64, 64)
     assert seen_b.shape == (3, 1, 64, 64)
     torch.testing.assert_close(255 * seen_a[:, :1], 255 * batch.patches_b, rtol=0, atol=1.0)  # B is rounded
     torch.testing.assert_close(255 * seen_b, 255 * batch.colour_a[:, :1], rtol=0, atol=1.0)
     assert (255 * (batch.colour_a[:, :1] - batch.patches_b)).abs().max() > 4  # band A was moved against B
     for row in rows:
-        torch.testing.assert_close(sampler.colour_in_place_of_b(batch, row[None])[0], seen_a[row])
+        torch.testing.assert_close(sampler.colour_at_b(batch, row[None])[0], seen_a[row])
 
 
 def recipe_with(**probabilities):

@@ -5,7 +5,7 @@ from image_folder import textured
 from rrl_match.training import synthetic
 from rrl_match.training.synthetic import synthetic_band
 
-SENSORS = sorted({sensor.__name__ for sensor in synthetic._SENSORS})
+SENSORS = sorted({sensor.__name__ for sensor in synthetic.SENSORS})
 
 
 def generator(seed=0):
@@ -85,7 +85,7 @@ def test_sensors_keep_the_position_of_an_edge(name):
 def test_gradient_magnitude_is_largest_at_a_step_edge():
     seen = set()
     for seed in range(8):
-        band = synthetic._gradients(step_edge(24), generator(seed))[:, 0]
+        band = synthetic.gradients(step_edge(24), generator(seed))[:, 0]
         bright = band[:, :, 23:25].mean() > band.mean()
         profile = band.mean((0, 1)) if bright else -band.mean((0, 1))
         assert profile.topk(2).indices.sort().values.tolist() == [23, 24]
@@ -96,7 +96,7 @@ def test_gradient_magnitude_is_largest_at_a_step_edge():
 def test_low_resolution_keeps_positions():
     ramp = torch.linspace(0, 1, 64).expand(1, 1, 64, 64)
     for factor in (2, 3, 4):
-        out = synthetic._low_resolution(ramp, factor)
+        out = synthetic.low_resolution(ramp, factor)
         assert out.shape == ramp.shape
         torch.testing.assert_close(out[..., 8:-8], ramp[..., 8:-8], rtol=0, atol=0.01)
 
@@ -104,7 +104,7 @@ def test_low_resolution_keeps_positions():
 @pytest.mark.parametrize("looks", [1, 8])
 def test_speckle_is_multiplicative(looks):
     flat = torch.tensor([0.2, 0.6])[:, None, None, None].expand(2, 1, 64, 64)
-    out = synthetic._speckled(flat, looks, generator())
+    out = synthetic.speckled(flat, looks, generator())
     mean, deviation = out.mean((1, 2, 3)), out.std((1, 2, 3))
     assert float(mean[1] / mean[0]) == pytest.approx(3, rel=0.05)
     assert float(deviation[1] / deviation[0]) == pytest.approx(3, rel=0.1)
@@ -116,7 +116,7 @@ def test_speckle_is_multiplicative(looks):
 def test_tone_curve_spans_the_range_and_is_a_function_of_the_value():
     x = torch.linspace(0, 1, 501)[None, None, None]
     for seed in range(5):
-        y = synthetic._curve(x, generator(seed))
+        y = synthetic.random_curve(x, generator(seed))
         assert float(y.min()) == pytest.approx(0, abs=0.01)
         assert float(y.max()) == pytest.approx(1, abs=0.01)
-        torch.testing.assert_close(synthetic._curve(x.flip(3), generator(seed)).flip(3), y)
+        torch.testing.assert_close(synthetic.random_curve(x.flip(3), generator(seed)).flip(3), y)

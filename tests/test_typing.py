@@ -31,7 +31,7 @@ USER = ROOT / "tests" / "helpers" / "typed_user.py"
 
 @pytest.mark.slow
 def test_a_users_file_is_typed():
-    """Its assert_type fails for Any, and for an array in place of a tensor."""
+    """Its assert_type fails for Any, and for an array instead of a tensor."""
     pytest.importorskip("mypy")
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--follow-imports=silent"]
     command += ["--cache-dir", str(ROOT / ".mypy_cache"), str(USER)]

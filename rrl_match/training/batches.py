@@ -50,8 +50,8 @@ def _with_synthetic_bands(
         if not len(rows):
             continue
         if draw < recipe.synthetic.probability_b:
-            grey_b[rows] = synthetic_band(sampler.colour_in_place_of_b(batch, rows), generator)
+            grey_b[rows] = synthetic_band(sampler.colour_at_b(batch, rows), generator)
         else:
-            grey = sampler.grey_in_place_of_a(batch, rows)
+            grey = sampler.grey_at_a(batch, rows)
             grey_a[rows] = synthetic_band(grey.expand(-1, 3, -1, -1), generator)
     return grey_a, grey_b

@@ -19,7 +19,7 @@ _TEMPERATURE = 2.0  # softens the teacher's scores, most of which are nearly 0 o
 
 
 class StudentGraph(nn.Module):
-    """An RRL-Net in training without decoders and auxiliary heads: a teacher takes their place."""
+    """The training graph of a student: an RRL-Net without decoders and auxiliary heads, which a teacher replaces."""
 
     def __init__(self, network: RRLNet) -> None:
         super().__init__()

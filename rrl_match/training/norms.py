@@ -12,10 +12,12 @@ from rrl_match.training.phases import pair_by_descriptors
 from rrl_match.training.recipe import Recipe
 from rrl_match.training.sampling import PatchSampler
 
+BATCHES = 32
+
 
 @torch.no_grad()
 def reestimate_norms(
-    network: RRLNet, sampler: PatchSampler, recipe: Recipe, precision: torch.dtype, batches: int = 32
+    network: RRLNet, sampler: PatchSampler, recipe: Recipe, precision: torch.dtype, batches: int = BATCHES
 ) -> None:
     """Recompute batch-norm statistics for averaged weights: averaged running statistics fit none of the networks.
 

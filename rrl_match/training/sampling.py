@@ -191,12 +191,12 @@ class PatchSampler:
         b_to_a, a_to_b = self._b_to_a[image], self._a_to_b[image]
         return inside & self._inside(0, image, _apply(b_to_a, grid_b)) & self._inside(1, image, _apply(a_to_b, grid_a))
 
-    def colour_in_place_of_b(self, batch: PatchBatch, rows: Tensor) -> Tensor:
+    def colour_at_b(self, batch: PatchBatch, rows: Tensor) -> Tensor:
         """Image A's colours (M, 3, S, S) at exactly the locations of band B's patches, for some rows of a batch."""
         image = batch.image[rows]
         return self._sample(0, image, _apply(self._b_to_a[image], batch.grid_b[rows]))
 
-    def grey_in_place_of_a(self, batch: PatchBatch, rows: Tensor) -> Tensor:
+    def grey_at_a(self, batch: PatchBatch, rows: Tensor) -> Tensor:
         """Image B's grey values (M, 1, S, S) at exactly the locations of band A's patches, for some rows of a batch."""
         image = batch.image[rows]
         return self._sample(1, image, _apply(self._a_to_b[image], batch.grid_a[rows]))
@@ -246,7 +246,7 @@ def _apply(matrix: Tensor, points: Tensor) -> Tensor:
 
 
 def _part(n: int, k: int, count: int) -> int:
-    """The k-th part of n that is divided into `count` nearly equal ones."""
+    """The k-th of `count` nearly equal parts of n."""
     return n * (k + 1) // count - n * k // count
 
 

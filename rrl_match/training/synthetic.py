@@ -27,12 +27,12 @@ def synthetic_band(colour: Tensor, generator: torch.Generator) -> Tensor:
     Returns:
         float (N, 1, S, S) in [0, 1].
     """
-    sensor = _SENSORS[_integer(len(_SENSORS), generator)]
+    sensor = SENSORS[_integer(len(SENSORS), generator)]
     band = _scaled(sensor(colour, generator))
     if _happens(0.3, generator):
-        band = _low_resolution(band, 2 + _integer(3, generator))
+        band = low_resolution(band, 2 + _integer(3, generator))
     if _happens(0.25, generator):
-        band = _speckled(band, looks=1 + _integer(8, generator), generator=generator)
+        band = speckled(band, looks=1 + _integer(8, generator), generator=generator)
     return band.clamp(0, 1)
 
 
@@ -43,7 +43,7 @@ def _visible(colour: Tensor, generator: torch.Generator) -> Tensor:
 
 def _tone_curve(colour: Tensor, generator: torch.Generator) -> Tensor:
     """A random mixture of the colours under a random tone curve that rises and falls."""
-    return _curve(_mixture(colour, generator), generator)
+    return random_curve(_mixture(colour, generator), generator)
 
 
 def _clusters(colour: Tensor, generator: torch.Generator) -> Tensor:
@@ -61,7 +61,7 @@ def _clusters(colour: Tensor, generator: torch.Generator) -> Tensor:
     return (nearest @ values).reshape(n, 1, size, size) + texture * _high_pass(to_grey(colour), 3.0)
 
 
-def _gradients(colour: Tensor, generator: torch.Generator) -> Tensor:
+def gradients(colour: Tensor, generator: torch.Generator) -> Tensor:
     """Gradient magnitude: bright edges on dark ground, or the inverse."""
     grey = to_grey(colour)
     smooth = blur(grey, to_device(torch.full((len(grey),), 0.7 + 1.3 * _uniform(generator)), grey.device))
@@ -76,11 +76,11 @@ def _local_contrast(colour: Tensor, generator: torch.Generator) -> Tensor:
     grey = _mixture(colour, generator)
     detail = _high_pass(grey, 3.0)
     base = grey - detail
-    gain = 4 * _curve(base, generator) - 2
-    return _curve(base, generator) + gain * detail
+    gain = 4 * random_curve(base, generator) - 2
+    return random_curve(base, generator) + gain * detail
 
 
-_SENSORS = (_visible, _tone_curve, _tone_curve, _clusters, _clusters, _gradients, _local_contrast, _local_contrast)
+SENSORS = (_visible, _tone_curve, _tone_curve, _clusters, _clusters, gradients, _local_contrast, _local_contrast)
 
 
 def _mixture(colour: Tensor, generator: torch.Generator) -> Tensor:
@@ -95,7 +95,7 @@ def _mixture(colour: Tensor, generator: torch.Generator) -> Tensor:
     return _scaled(blur(mixed, to_device(torch.full((len(mixed),), 0.9), mixed.device)))
 
 
-def _curve(x: Tensor, generator: torch.Generator) -> Tensor:
+def random_curve(x: Tensor, generator: torch.Generator) -> Tensor:
     """Values in [0, 1] under a piecewise linear curve through random points, which spans [0, 1]."""
     knots = 3 + _integer(4, generator)
     values = torch.rand(knots, generator=generator)
@@ -117,12 +117,12 @@ def _scaled(x: Tensor) -> Tensor:
     return ((x - low) / (high - low).clamp(min=1e-3)).clamp(0, 1)
 
 
-def _low_resolution(x: Tensor, factor: int) -> Tensor:
+def low_resolution(x: Tensor, factor: int) -> Tensor:
     small = F.interpolate(x, scale_factor=1 / factor, mode="area")
     return F.interpolate(small, size=x.shape[2:], mode="bilinear", align_corners=False)
 
 
-def _speckled(x: Tensor, looks: int, generator: torch.Generator) -> Tensor:
+def speckled(x: Tensor, looks: int, generator: torch.Generator) -> Tensor:
     """Multiplied by the speckle of a radar's amplitude image: the root of a mean of exponential values."""
     seed = int(torch.randint(2**62, (), generator=generator))
     on_device = torch.Generator(x.device).manual_seed(seed)

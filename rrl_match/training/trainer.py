@@ -28,7 +28,7 @@ from rrl_match.training.card import calibrated_config, model_card, rounded
 from rrl_match.training.datasets import Source, hold_back
 from rrl_match.training.distillation import Distillation, StudentGraph
 from rrl_match.training.network import TrainingRRLNet, set_norm_momentum
-from rrl_match.training.norms import reestimate_norms
+from rrl_match.training.norms import BATCHES, reestimate_norms
 from rrl_match.training.phases import FullTraining, Pretraining, TrainingPhase
 from rrl_match.training.recipe import Recipe
 from rrl_match.training.run_folder import RunFolder
@@ -48,7 +48,7 @@ class Trainer:
         recipe: what to do.
         sources: registered training images; `recipe.val_fraction` of each is kept for validation.
         out: folder for ``checkpoint.pt``, ``log.jsonl``, TensorBoard's files and, at the end, ``weights/``; one that
-            all processes share.
+            all processes can write to.
         seed: of initialisation, patches, augmentation and mining.
         precision: "bf16" or "fp32".
         device: "auto" for CUDA if available, or "cpu".
@@ -61,6 +61,8 @@ class Trainer:
         ValueError: an option is unknown, two sources have one name, or the weights to start from do not fit the recipe.
         DataError: a source has too few images to train and to validate on.
     """
+
+    validation_locations, norm_batches = MOST_LOCATIONS, BATCHES
 
     def __init__(
         self,
@@ -109,7 +111,7 @@ class Trainer:
         kept, held_back = zip(*(hold_back(source, self.recipe.val_fraction) for source in sources), strict=True)
         size = self.network.config.patch_size
         self.sampler = PatchSampler(kept, size, self.device)
-        each = MOST_LOCATIONS // len(sources)
+        each = self.validation_locations // len(sources)
         self.validation = [ValidationSet(source, size, self.device, each) for source in held_back]
         self.images = {
             name: [f"{source.name}/{pair.name}" for source in part for pair in source.pairs]
@@ -125,7 +127,7 @@ class Trainer:
             logger.info("resuming from step %d", self.done)
         if len(set(gather_object([self.done]))) > 1:
             raise ValueError(
-                f"the processes found different checkpoints: {self.folder.path} must be a folder that all share"
+                f"the processes found different checkpoints: {self.folder.path} must be a folder that all can write to"
             )
         self.folder.open_log(self.done)
         self.folder.write_text("recipe.json", self.recipe.to_json())
@@ -220,7 +222,7 @@ class Trainer:
         self._score_held_back("validation", self.network)
         if self.average:
             averaged = cast(RRLNet, self.average.module)
-            reestimate_norms(averaged, self.sampler, self.recipe, self.precision)
+            reestimate_norms(averaged, self.sampler, self.recipe, self.precision, self.norm_batches)
             self._score_held_back("validation_average", averaged)
 
     def _score_held_back(self, label: str, network: RRLNet) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from networks import make_patches, make_small
 
-CALLS, PAIRS, PATCHES = 10_000, 100_000, 20_000
+CALLS, PAIRS, PATCHES = 10_000, 50_000, 10_000
 
 
 def resident() -> int:
@@ -44,7 +44,7 @@ def over_many_calls(matcher, a, b) -> int:
 
 
 def over_many_pairs(matcher, a, b) -> int:
-    """Growth while 100,000 pairs are scored; the patches are views of one and take no memory themselves."""
+    """Growth while 50,000 pairs are scored; the patches are views of one and take no memory themselves."""
     many_a, many_b = (np.broadcast_to(patches[:1], (PAIRS, 16, 16)) for patches in (a, b))
     matcher.score(many_a[:1000], many_b[:1000], batch_size=256)
     growth, scores = most_during(lambda: matcher.score(many_a, many_b, batch_size=256))
@@ -53,7 +53,7 @@ def over_many_pairs(matcher, a, b) -> int:
 
 
 def over_a_long_matrix(matcher, a, b) -> int:
-    """Growth while three patches are scored against many, whose features would take 107 MB."""
+    """Growth while three patches are scored against many, whose features would take 53 MB."""
     many = np.broadcast_to(b[:1], (PATCHES, 16, 16))
     matcher.score_matrix(a[:3], many[:1000], batch_size=256)
     return max(

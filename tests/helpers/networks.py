@@ -22,13 +22,22 @@ def make_patches(count, seed, size=64):
 TINY = RRLNetConfig(encoder_channels=(2,) * 5, metric_channels=(2,) * 5, hidden=(2,))
 
 
-def tiny_matcher(descriptor_dim: int = 0, threshold: float = 0.5) -> RRLMatcher:
-    """A matcher of 64 px patches with two channels in every stage, on the CPU in float32."""
-    config = dataclasses.replace(TINY, descriptor_dim=descriptor_dim)
+def tiny_rrlnet(descriptor_dim: int = 0) -> RRLNet:
+    """A network of 64 px patches with two channels in every stage, always the same."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = RRLNet(config).eval()
-    return RRLMatcher(network, ModelConfig(("vis", "nir"), threshold, config), device="cpu", dtype="float32")
+        return RRLNet(dataclasses.replace(TINY, descriptor_dim=descriptor_dim)).eval()
+
+
+def tiny_matcher(
+    descriptor_dim: int = 0,
+    threshold: float = 0.5,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
+) -> RRLMatcher:
+    """A matcher with a :func:`tiny_rrlnet`."""
+    network = tiny_rrlnet(descriptor_dim)
+    return RRLMatcher(network, ModelConfig(("vis", "nir"), threshold, network.config), device=device, dtype=dtype)
 
 
 def spread_network(config: RRLNetConfig, patches_a: torch.Tensor, patches_b: torch.Tensor) -> RRLNet:

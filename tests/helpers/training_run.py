@@ -36,7 +36,13 @@ def tiny_network(config=NETWORK):
         return RRLNet(config)
 
 
+class SmallTrainer(Trainer):
+    """Validates on few locations; otherwise most of a tiny run's time would go into validation."""
+
+    validation_locations, norm_batches = 24, 4
+
+
 def make_trainer(sources, out, recipe=RECIPE, **options):
     """Checkpoints are due after steps 3, 4 (the end of pretraining), 6 and 8."""
     defaults = {"precision": "fp32", "device": "cpu", "start": tiny_network(), "checkpoint_every": 3}
-    return Trainer(recipe, sources, out, **{**defaults, "validate_every": 2} | options)
+    return SmallTrainer(recipe, sources, out, **{**defaults, "validate_every": 2} | options)
