@@ -551,9 +551,7 @@ class RRLMatcher:
         return Candidates(n, m, candidates, near, index_pairs, described=self.config.network.descriptor_dim > 0)
 
 
-def _choose(
-    runtime: Runtime, device: str | torch.device, dtype: str | torch.dtype
-) -> tuple[torch.device, torch.dtype]:
+def _choose(runtime: Runtime, device: str | torch.device, dtype: str | torch.dtype) -> tuple[torch.device, torch.dtype]:
     """The device and dtype of a runtime.
 
     Raises:
