@@ -1,6 +1,7 @@
 """Measure how fast this machine encodes, scores, matches and registers.
 
     python examples/benchmark.py [--device cuda] [--save results.json]
+    python examples/benchmark.py --runtimes    # PyTorch and OpenVINO; needs the extras onnx and openvino
 
 Compare rates within one run only. A plain matrix product in the same dtype alternates with the scoring: the ratio of
 both rates is comparable between machines.
@@ -15,6 +16,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +28,8 @@ from example_pair import read_pair
 from numpy.typing import NDArray
 
 from rrl_match import RRLMatcher, __version__, extract_patches, register
+from rrl_match.export import export_onnx
+from rrl_match.inference_openvino import load_openvino
 
 GFLOP_PER_PAIR = 1.253
 ROUNDS = 3  # the median counts
@@ -54,16 +58,24 @@ def main() -> None:
     parser.add_argument("--matrix", type=int, default=500, help="patches per band for score_matrix; 0 to skip")
     parser.add_argument("--match", type=int, default=2000, help="patches per band for match; 0 to skip")
     parser.add_argument("--register", type=int, default=3, help="repetitions of register; 0 to skip")
+    parser.add_argument("--runtimes", action="store_true", help="only compare score in PyTorch and OpenVINO on the CPU")
     parser.add_argument("--save", type=Path, metavar="FILE.json")
     args = parser.parse_args()
 
-    matcher = RRLMatcher.from_pretrained(args.weights, device=args.device)
+    matcher = RRLMatcher.from_pretrained(args.weights, device="cpu" if args.runtimes else args.device)
     image_a, image_b, a_to_b = read_pair("naip")
     count = max(*args.batch_sizes, args.matrix, args.match)
     points = np.random.default_rng(0).uniform(150, 500, (count, 2))
     patches_a, _ = extract_patches(image_a, points)
     patches_b, _ = extract_patches(image_b, points @ a_to_b[:, :2].T + a_to_b[:, 2])
 
+    if args.runtimes:
+        print(f"{machine(matcher.device)}; times as fast as PyTorch:\n", flush=True)
+        print('| dtype | batch size | exported scorer in OpenVINO | `runtime="openvino"` |')
+        print("| --- | ---: | ---: | ---: |")
+        for line in runtime_ratios(matcher, args, patches_a, patches_b):
+            print(line, flush=True)
+        return
     results: dict[str, Any] = {
         "machine": machine(matcher.device),
         "versions": {"rrl_match": __version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -114,6 +126,33 @@ def score_rates(
             "gflops": round(gflops, 1),
             "of_matrix_product": round(gflops / ceiling, 3),
         }
+
+
+def runtime_ratios(
+    matcher: RRLMatcher, args: argparse.Namespace, patches_a: NDArray[Any], patches_b: NDArray[Any]
+) -> Iterator[str]:
+    """A row for each dtype and batch size: pairs per second in OpenVINO over those in PyTorch."""
+    openvino = load_openvino()
+    with tempfile.TemporaryDirectory() as folder:
+        (exported,) = export_onnx(matcher, folder, ["scorer"])
+        model = openvino.Core().read_model(exported.path.read_bytes())
+    for dtype in args.dtypes:
+        runtimes = [
+            RRLMatcher.from_pretrained(args.weights, device="cpu", dtype=dtype, runtime=runtime)
+            for runtime in ("torch", "openvino")
+        ]
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "bf16" if dtype == "bfloat16" else "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
+        infer = openvino.Core().compile_model(model, "CPU", options).create_infer_request().infer
+        for batch_size in args.batch_sizes:
+            a, b = patches_a[:batch_size], patches_b[:batch_size]
+            floats = [np.float32(patches[:, None]) / 255 for patches in (a, b)]
+            calls = [*(functools.partial(scorer.score, a, b) for scorer in runtimes), functools.partial(infer, floats)]
+            in_torch, in_openvino, bare = rates(calls, args.seconds, matcher.device)
+            yield f"| {dtype} | {batch_size} | {bare / in_torch:.2f} | {in_openvino / in_torch:.2f} |"
 
 
 def rates(calls: Sequence[Call], duration: float, device: torch.device) -> list[float]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -317,6 +317,10 @@ def _metric_input(
     return joined
 
 
+Encode: TypeAlias = Callable[[Tensor], list[Tensor]]  # FusedEncoder
+Relate: TypeAlias = Callable[..., Tensor]  # FusedRelation
+
+
 class InferenceRRLNet:
     """An :class:`RRLNet` ready to score on one device; the same results up to the rounding of `dtype`.
 
@@ -337,25 +341,23 @@ class InferenceRRLNet:
         self._descriptors: dict[Band, nn.Module] = {}
         if self.config.descriptor_dim:
             self._descriptors = {"a": copy.deepcopy(folded.descriptor_a), "b": copy.deepcopy(folded.descriptor_b)}
-        folded = folded.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         with self._computing():
-            packed = device.type == "cpu" and onednn_fuses(dtype)
-            size = self.config.map_size
-            self._encoders: dict[Band, FusedEncoder] = {
-                "a": FusedEncoder(folded.encoder_a, size, packed),
-                "b": FusedEncoder(folded.encoder_b, size, packed),
-            }
-            self._relation = FusedRelation(folded, packed)
+            self._encoders, self._relation = self._compile(folded)
+
+    def _compile(self, folded: RRLNet) -> tuple[dict[Band, Encode], Relate]:
+        """The encoders, and FIL with the metric network, of a network in float32 with folded norms."""
+        folded = folded.to(self.dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        packed = self.device.type == "cpu" and onednn_fuses(self.dtype)
+        size = self.config.map_size
+        encoder_a, encoder_b = (FusedEncoder(alfe, size, packed) for alfe in (folded.encoder_a, folded.encoder_b))
+        return {"a": encoder_a, "b": encoder_b}, FusedRelation(folded, packed)
 
     def encode(self, patches: Tensor, band: Band) -> list[Tensor]:
         """Patches (N, 1, S, S) in [0, 1] of one band to the maps of its encoder."""
         with self._computing():
             # Prepared in float32, to keep the small differences of a 16-bit frame.
             patches = self._prepare(patches.to(self.device, torch.float32))
-            maps: list[Tensor] = self._encoders[band](
-                patches.to(self.dtype).contiguous(memory_format=torch.channels_last)
-            )
-            return maps
+            return self._encoders[band](patches.to(self.dtype).contiguous(memory_format=torch.channels_last))
 
     def describe(self, maps: Sequence[Tensor], band: Band) -> Tensor:
         """Maps of one band to descriptors (N, descriptor_dim), float32 of unit length."""

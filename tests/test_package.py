@@ -38,7 +38,7 @@ LAYERS = [
     ["modeling.network"],
     ["modeling"],
     ["inference", "hub", "patches", "registration.geometry", "registration.settings"],
-    ["batching", "matching", "pretrained", "registration.images"],
+    ["batching", "inference_openvino", "matching", "pretrained", "registration.images"],
     ["matcher", "registration.fields"],
     ["export", "registration.judge", "selftest", "training.commands"],
     ["registration.coarse"],
@@ -169,7 +169,18 @@ def test_import_and_use_change_no_global_setting(fresh_process):
 
 @pytest.mark.parametrize(
     "module",
-    ["rrl_match.training", "sklearn", "h5py", "accelerate", "typer", "tensorboard", "torchvision", "pandas", "onnx"],
+    [
+        "rrl_match.training",
+        "sklearn",
+        "h5py",
+        "accelerate",
+        "typer",
+        "tensorboard",
+        "torchvision",
+        "pandas",
+        "onnx",
+        "openvino",
+    ],
 )
 def test_import_leaves_extras_alone(fresh_process, module):
     assert module not in json.loads(fresh_process.stderr)[0]
