@@ -7,15 +7,16 @@ from training_run import RECIPE, replace
 from rrl_match.modeling import RRLNetConfig
 from rrl_match.training.recipe import Phase, Recipe, SyntheticBands
 
-NAMES = ["optical-sar", "published", "universal", "universal-lite", "vis-lwir", "vis-nir"]
+NAMES = ["distillation", "optical-sar", "published", "universal", "universal-lite", "vis-lwir", "vis-nir"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_recipes_of_the_package_load(name, tmp_path, caplog):
     recipe = Recipe.load(name)
     assert not caplog.records  # no old field names
-    expected = {"published": ("vis", "nir"), "universal": ("visible", "other"), "universal-lite": ("visible", "other")}
-    assert recipe.modalities == expected.get(name, tuple(name.split("-")))
+    of_any_sensor = {"universal", "universal-lite", "distillation"}
+    expected = ("visible", "other") if name in of_any_sensor else tuple(name.split("-"))
+    assert recipe.modalities == (("vis", "nir") if name == "published" else expected)
     (tmp_path / "own.json").write_text(recipe.to_json(), encoding="utf-8")
     assert Recipe.load(tmp_path / "own.json") == recipe
 
@@ -53,9 +54,7 @@ def test_minimal_recipe_loads(tmp_path):
 
 @pytest.mark.parametrize("name", ["nothing", "nothing.json", "../recipe", ""])
 def test_unknown_recipe_is_named_with_the_known_ones(name):
-    with pytest.raises(
-        ValueError, match=r"no recipe .*optical-sar, published, universal, universal-lite, vis-lwir, vis-nir"
-    ):
+    with pytest.raises(ValueError, match=f"no recipe .*{', '.join(NAMES)}"):
         Recipe.load(name)
 
 
