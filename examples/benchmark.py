@@ -2,6 +2,7 @@
 
     python examples/benchmark.py [--device cuda] [--save results.json]
     python examples/benchmark.py --runtimes    # PyTorch and OpenVINO; needs the extras onnx and openvino
+    python examples/benchmark.py --weights universal-lite --against universal
 
 Compare rates within one run only. A plain matrix product in the same dtype alternates with the scoring: the ratio of
 both rates is comparable between machines.
@@ -48,7 +49,7 @@ print(time.perf_counter() - start, time.perf_counter() - loaded)
 """
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", default="vis-nir", help="a bundled name, a folder or a Hub repo id")
     parser.add_argument("--device", default="auto")
@@ -59,9 +60,13 @@ def main() -> None:
     parser.add_argument("--match", type=int, default=2000, help="patches per band for match; 0 to skip")
     parser.add_argument("--register", type=int, default=3, help="repetitions of register; 0 to skip")
     parser.add_argument("--runtimes", action="store_true", help="only compare score in PyTorch and OpenVINO on the CPU")
+    parser.add_argument("--against", metavar="WEIGHTS", help="only compare the speed of two sets of weights")
     parser.add_argument("--save", type=Path, metavar="FILE.json")
-    args = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    args = arguments()
     matcher = RRLMatcher.from_pretrained(args.weights, device="cpu" if args.runtimes else args.device)
     image_a, image_b, a_to_b = read_pair("naip")
     count = max(*args.batch_sizes, args.matrix, args.match)
@@ -74,6 +79,13 @@ def main() -> None:
         print('| dtype | batch size | exported scorer in OpenVINO | `runtime="openvino"` |')
         print("| --- | ---: | ---: | ---: |")
         for line in runtime_ratios(matcher, args, patches_a, patches_b):
+            print(line, flush=True)
+        return
+    if args.against:
+        print(f"{machine(matcher.device)}; {args.weights}, times as fast as {args.against}:\n", flush=True)
+        print("| dtype | call | |")
+        print("| --- | --- | ---: |")
+        for line in weights_ratios(args, patches_a, patches_b):
             print(line, flush=True)
         return
     results: dict[str, Any] = {
@@ -153,6 +165,21 @@ def runtime_ratios(
             calls = [*(functools.partial(scorer.score, a, b) for scorer in runtimes), functools.partial(infer, floats)]
             in_torch, in_openvino, bare = rates(calls, args.seconds, matcher.device)
             yield f"| {dtype} | {batch_size} | {bare / in_torch:.2f} | {in_openvino / in_torch:.2f} |"
+
+
+def weights_ratios(args: argparse.Namespace, patches_a: NDArray[Any], patches_b: NDArray[Any]) -> Iterator[str]:
+    """A row for each dtype and call: how many times as fast one set of weights is as the other."""
+    for dtype in args.dtypes:
+        both = [RRLMatcher.from_pretrained(w, device=args.device, dtype=dtype) for w in (args.weights, args.against)]
+        compared = [(f"`score`, batch size {n}", "score", n) for n in args.batch_sizes]
+        compared += [
+            (f"`{name}`, {n} x {n}", name, n) for name, n in (("score_matrix", args.matrix), ("match", args.match))
+        ]
+        for label, name, n in compared:
+            if n:
+                calls = [functools.partial(getattr(m, name), patches_a[:n], patches_b[:n]) for m in both]
+                one, other = rates(calls, args.seconds, both[0].device)
+                yield f"| {dtype} | {label} | {one / other:.1f} |"
 
 
 def rates(calls: Sequence[Call], duration: float, device: torch.device) -> list[float]:

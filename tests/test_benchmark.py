@@ -27,3 +27,14 @@ def test_benchmark_example(weights_folder, tmp_path):
     assert {"score_matrix", "match"} <= set(seconds)
     assert "register" not in seconds
     assert results["peak_memory_mb"] > 0
+
+
+@pytest.mark.slow
+def test_two_sets_of_weights_compared(weights_folder):
+    folder = str(weights_folder)
+    command = [sys.executable, SCRIPT, "--weights", folder, "--against", folder, *SMALL.split()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    ratios = [float(line.split("|")[-2]) for line in done.stdout.splitlines() if line.startswith("| float32 |")]
+    assert len(ratios) == 4
+    assert all(ratio > 0 for ratio in ratios)
