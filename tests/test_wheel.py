@@ -1,6 +1,7 @@
 """The built distribution, used without the checkout and without network access."""
 
 import os
+import shutil
 import site
 import subprocess
 import sys
@@ -27,10 +28,12 @@ print(matcher.modalities, matcher.score(patches, patches).tolist())
 
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory):
-    """The sdist, and the wheel that is built from it."""
-    folder = tmp_path_factory.mktemp("dist")
-    build = [sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)]
-    result = subprocess.run(build, check=True, capture_output=True, text=True)
+    """The sdist, and the wheel that is built from it; of a copy, as two builds in one folder disturb each other."""
+    folder, source = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("source") / "rrl-match"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "__pycache__", "build", "*.egg-info"))
+    build = [sys.executable, "-m", "build", "--outdir", str(folder), str(source)]
+    result = subprocess.run(build, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
     assert "importable package" not in result.stdout + result.stderr, "setuptools warns of files in no package"
     (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
     return sdist, wheel
