@@ -75,18 +75,14 @@ def main() -> None:
     patches_b, _ = extract_patches(image_b, points @ a_to_b[:, :2].T + a_to_b[:, 2])
 
     if args.runtimes:
-        print(f"{machine(matcher.device)}; times as fast as PyTorch:\n", flush=True)
-        print('| dtype | batch size | exported scorer in OpenVINO | `runtime="openvino"` |')
-        print("| --- | ---: | ---: | ---: |")
-        for line in runtime_ratios(matcher, args, patches_a, patches_b):
-            print(line, flush=True)
+        header = (
+            '| dtype | batch size | exported scorer in OpenVINO | `runtime="openvino"` |\n| --- | ---: | ---: | ---: |'
+        )
+        print_ratios("PyTorch", matcher.device, header, runtime_ratios(matcher, args, patches_a, patches_b))
         return
     if args.against:
-        print(f"{machine(matcher.device)}; {args.weights}, times as fast as {args.against}:\n", flush=True)
-        print("| dtype | call | |")
-        print("| --- | --- | ---: |")
-        for line in weights_ratios(args, patches_a, patches_b):
-            print(line, flush=True)
+        header = f"| dtype | call | {args.weights} |\n| --- | --- | ---: |"
+        print_ratios(args.against, matcher.device, header, weights_ratios(args, patches_a, patches_b))
         return
     results: dict[str, Any] = {
         "machine": machine(matcher.device),
@@ -118,6 +114,13 @@ def main() -> None:
     print(f"\n{matcher.dtype}: {took} s, peak memory {results['peak_memory_mb']} MB")
     if args.save:
         args.save.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def print_ratios(baseline: str, device: torch.device, header: str, rows: Iterator[str]) -> None:
+    """A table of speeds relative to a baseline, row by row as they are measured."""
+    print(f"Times as fast as {baseline}; {machine(device)}:\n\n{header}", flush=True)
+    for row in rows:
+        print(row, flush=True)
 
 
 def score_rates(

@@ -123,7 +123,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _add_convert(subparsers: Subparsers) -> None:
-    parser = subparsers.add_parser("convert", help="convert a model of the authors' Keras code to a weights folder")
+    parser = subparsers.add_parser("convert", help="convert one of the authors' Keras models to a weights folder")
     parser.add_argument("file", type=Path, help="HDF5 file, of the training or the test graph")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--modalities", nargs=2, default=("vis", "nir"), metavar=("A", "B"), help="names of the bands")
