@@ -53,6 +53,18 @@ def test_heads_at_other_stages(interaction, metric):
         assert logits.shape == (3,)
 
 
+def test_without_decoders_the_rest_is_the_same():
+    model = TrainingRRLNet(RRLNet(SMALL)).eval()
+    lean = TrainingRRLNet(RRLNet(SMALL), TrainingConfig(decoders=False)).eval()
+    lean.load_state_dict(model.state_dict(), strict=False)
+    assert not [name for name in lean.state_dict() if name.startswith("decoder")]
+    assert not {type(part).__name__ for part in lean.parts()} & {"Decoder"}
+    output, expected = lean(patches(2), patches(2, seed=1)), model(patches(2), patches(2, seed=1))
+    assert output.reconstructions is None
+    assert torch.equal(output.logits, expected.logits)
+    assert torch.equal(output.interaction_logits[5], expected.interaction_logits[5])
+
+
 @pytest.mark.parametrize("descriptor_dim", [0, 8])
 def test_pairs_are_those_chosen_and_each_patch_is_encoded_once(descriptor_dim):
     config = RRLNetConfig(64, SMALL.encoder_channels, SMALL.metric_channels, SMALL.hidden, descriptor_dim)
@@ -74,7 +86,7 @@ def test_pairs_are_those_chosen_and_each_patch_is_encoded_once(descriptor_dim):
     for k in (3, 4):
         torch.testing.assert_close(output.metric_logits[k], expected.metric_logits[k])
         torch.testing.assert_close(output.interaction_logits[k], expected.interaction_logits[k])
-    assert output.reconstruction_a.shape == output.reconstruction_b.shape == (3, 1, 64, 64)
+    assert [r.shape for r in output.reconstructions] == [(3, 1, 64, 64)] * 2
     if descriptor_dim:
         assert [d.shape for d in output.descriptors] == [(3, 8), (3, 8)]
         torch.testing.assert_close(output.descriptors[0].norm(dim=1), torch.ones(3))

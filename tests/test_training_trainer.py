@@ -17,6 +17,7 @@ from rrl_match import DataError, RRLMatcher, RRLMatchError
 from rrl_match.pretrained import load_folder
 from rrl_match.training.datasets import Source, read_source
 from rrl_match.training.mining import mine_pairs
+from rrl_match.training.network import TrainingConfig
 from rrl_match.training.phases import FullTraining, Pretraining
 from rrl_match.training.recipe import Phase, Recipe, SyntheticBands
 from rrl_match.training.trainer import Trainer
@@ -223,6 +224,16 @@ def test_a_step_changes_every_part(sources, tmp_path, optimizer):
     network = {"encoder_a", "encoder_b", "interactions", "metric", "descriptor_a", "descriptor_b"}
     assert parts == network | {"decoder_a", "decoder_b", "interaction_heads", "metric_heads"}
     assert "network.encoder_a.stages.0.unit.conv.weight" in changed
+
+
+def test_a_run_without_decoders(sources, tmp_path):
+    changed = one_step(sources, tmp_path, heads=TrainingConfig(decoders=False))
+    assert changed
+    assert not [name for name in changed if "decoder" in name]
+    logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    terms = set().union(*(line for line in logged if line["phase"] == "training"))
+    assert "match" in terms
+    assert not {"pixel_a", "gradient_a", "pixel_b", "gradient_b"} & terms
 
 
 def test_encoders_may_be_frozen_in_the_main_phase(sources, tmp_path):

@@ -122,11 +122,8 @@ class FullTraining(TrainingPhase):
             terms[f"metric_{k}"] = weights.metric_stages * matching_loss(logits, labels, smoothing)
         for k, logits in output.interaction_logits.items():
             terms[f"interaction_{k}"] = weights.interaction * matching_loss(logits, labels, smoothing)
-        reconstructions = (
-            ("a", output.reconstruction_a, batch.patches_a),
-            ("b", output.reconstruction_b, batch.patches_b),
-        )
-        for band, seen, patches in reconstructions:
+        patches_of_bands = batch.patches_a, batch.patches_b
+        for band, seen, patches in zip("ab", output.reconstructions or (), patches_of_bands, strict=False):
             wanted = self.network.prepare(patches)
             terms[f"pixel_{band}"] = weights.pixel * nn.functional.mse_loss(seen.float(), wanted)
             if self.perceptual:
