@@ -29,12 +29,23 @@ def test_benchmark_example(weights_folder, tmp_path):
     assert results["peak_memory_mb"] > 0
 
 
-@pytest.mark.slow
-def test_two_sets_of_weights_compared(weights_folder):
-    folder = str(weights_folder)
-    command = [sys.executable, SCRIPT, "--weights", folder, "--against", folder, *SMALL.split()]
+def ratios_printed(weights_folder, *options):
+    command = [sys.executable, SCRIPT, "--weights", str(weights_folder), *options, *SMALL.split()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    ratios = [float(line.split("|")[-2]) for line in done.stdout.splitlines() if line.startswith("| float32 |")]
+    return [float(line.split("|")[-2]) for line in done.stdout.splitlines() if line.startswith("| float32 |")]
+
+
+@pytest.mark.slow
+def test_two_sets_of_weights_compared(weights_folder):
+    ratios = ratios_printed(weights_folder, "--against", str(weights_folder))
     assert len(ratios) == 4
+    assert all(ratio > 0 for ratio in ratios)
+
+
+@pytest.mark.slow
+def test_runtimes_compared(weights_folder):
+    pytest.importorskip("openvino")
+    ratios = ratios_printed(weights_folder, "--runtimes")
+    assert len(ratios) == 2
     assert all(ratio > 0 for ratio in ratios)
