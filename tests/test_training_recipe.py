@@ -7,14 +7,23 @@ from training_run import RECIPE, replace
 from rrl_match.modeling import RRLNetConfig
 from rrl_match.training.recipe import Phase, Recipe, SyntheticBands
 
-NAMES = ["distillation", "optical-sar", "published", "universal", "universal-lite", "vis-lwir", "vis-nir"]
+NAMES = [
+    "distillation",
+    "optical-sar",
+    "published",
+    "universal",
+    "universal-continued",
+    "universal-lite",
+    "vis-lwir",
+    "vis-nir",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_recipes_of_the_package_load(name, tmp_path, caplog):
     recipe = Recipe.load(name)
     assert not caplog.records  # no old field names
-    of_any_sensor = {"universal", "universal-lite", "distillation"}
+    of_any_sensor = {"universal", "universal-continued", "universal-lite", "distillation"}
     expected = ("visible", "other") if name in of_any_sensor else tuple(name.split("-"))
     assert recipe.modalities == (("vis", "nir") if name == "published" else expected)
     (tmp_path / "own.json").write_text(recipe.to_json(), encoding="utf-8")

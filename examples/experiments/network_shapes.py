@@ -87,9 +87,11 @@ def plot(shapes: Sequence[Shape], baseline: str, batch_sizes: Sequence[int], pat
         faster = [shape.times_as_fast[k] for shape in shapes]
         axes.plot(faster, [shape.fpr95 for shape in shapes], "so^v"[k % 4], label=f"batch size {batch_size}")
     for shape in shapes:
-        axes.annotate(shape.name, (shape.times_as_fast[-1], shape.fpr95), (6, 4), textcoords="offset points", size=8)
+        axes.annotate(
+            shape.name, (shape.times_as_fast[-1], shape.fpr95), (0, 7), textcoords="offset points", size=8, ha="center"
+        )
     axes.set(xlabel=f"times as fast as {baseline}", ylabel="FPR95 in percent")
-    axes.margins(x=0.15, y=0.1)
+    axes.margins(x=0.2, y=0.1)
     axes.legend(fontsize=7)
     figure.savefig(path, dpi=110)
 
