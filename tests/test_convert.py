@@ -101,9 +101,8 @@ def test_training_graph_computes_what_was_recorded(train_file, recorded, inputs)
     for name, logits in scores.items():
         tolerance = 1e-4 if name == "score" else 1e-3
         np.testing.assert_allclose(torch.sigmoid(logits).numpy(), recorded[name], rtol=0, atol=tolerance, err_msg=name)
-    for band in "ab":
-        seen = getattr(output, f"reconstruction_{band}")[:, 0].numpy()
-        np.testing.assert_allclose(seen, recorded[f"reconstruction_{band}"], rtol=0, atol=1e-5)
+    for band, seen in zip("ab", output.reconstructions, strict=True):
+        np.testing.assert_allclose(seen[:, 0].numpy(), recorded[f"reconstruction_{band}"], rtol=0, atol=1e-5)
 
 
 def test_test_graph_computes_the_same_scores(graph_file, train_file, recorded, inputs):
