@@ -55,6 +55,8 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=10, help="of the pairs of each folder, those for whole calls")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.pairs < 2:
+        parser.error("--pairs must be at least 2: image B of another pair is a wrong partner")
     matcher = RRLMatcher.from_pretrained(args.weights)
     everything: dict[str, list[bool]] = defaultdict(list)
     for folder in args.folders:
