@@ -25,7 +25,7 @@ ROUNDS = 5  # the median counts
 
 
 class Shape(NamedTuple):
-    """A network of a run."""
+    """Accuracy and speed of the network that a run trained."""
 
     name: str
     parameters: int
@@ -41,7 +41,7 @@ def measure(runs: Sequence[Path], baseline: str, batch_sizes: Sequence[int], dty
         baseline: weights to compare speeds with.
         batch_sizes: of :meth:`RRLMatcher.score`.
         dtype: as of :class:`RRLMatcher`.
-        seconds: duration of each measurement, on the CPU; all networks take turns.
+        seconds: duration of each measurement, on the CPU; the networks alternate.
     """
     names = [baseline, *(str(run / "weights") for run in runs)]
     matchers = [RRLMatcher.from_pretrained(name, device="cpu", dtype=dtype) for name in names]

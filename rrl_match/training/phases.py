@@ -122,17 +122,24 @@ class FullTraining(TrainingPhase):
             terms[f"metric_{k}"] = weights.metric_stages * matching_loss(logits, labels, smoothing)
         for k, logits in output.interaction_logits.items():
             terms[f"interaction_{k}"] = weights.interaction * matching_loss(logits, labels, smoothing)
+        if output.reconstructions:
+            terms |= self._reconstruction_terms(output.reconstructions, batch)
+        if output.descriptors and weights.contrastive:
+            a, b = output.descriptors
+            terms["contrastive"] = weights.contrastive * contrastive_loss(a, b, batch.negative, self.recipe.temperature)
+        return terms
+
+    def _reconstruction_terms(self, reconstructions: tuple[Tensor, Tensor], batch: TrainingBatch) -> dict[str, Tensor]:
+        """How far the reconstructions are from the patches as the encoders take them, weighted."""
+        weights, terms = self.recipe.losses, {}
         patches_of_bands = batch.patches_a, batch.patches_b
-        for band, seen, patches in zip("ab", output.reconstructions or (), patches_of_bands, strict=False):
+        for band, seen, patches in zip("ab", reconstructions, patches_of_bands, strict=True):
             wanted = self.network.prepare(patches)
             terms[f"pixel_{band}"] = weights.pixel * nn.functional.mse_loss(seen.float(), wanted)
             if self.perceptual:
                 terms[f"perceptual_{band}"] = weights.perceptual * self.perceptual(seen, wanted)
             else:
                 terms[f"gradient_{band}"] = weights.gradient * gradient_loss(seen, wanted)
-        if output.descriptors and weights.contrastive:
-            a, b = output.descriptors
-            terms["contrastive"] = weights.contrastive * contrastive_loss(a, b, batch.negative, self.recipe.temperature)
         return terms
 
 
