@@ -90,8 +90,8 @@ def fit(points: Points, matched: Points, model: Model, bound: float) -> tuple[Ma
 
 def fit_simplest(
     points: Points, matched: Points, model: Model, bound: float, tolerance: float
-) -> tuple[Matrix | None, NDArray[np.bool_]]:
-    """As :func:`fit`, but a simpler model's transform where it fits nearly as well.
+) -> tuple[Matrix | None, Model]:
+    """Robust transform (3, 3) of a model, or of a simpler one where that fits nearly as well, and of which.
 
     Freedom that the points do not need follows their errors, and takes the corners of an image along.
 
@@ -99,15 +99,15 @@ def fit_simplest(
         points, matched, model, bound: as in :func:`fit`.
         tolerance: by what factor the mean squared error, cut off at `bound`, may exceed that of `model`.
     """
-    found = [fit(points, matched, simpler, bound) for simpler in MODELS[: MODELS.index(model) + 1]]
-    matrix, agree = found[-1]
+    matrix, _ = fit(points, matched, model, bound)
     if matrix is None:
-        return matrix, agree
+        return None, model
     most = tolerance * _cost(matrix, points, matched, bound) + 0.01 * bound**2
-    for simpler, agree_simpler in found[:-1]:
-        if simpler is not None and _cost(simpler, points, matched, bound) <= most:
-            return simpler, agree_simpler
-    return matrix, agree
+    for simpler in MODELS[: MODELS.index(model)]:
+        found, _ = fit(points, matched, simpler, bound)
+        if found is not None and _cost(found, points, matched, bound) <= most:
+            return found, simpler
+    return matrix, model
 
 
 def _cost(matrix: Matrix, points: Points, matched: Points, bound: float) -> float:

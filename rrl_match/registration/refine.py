@@ -17,6 +17,7 @@ from rrl_match.registration.fields import Fields, energy, eroded, fields_of
 from rrl_match.registration.geometry import Matrix, Model, Points, apply, fit, fit_simplest, inverse, scale_of
 from rrl_match.registration.images import Frame, Grey, Mask
 from rrl_match.registration.settings import Settings
+from rrl_match.registration.surfaces import Surfaces, adjust, lowest
 
 
 class Blocks(NamedTuple):
@@ -26,11 +27,17 @@ class Blocks(NamedTuple):
         points: (N, 2) xy, their centres in A.
         matched: (N, 2) xy, where they are found in B.
         found: (N,), whether that lies within what was searched.
+        centres: (N, 2) xy, where they were looked for, in pixels of the level.
+        surfaces: (N, S, S), how much they differ from B around these.
+        to_level: (3, 3), from pixels of B to those of the level.
     """
 
     points: Points
     matched: Points
     found: NDArray[np.bool_]
+    centres: Points
+    surfaces: Surfaces
+    to_level: Matrix
 
 
 class Refined(NamedTuple):
@@ -130,9 +137,7 @@ def examine(frames: Sequence[Frame], matrix: Matrix, model: Model, settings: Set
     refined = _refitted(frames, matrix, model, factor, settings.fine_radii[-1], settings)
     if refined is None:
         return Refined(matrix, 0.0, 1.0, [], factor)
-    points, matched = _found(refined.blocks)
-    near = np.linalg.norm(apply(matrix, points) - matched, axis=1) < settings.bound * factor
-    return refined._replace(matrix=matrix, agreeing=float(near.sum()) / sum(len(b.points) for b in refined.blocks))
+    return refined._replace(matrix=matrix, agreeing=_agreeing(matrix, refined.blocks, settings.bound * factor))
 
 
 def _finest(frames: Sequence[Frame], settings: Settings) -> float:
@@ -146,14 +151,30 @@ def _refitted(
 ) -> Refined | None:
     """The transform that fits where blocks are found within `radius` of where another one takes them."""
     blocks = match_blocks(frames, matrix, factor, radius, settings.fine_half, settings.fine_cells, settings)
-    fitted, inliers = fit_simplest(*_found(blocks), model, settings.bound * factor, settings.simpler)
+    bound = settings.bound * factor
+    fitted, simplest = fit_simplest(*_found(blocks), model, bound, settings.simpler)
     if fitted is None:
         return None
+    fitted = _adjusted(fitted, matrix, blocks, simplest)
     (h, w), side = frames[0].a.shape, max(frames[0].b.shape)
     corners = np.array([[0, 0], [w - 1, 0], [0, h - 1], [w - 1, h - 1]], float)
     moved = np.linalg.norm(apply(fitted, corners) - apply(matrix, corners), axis=1).mean() / side
-    agreeing = float(inliers.sum()) / sum(len(of_frame.points) for of_frame in blocks)
-    return Refined(fitted, agreeing, float(moved), blocks, factor)
+    return Refined(fitted, _agreeing(fitted, blocks, bound), float(moved), blocks, factor)
+
+
+def _adjusted(fitted: Matrix, matrix: Matrix, blocks: Sequence[Blocks], model: Model) -> Matrix:
+    """A fitted transform, adjusted to the surfaces of all blocks; these were looked for under another one."""
+    to_level = blocks[0].to_level
+    step = to_level @ fitted @ inverse(matrix) @ inverse(to_level)
+    centres, surfaces = (np.concatenate([getattr(b, k) for b in blocks]) for k in ("centres", "surfaces"))
+    return inverse(to_level) @ adjust(step, centres, surfaces, model) @ to_level @ matrix
+
+
+def _agreeing(matrix: Matrix, blocks: Sequence[Blocks], bound: float) -> float:
+    """Part of all blocks that were found within `bound` pixels of where a transform takes them."""
+    points, matched = _found(blocks)
+    near = np.linalg.norm(apply(matrix, points) - matched, axis=1) < bound
+    return float(near.sum()) / sum(len(of_frame.points) for of_frame in blocks)
 
 
 def _found(blocks: Sequence[Blocks]) -> tuple[Points, Points]:
@@ -201,12 +222,14 @@ def _match_frame(
     half = min(half, int(0.14 * smallest), (smallest - 1) // 2 - radius - 2)
     centres = _block_centres(overlay, half, radius, cells, settings.covered) if half >= 6 else np.empty((0, 2), int)
     if not len(centres):
-        return Blocks(np.empty((0, 2)), np.empty((0, 2)), np.zeros(0, bool))
-    offsets, inside = _offsets(overlay, centres, half, radius)
+        nothing, side = np.empty((0, 2)), 2 * radius + 1
+        return Blocks(nothing, nothing, np.zeros(0, bool), nothing, np.empty((0, side, side)), overlay.to_level)
+    surfaces = _surfaces(overlay, centres, half, radius)
+    offsets, inside = lowest(surfaces)
     predicted = centres.astype(np.float64)
     points = apply(inverse(overlay.to_level @ matrix), predicted)
     matched = apply(inverse(overlay.to_level), predicted + offsets)
-    return Blocks(points, matched, inside)
+    return Blocks(points, matched, inside, predicted, surfaces, overlay.to_level)
 
 
 def _overlay(frame: Frame, matrix: Matrix, factor: float, settings: Settings) -> _Overlay:
@@ -252,19 +275,26 @@ def _block_centres(overlay: _Overlay, half: int, radius: int, cells: int, covere
     return np.array(centres, np.int64).reshape(-1, 2)
 
 
-def _offsets(overlay: _Overlay, centres: NDArray[np.int64], half: int, radius: int) -> tuple[Points, NDArray[np.bool_]]:
-    """Where blocks of A differ least from B, (N, 2) from their centres, and (N,) if that lies within the radius."""
+def _surfaces(overlay: _Overlay, centres: NDArray[np.int64], half: int, radius: int) -> Surfaces:
+    """How much blocks of A differ from B at offsets within the radius."""
     side, reach, outer = 2 * half + 1, 2 * radius + 1, 2 * (half + radius) + 1
     x, y = centres.T
     size = (fast_length(outer),) * 2
     spectra_a = torch.fft.rfft2(_cut(overlay.fields_a, x - half, y - half, side), size)
     spectra_b = torch.fft.rfft2(_cut(overlay.fields_b, x - half - radius, y - half - radius, outer), size)
     correlation = torch.fft.irfft2((spectra_b * spectra_a.conj()).sum(1), size)[:, :reach, :reach].numpy()
-    summed = cv2.integral(energy(overlay.fields_b))
-    summed = summed[side:, side:] - summed[:-side, side:] - summed[side:, :-side] + summed[:-side, :-side]
+    summed_a, summed_b = _box_sums(energy(overlay.fields_a), side), _box_sums(energy(overlay.fields_b), side)
     around = np.arange(-half - radius, -half + radius + 1)
-    energies = summed[(y[:, None] + around)[:, :, None], (x[:, None] + around)[:, None]]
-    return lowest((energies - 2 * correlation) / side**2)
+    energies = summed_b[(y[:, None] + around)[:, :, None], (x[:, None] + around)[:, None]]
+    differences: Surfaces = (summed_a[y - half, x - half, None, None] + energies - 2 * correlation) / side**2
+    return differences
+
+
+def _box_sums(image: Grey, side: int) -> NDArray[np.float64]:
+    """Sums of all squares of `side` pixels, by their upper left corners."""
+    summed = cv2.integral(image)
+    sums = summed[side:, side:] - summed[:-side, side:] - summed[side:, :-side] + summed[:-side, :-side]
+    return np.asarray(sums, np.float64)
 
 
 def _cut(fields: Fields, left: NDArray[np.int64], top: NDArray[np.int64], side: int) -> Tensor:
@@ -273,20 +303,3 @@ def _cut(fields: Fields, left: NDArray[np.int64], top: NDArray[np.int64], side: 
     for window, x, y in zip(windows.numpy(), left.tolist(), top.tolist(), strict=True):
         window[:] = np.moveaxis(fields[y : y + side, x : x + side], -1, 0)
     return windows
-
-
-def lowest(cost: NDArray[np.float64]) -> tuple[Points, NDArray[np.bool_]]:
-    """Minima (N, 2), xy from the middle, of surfaces (N, S, S), between pixels; and (N,) whether they lie inside."""
-    n, size = cost.shape[:2]
-    row, column = np.divmod(cost.reshape(n, -1).argmin(1), size)
-    inside = (row > 0) & (row < size - 1) & (column > 0) & (column < size - 1)
-    rows, y, x = np.arange(n), row.clip(1, size - 2), column.clip(1, size - 2)
-    middle = cost[rows, y, x]
-
-    def vertex(before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
-        bend = before + after - 2 * middle
-        return np.where(bend > 1e-9, (before - after) / (2 * np.maximum(bend, 1e-9)), 0.0).clip(-0.5, 0.5)
-
-    dx = vertex(cost[rows, y, x - 1], cost[rows, y, x + 1])
-    dy = vertex(cost[rows, y - 1, x], cost[rows, y + 1, x])
-    return np.stack([x + dx, y + dy], 1) - size // 2, inside
