@@ -144,7 +144,7 @@ def test_transform_that_leads_is_accepted_without_high_scores(scene):
     assert corner_error(result.matrix, truth, scene.shape) < 0.7
     assert result.matched_fraction < 0.1
     assert result.inliers.sum() >= 10
-    alone = dataclasses.replace(Settings(), min_lead=np.inf)
+    alone = dataclasses.replace(Settings(), min_lead=np.inf, min_prominent_lead=np.inf)
     assert not register(FaintMatcher(), scene, there, search=NEAR, settings=alone).ok
 
 

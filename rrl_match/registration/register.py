@@ -21,7 +21,7 @@ from rrl_match.registration.coarse import Hypothesis, propose
 from rrl_match.registration.geometry import MODELS, Matrix, Model, Points, apply, as_3x3, implausible
 from rrl_match.registration.images import Frame, prepare
 from rrl_match.registration.judge import ScoringError, contrast, judge, judge_at
-from rrl_match.registration.refine import Refined, align, elsewhere, lead, refine
+from rrl_match.registration.refine import Refined, align, elsewhere, lead, prominence, refine
 from rrl_match.registration.settings import Search, Settings
 
 Array: TypeAlias = "NDArray[np.generic] | Tensor"
@@ -202,7 +202,7 @@ def _searched(
         ahead = lead(frames, transform.matrix, aligned, settings)
         outcome = check(matcher, frames, transform, model, settings, ahead)
         found = outcome.registration.matrix
-        if found is not None and _has_alternative(matcher, frames, transform.matrix, ahead, aligned, settings):
+        if found is not None and _has_alternative(matcher, frames, transform, ahead, aligned, model, settings):
             reason = "another transform agrees nearly as well, as where texture repeats"
             return outcome._replace(registration=_refusal(reason, found))
         return outcome
@@ -235,20 +235,31 @@ def _searched(
 def _has_alternative(
     matcher: RRLMatcher,
     frames: list[Frame],
-    matrix: Matrix,
+    refined: Refined,
     ahead: float,
     aligned: Sequence[Hypothesis],
+    model: Model,
     settings: Settings,
 ) -> bool:
-    """Whether another hypothesis agrees nearly as well as a transform, in edges and by RRL-Net."""
+    """Whether another hypothesis agrees nearly as well as a transform, in edges, by RRL-Net and when it is refined."""
     if not 0 < ahead < settings.clear_lead:
         return False
-    others = elsewhere(frames, matrix, aligned, settings)
+    others = elsewhere(frames, refined.matrix, aligned, settings)
     least = max(h.score for h in others) * ahead / settings.clear_lead
-    alternatives = [h.matrix for h in others if h.score >= least]
-    own, *theirs = judge(matcher, frames, [matrix, *alternatives], settings.alternative_locations, settings)
-    support = settings.alternative_support * own.support(settings.quick_prior)
-    return any(judgement.support(settings.quick_prior) >= support for judgement in theirs)
+    alternatives = [h for h in others if h.score >= least]
+    judged = judge(
+        matcher, frames, [refined.matrix, *(h.matrix for h in alternatives)], settings.alternative_locations, settings
+    )
+    own, *theirs = (judgement.support(settings.quick_prior) for judgement in judged)
+    for hypothesis, support in zip(alternatives, theirs, strict=True):
+        if support < settings.alternative_support * own:
+            continue
+        found = refine(frames, hypothesis.matrix, model, settings)
+        if found is None or found.agreeing < settings.alternative_agreeing * refined.agreeing:
+            continue
+        if elsewhere(frames, refined.matrix, [Hypothesis(0.0, found.matrix)], settings):
+            return True
+    return False
 
 
 @dataclass(frozen=True, eq=False)  # told apart by identity: matrices have no single truth value
@@ -346,7 +357,7 @@ def check(
     support, matching = judged.support(settings.prior), judged.scores > matcher.threshold
     matched_fraction = float(matching.mean()) if len(matching) else 0.0
     least = _min_support(refined, settings)
-    if support < least and ahead >= settings.min_lead and refined.agreeing >= settings.min_leading_agreeing:
+    if support < least and _stands_out(frames, refined, ahead, settings):
         won = contrast(matcher, frames, matrix, judged, settings)
         if len(won) and won.mean() >= settings.min_contrast:
             matching, least = won > 0.5, 0.0
@@ -368,6 +379,13 @@ def check(
         matched_fraction=matched_fraction,
     )
     return Outcome(support, ahead, registration)
+
+
+def _stands_out(frames: Sequence[Frame], refined: Refined, ahead: float, settings: Settings) -> bool:
+    """Whether edges single out a transform among the hypotheses, and if not by far, in its surroundings, too."""
+    if ahead >= settings.min_lead and refined.agreeing >= settings.min_leading_agreeing:
+        return True
+    return ahead >= settings.min_prominent_lead and prominence(frames, refined, settings) >= settings.min_prominence
 
 
 def _unsound(refined: Refined, shape: tuple[int, int], settings: Settings) -> str:

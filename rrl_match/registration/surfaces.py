@@ -16,6 +16,7 @@ _ROUNDS = 20
 _LONGEST_STEP = 0.3  # of a parameter; 1 moves a block by half the extent of all
 _NOISE = 0.1  # of the median lowest difference: added to all, so that no block counts without limit
 _WEIGHTS = (0.2, 4.5)  # least and most of a block
+_PEAK = 5.0  # pixels around a minimum that belong to it
 
 
 class _Quadratics(NamedTuple):
@@ -91,6 +92,20 @@ def adjust(matrix: Matrix, centres: Points, surfaces: Surfaces, model: Model) ->
         if outcome[0] < total:
             matrix, points, (total, near, found), damping = tried, moved, outcome, damping / 25
     return np.asarray(matrix / matrix[2, 2], np.float64)
+
+
+def standing_out(surfaces: Surfaces) -> float:
+    """By how many standard deviations all blocks together differ less at offset 0 than at offsets farther than 5 px.
+
+    Blocks that were fitted to each other at random have one shallow minimum among many.
+    """
+    reach = surfaces.shape[1] // 2
+    least = np.maximum(surfaces.min((1, 2)), 0.0)
+    logarithms = np.log(np.maximum(surfaces, 0.0) + _NOISE * float(np.median(least)) + 1e-12)
+    together = (logarithms - logarithms.mean((1, 2), keepdims=True)).mean(0)
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    far = together[np.hypot(x, y) > _PEAK]
+    return float((far.mean() - together[reach, reach]) / (far.std() + 1e-12))
 
 
 def _quadratics(surfaces: Surfaces, offsets: Points) -> _Quadratics:
