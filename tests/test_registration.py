@@ -27,8 +27,8 @@ from rrl_match.registration.geometry import (
 )
 from rrl_match.registration.images import Frame, prepare
 from rrl_match.registration.judge import contrast, judge
-from rrl_match.registration.refine import agreement, examine, lead, match_blocks, refine
-from rrl_match.registration.surfaces import adjust, lowest
+from rrl_match.registration.refine import agreement, examine, lead, match_blocks, prominence, refine
+from rrl_match.registration.surfaces import adjust, lowest, standing_out
 from rrl_match.training.datasets import read_pairs
 
 check = sys.modules[register.__module__].check
@@ -439,6 +439,36 @@ def test_contrast_does_not_depend_on_how_high_scores_are(scene):
         assert contrast(one, [frame], wrong, judged[1], settings).mean() < 0.7
 
 
+def test_right_transform_stands_out_in_its_surroundings(scene):
+    there, truth = moved(scene, 3, 1.02)
+    frame = Frame(prepare(scene, None, None, "a"), prepare(there, None, None, "b"))
+    other = Frame(frame.a, prepare(make_scene(5), None, None, "b"))
+    right = examine([frame], as_3x3(truth), "affine", Settings())
+    assert prominence([frame], right, Settings()) > Settings().min_prominence
+    assert prominence([other], right, Settings()) < 2.5
+    nowhere = right._replace(matrix=translation(1000, 0))
+    assert prominence([frame], nowhere, Settings()) == 0
+
+
+def test_prominence_falls_with_the_part_that_both_images_show(scene):
+    there, truth = moved(scene, 3)
+    settings, left = Settings(), np.zeros_like(scene)
+    left[:, : scene.shape[1] // 2] = 1
+    values = []
+    for mask in (None, left):
+        frame = Frame(prepare(scene, mask, None, "a"), prepare(there, None, None, "b"))
+        values.append(prominence([frame], examine([frame], as_3x3(truth), "affine", settings), settings))
+    assert 0 < values[1] < 0.8 * values[0]
+
+
+def test_transform_that_stands_out_needs_little_lead(scene):
+    """The way of a transform that leads by less than `min_lead`."""
+    there, truth = moved(scene, 7, 1.05, (4, -6))
+    result = register(FaintMatcher(), scene, there, settings=dataclasses.replace(Settings(), min_lead=np.inf))
+    assert result.ok, result.reason
+    assert corner_error(result.matrix, truth, scene.shape) < 0.7
+
+
 def test_blocks_lie_where_both_images_show_something(scene):
     mask = np.zeros_like(scene)
     mask[:, :150] = 1
@@ -491,7 +521,7 @@ def test_edges_together_fix_a_transform(model):
         truth = truth + np.array([[0, 0, 0], [0, 0, 0], [2e-5, -1e-5, 0]])
     across = np.stack([np.cos(angle := rng.uniform(0, np.pi, 60)), np.sin(angle)], 1)
     surfaces = _surfaces_around(truth, centres, across[:, :, None] * across[:, None])
-    adjusted = adjust(np.eye(3), centres, surfaces, model)
+    adjusted = adjust(np.eye(3), centres, surfaces, model, Settings())
     np.testing.assert_allclose(apply(adjusted, centres), apply(truth, centres), atol=0.05)
     if model == "similarity":
         np.testing.assert_allclose(adjusted[0, :2], adjusted[1, [1, 0]] * (1, -1), atol=1e-12)
@@ -503,8 +533,16 @@ def test_blocks_that_fit_elsewhere_do_not_pull():
     bends = np.broadcast_to(0.2 * np.eye(2), (60, 2, 2))
     surfaces = _surfaces_around(translation(1.5, -0.5), centres, bends)
     surfaces[::4] = _surfaces_around(translation(-2.5, -0.5), centres[::4], bends[::4])
-    moved = apply(adjust(translation(1, 0), centres, surfaces, "affine"), centres) - centres
+    moved = apply(adjust(translation(1, 0), centres, surfaces, "affine", Settings()), centres) - centres
     assert np.abs(moved - (1.5, -0.5)).max() < 0.4
+
+
+def test_standing_out():
+    centres = np.zeros((40, 2))
+    deep = _surfaces_around(np.eye(3), centres, np.broadcast_to(np.eye(2), (40, 2, 2)), 12)
+    assert standing_out(deep, Settings()) > 4
+    assert standing_out(np.roll(deep, 7, 1), Settings()) < 2
+    assert standing_out(np.ones((40, 25, 25)), Settings()) == 0
 
 
 @pytest.mark.parametrize("model", ["similarity", "affine", "homography"])
@@ -512,9 +550,9 @@ def test_surfaces_that_say_nothing_leave_a_transform(model):
     centres = np.random.default_rng(2).uniform(0, 300, (20, 2))
     start = translation(0.4, 0.3)
     for surfaces in (np.zeros((20, 13, 13)), np.ones((20, 13, 13)), np.full((20, 13, 13), -1e-8)):
-        np.testing.assert_allclose(adjust(start, centres, surfaces, model), start, atol=1e-9)
+        np.testing.assert_allclose(adjust(start, centres, surfaces, model, Settings()), start, atol=1e-9)
     noise = np.random.default_rng(3).uniform(0, 1, (20, 13, 13))
-    assert np.isfinite(adjust(translation(40, 0), centres, noise, model)).all()
+    assert np.isfinite(adjust(translation(40, 0), centres, noise, model, Settings())).all()
 
 
 def test_fast_length():

@@ -149,7 +149,7 @@ def prominence(frames: Sequence[Frame], refined: Refined, settings: Settings) ->
     blocks = match_blocks(frames, refined.matrix, refined.factor, radius, half, cells, settings)
     surfaces = np.concatenate([b.surfaces for b in blocks])
     covered = len(surfaces) / (len(frames) * _cells_of_each(frames, cells) ** 2)
-    return math.sqrt(covered) * standing_out(surfaces) if len(surfaces) else 0.0
+    return math.sqrt(covered) * standing_out(surfaces, settings) if len(surfaces) else 0.0
 
 
 def _finest(frames: Sequence[Frame], settings: Settings) -> float:
@@ -167,19 +167,19 @@ def _refitted(
     fitted, simplest = fit_simplest(*_found(blocks), model, bound, settings.simpler)
     if fitted is None:
         return None
-    fitted = _adjusted(fitted, matrix, blocks, simplest)
+    fitted = _adjusted(fitted, matrix, blocks, simplest, settings)
     (h, w), side = frames[0].a.shape, max(frames[0].b.shape)
     corners = np.array([[0, 0], [w - 1, 0], [0, h - 1], [w - 1, h - 1]], float)
     moved = np.linalg.norm(apply(fitted, corners) - apply(matrix, corners), axis=1).mean() / side
     return Refined(fitted, _agreeing(fitted, blocks, bound), float(moved), blocks, factor)
 
 
-def _adjusted(fitted: Matrix, matrix: Matrix, blocks: Sequence[Blocks], model: Model) -> Matrix:
+def _adjusted(fitted: Matrix, matrix: Matrix, blocks: Sequence[Blocks], model: Model, settings: Settings) -> Matrix:
     """A fitted transform, adjusted to the surfaces of all blocks; these were looked for under another one."""
     to_level = blocks[0].to_level
     step = to_level @ fitted @ inverse(matrix) @ inverse(to_level)
     centres, surfaces = (np.concatenate([getattr(b, k) for b in blocks]) for k in ("centres", "surfaces"))
-    return inverse(to_level) @ adjust(step, centres, surfaces, model) @ to_level @ matrix
+    return inverse(to_level) @ adjust(step, centres, surfaces, model, settings) @ to_level @ matrix
 
 
 def _agreeing(matrix: Matrix, blocks: Sequence[Blocks], bound: float) -> float:

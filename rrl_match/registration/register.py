@@ -118,8 +118,8 @@ def register(
     """Estimate the transform that takes image A to image B.
 
     Dense search proposes hypotheses: oriented gradients are correlated over shift, rotation and scale. RRL-Net judges
-    them. Block matching refines the best ones, on ever finer levels, and RRL-Net judges the results once more: by the
-    scores themselves or, where one transform is far ahead of all others in edges, by their contrast.
+    them. Block matching refines the best ones, on ever finer levels, by what all blocks together say. RRL-Net judges
+    the results once more: by the scores themselves or, where edges single out one transform, by their contrast.
 
     Lists of images are frames of a rig, two cameras that do not move against each other: one transform is estimated
     from all frames.

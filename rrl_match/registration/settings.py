@@ -60,6 +60,8 @@ class Settings:
     fine_half: int = 48
     fine_cells: int = 14
     fine_radii: tuple[int, ...] = (10, 6)
+    block_noise: float = 0.1  # of the median lowest difference: added to all, so that no block counts without limit
+    block_weights: tuple[float, float] = (0.2, 4.5)  # least and most of a block in the adjustment
     bound: float = 3.0  # pixels that a block may be off
     simpler: float = 1.4  # factor by which a simpler model may fit worse and still be taken
     covered: float = 0.8  # part of a block that both images show
@@ -85,7 +87,8 @@ class Settings:
     min_leading_agreeing: float = 0.3  # so many of the blocks agree, or
     min_prominent_lead: float = 1.1  # by this factor, if
     min_prominence: float = 3.3  # all blocks together agree better by so many standard deviations than
-    prominence_radius: int = 24  # within so many pixels of the finest level; and in both cases if
+    prominence_beyond: float = 5.0  # farther away than this
+    prominence_radius: int = 24  # and up to this, in pixels of the finest level; and in both cases if
     min_contrast: float = 0.75  # its patches score higher than those beside them so often
     contrast_shift: float = 24.0  # pixels of the judged images that these lie beside them
     elsewhere: float = 0.12  # distance of the other hypotheses, of the image's side

@@ -8,15 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rrl_match.registration.geometry import Matrix, Model, Points, apply, inverse
+from rrl_match.registration.settings import Settings
 
 Surfaces = NDArray[np.float64]
 """(N, S, S): the mean squared difference of each block at offsets y, x; 0 is in the middle."""
 
 _ROUNDS = 20
 _LONGEST_STEP = 0.3  # of a parameter; 1 moves a block by half the extent of all
-_NOISE = 0.1  # of the median lowest difference: added to all, so that no block counts without limit
-_WEIGHTS = (0.2, 4.5)  # least and most of a block
-_PEAK = 5.0  # pixels around a minimum that belong to it
 
 
 class _Quadratics(NamedTuple):
@@ -44,24 +42,28 @@ def lowest(surfaces: Surfaces) -> tuple[Points, NDArray[np.bool_]]:
     return np.stack([x + dx, y + dy], 1) - size // 2, inside
 
 
-def adjust(matrix: Matrix, centres: Points, surfaces: Surfaces, model: Model) -> Matrix:
+def adjust(matrix: Matrix, centres: Points, surfaces: Surfaces, model: Model, settings: Settings) -> Matrix:
     """The transform (3, 3) near another one that minimises the differences of all blocks together.
 
     A block along an edge, in a flat area or in repeated texture has no single offset to fit, but its surface says what
-    it leaves open. As the noise of the blocks is unknown, the sum of the logarithms of their differences is minimised
-    (Levenberg-Marquardt), each weighted by the square root of how sharp its minimum is.
+    it leaves open (Rosenholm, "Multi-point matching using the least-squares technique for evaluation of
+    three-dimensional models", PE&RS 1987). As the noise of the blocks is unknown, the sum of the logarithms of their
+    differences is minimised (Levenberg-Marquardt), each weighted by the square root of how sharp its minimum is.
 
     Args:
         matrix: takes pixels of the frame in which the blocks were cut to where they are now taken to be.
         centres: (N, 2), of the blocks in that frame; offset 0 of the surfaces.
         surfaces: (N, S, S).
         model: what is adjusted; a composition with `matrix` is returned.
+        settings: how blocks are weighted.
     """
     reach = surfaces.shape[1] // 2 - 1
     least, most = np.maximum(surfaces.min((1, 2)), 0.0), surfaces.max((1, 2))
-    noise = _NOISE * float(np.median(least)) + 1e-12
+    noise = settings.block_noise * float(np.median(least)) + 1e-12
     sharpness = np.trace(_quadratics(surfaces, lowest(surfaces)[0]).hessian, axis1=1, axis2=2) / (least + noise)
-    weights = np.sqrt(np.maximum(sharpness, 0.0) / max(float(np.median(sharpness)), 1e-12)).clip(*_WEIGHTS)
+    weights = np.sqrt(np.maximum(sharpness, 0.0) / max(float(np.median(sharpness)), 1e-12)).clip(
+        *settings.block_weights
+    )
     middle = centres.mean(0)
     size = max(1.0, float(np.abs(centres - middle).max()))
     unit = np.array([[size, 0.0, middle[0]], [0.0, size, middle[1]], [0.0, 0.0, 1.0]])  # from about -1..1
@@ -94,17 +96,17 @@ def adjust(matrix: Matrix, centres: Points, surfaces: Surfaces, model: Model) ->
     return np.asarray(matrix / matrix[2, 2], np.float64)
 
 
-def standing_out(surfaces: Surfaces) -> float:
-    """By how many standard deviations all blocks together differ less at offset 0 than at offsets farther than 5 px.
+def standing_out(surfaces: Surfaces, settings: Settings) -> float:
+    """By how many standard deviations all blocks together differ less at offset 0 than at offsets away from it.
 
     Blocks that were fitted to each other at random have one shallow minimum among many.
     """
     reach = surfaces.shape[1] // 2
     least = np.maximum(surfaces.min((1, 2)), 0.0)
-    logarithms = np.log(np.maximum(surfaces, 0.0) + _NOISE * float(np.median(least)) + 1e-12)
+    logarithms = np.log(np.maximum(surfaces, 0.0) + settings.block_noise * float(np.median(least)) + 1e-12)
     together = (logarithms - logarithms.mean((1, 2), keepdims=True)).mean(0)
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    far = together[np.hypot(x, y) > _PEAK]
+    far = together[np.hypot(x, y) > settings.prominence_beyond]
     return float((far.mean() - together[reach, reach]) / (far.std() + 1e-12))
 
 
