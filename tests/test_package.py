@@ -39,7 +39,7 @@ LAYERS = [
     ["modeling"],
     ["inference", "hub", "patches", "registration.geometry", "registration.settings"],
     ["batching", "inference_openvino", "matching", "pretrained", "registration.images"],
-    ["matcher", "registration.fields"],
+    ["matcher", "registration.fields", "registration.surfaces"],
     ["export", "registration.judge", "selftest", "training.commands"],
     ["registration.coarse"],
     ["registration.refine"],
