@@ -137,8 +137,8 @@ def _cases(folder: Path, split: str, count: int) -> Iterator[Case]:
             sys.exit(f"{folder}: cannot read {row['image_a']} or {row['image_b']}")
         h, w = b.shape[:2]
         values = [float(row[f"m{i}{j}"]) for i in (0, 1) for j in (0, 1, 2)]
-        turn = similarity(random.uniform(-20, 20), random.uniform(0.9, 1.1))
-        move = translation(w / 2, h / 2) @ turn @ translation(*(-np.array([w, h]) * random.uniform(0.47, 0.53, 2)))
+        rotated = similarity(random.uniform(-20, 20), random.uniform(0.9, 1.1))
+        move = translation(w / 2, h / 2) @ rotated @ translation(*(-np.array([w, h]) * random.uniform(0.47, 0.53, 2)))
         b = cv2.warpAffine(b, move[:2], (w, h))
         rgb = [np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8) for image in (a, b)]
         yield Case(Path(row["image_a"]).parent, rgb[0], rgb[1], move @ np.array([*values, 0, 0, 1]).reshape(3, 3))

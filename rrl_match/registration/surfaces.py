@@ -11,7 +11,7 @@ from rrl_match.registration.geometry import Matrix, Model, Points, apply, invers
 from rrl_match.registration.settings import Settings
 
 Surfaces = NDArray[np.float64]
-"""(N, S, S): the mean squared difference of each block at offsets y, x; 0 is in the middle."""
+"""(N, S, S): the mean squared difference of each block at offsets y, x; offset 0 is in the middle."""
 
 _ROUNDS = 20
 _LONGEST_STEP = 0.3  # of a parameter; 1 moves a block by half the extent of all
@@ -51,15 +51,17 @@ def adjust(matrix: Matrix, centres: Points, surfaces: Surfaces, model: Model, se
     differences is minimised (Levenberg-Marquardt), each weighted by the square root of how sharp its minimum is.
 
     Args:
-        matrix: takes pixels of the frame in which the blocks were cut to where they are now taken to be.
-        centres: (N, 2), of the blocks in that frame; offset 0 of the surfaces.
-        surfaces: (N, S, S).
-        model: what is adjusted; a composition with `matrix` is returned.
+        matrix: (3, 3), from the centres of the blocks to where they are found, in pixels of the level.
+        centres: (N, 2) xy, where the blocks were looked for; offset 0 of the surfaces.
+        surfaces: (N, S, S), S odd.
+        model: of the adjustment, which is composed with `matrix`.
         settings: how blocks are weighted.
+
+    Returns:
+        (3, 3); `matrix` itself where no adjustment makes the differences smaller.
     """
     reach = surfaces.shape[1] // 2 - 1
-    least, most = np.maximum(surfaces.min((1, 2)), 0.0), surfaces.max((1, 2))
-    noise = settings.block_noise * float(np.median(least)) + 1e-12
+    (least, noise), most = _least(surfaces, settings), surfaces.max((1, 2))
     sharpness = np.trace(_quadratics(surfaces, lowest(surfaces)[0]).hessian, axis1=1, axis2=2) / (least + noise)
     weights = np.sqrt(np.maximum(sharpness, 0.0) / max(float(np.median(sharpness)), 1e-12)).clip(
         *settings.block_weights
@@ -102,12 +104,18 @@ def standing_out(surfaces: Surfaces, settings: Settings) -> float:
     Blocks that were fitted to each other at random have one shallow minimum among many.
     """
     reach = surfaces.shape[1] // 2
-    least = np.maximum(surfaces.min((1, 2)), 0.0)
-    logarithms = np.log(np.maximum(surfaces, 0.0) + settings.block_noise * float(np.median(least)) + 1e-12)
+    _, noise = _least(surfaces, settings)
+    logarithms = np.log(np.maximum(surfaces, 0.0) + noise)
     together = (logarithms - logarithms.mean((1, 2), keepdims=True)).mean(0)
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     far = together[np.hypot(x, y) > settings.prominence_beyond]
     return float((far.mean() - together[reach, reach]) / (far.std() + 1e-12))
+
+
+def _least(surfaces: Surfaces, settings: Settings) -> tuple[NDArray[np.float64], float]:
+    """Lowest difference of each block (N,), and what is added to all differences before their logarithm is taken."""
+    least = np.maximum(surfaces.min((1, 2)), 0.0)
+    return least, settings.block_noise * float(np.median(least)) + 1e-12
 
 
 def _quadratics(surfaces: Surfaces, offsets: Points) -> _Quadratics:
