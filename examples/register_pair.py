@@ -1,4 +1,4 @@
-"""Register two images of the same place and show them in a checkerboard, before and after.
+"""Register two images of the same scene and show them in a checkerboard, before and after.
 
     python examples/register_pair.py                                  # visible and near infrared, from examples/images
     python examples/register_pair.py VISIBLE.png THERMAL.tiff --weights vis-lwir --out folder

@@ -23,7 +23,7 @@ from rrl_match.registration.pairs import TABLE, Pair, read_pairs, table, write_t
 from rrl_match.registration.reading import ImageFile, read_image, read_mask, with_mask
 from rrl_match.registration.writing import RECORD, as_json, describe, write_results
 
-OK, REFUSED, MISTAKE = 0, 1, 2  # exit codes
+OK, REFUSED, MISTAKE = 0, 1, 2  # exit status
 _ERRORS_ALONE = 2  # of OpenCV's levels of logging
 _MISTAKES = (RRLMatchError, ValueError, OSError, ImportError)
 _EPILOG = """

@@ -173,7 +173,7 @@ def as_pixels(
 
 
 def decode(path: Path) -> NDArray[Any]:
-    """Pixels of an image file (H, W), RGB (H, W, 3) or RGBA (H, W, 4), of the file's depth, JPEGs turned upright.
+    """Pixels of an image file (H, W), RGB (H, W, 3) or RGBA (H, W, 4), of the file's depth, JPEGs rotated upright.
 
     Raises:
         OSError: the file is missing or cannot be read.

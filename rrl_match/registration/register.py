@@ -262,7 +262,7 @@ def _has_alternative(
     return False
 
 
-@dataclass(frozen=True, eq=False)  # told apart by identity: matrices have no single truth value
+@dataclass(frozen=True, eq=False)  # compared by identity: matrices have no single truth value
 class _Judged:
     """A hypothesis (3, 3), the agreement of the fields, the support, and its rank, to which both add."""
 
