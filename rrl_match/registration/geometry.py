@@ -63,29 +63,28 @@ def scale_of(matrix: Matrix, point: Points) -> float:
     return math.sqrt(abs(float(np.linalg.det(jacobian(matrix, point[None])[0]))))
 
 
-def fit(points: Points, matched: Points, model: Model, bound: float) -> tuple[Matrix | None, NDArray[np.bool_]]:
-    """Robust transform (3, 3) from points to matched points, and which of them it takes within `bound` pixels.
+def fit(points: Points, matched: Points, model: Model, bound: float) -> Matrix | None:
+    """Robust transform (3, 3) from points to matched points that takes as many as it can within `bound` pixels.
 
     The random choices of the fit do not depend on OpenCV's global seed.
     """
-    none = None, np.zeros(len(points), bool)
     if len(points) < 6:
-        return none
+        return None
     magsac, rounds, confidence = cv2.USAC_MAGSAC, 5000, 0.9999
     matrix: NDArray[Any] | None
     if model == "similarity":
-        matrix, agree = cv2.estimateAffinePartial2D(
+        matrix, _ = cv2.estimateAffinePartial2D(
             points, matched, None, cv2.RANSAC, ransacReprojThreshold=bound, maxIters=rounds, confidence=confidence
         )
     elif model == "affine":
-        matrix, agree = cv2.estimateAffine2D(
+        matrix, _ = cv2.estimateAffine2D(
             points, matched, None, magsac, ransacReprojThreshold=bound, maxIters=rounds, confidence=confidence
         )
     else:
-        matrix, agree = cv2.findHomography(points, matched, magsac, bound, maxIters=rounds, confidence=confidence)
+        matrix, _ = cv2.findHomography(points, matched, magsac, bound, maxIters=rounds, confidence=confidence)
     if matrix is None or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:2, :2])) < 1e-6:
-        return none
-    return as_3x3(np.asarray(matrix, np.float64)), np.asarray(agree).ravel().astype(bool)
+        return None
+    return as_3x3(np.asarray(matrix, np.float64))
 
 
 def fit_simplest(
@@ -99,12 +98,12 @@ def fit_simplest(
         points, matched, model, bound: as in :func:`fit`.
         tolerance: by what factor the mean squared error, cut off at `bound`, may exceed that of `model`.
     """
-    matrix, _ = fit(points, matched, model, bound)
+    matrix = fit(points, matched, model, bound)
     if matrix is None:
         return None, model
     most = tolerance * _cost(matrix, points, matched, bound) + 0.01 * bound**2
     for simpler in MODELS[: MODELS.index(model)]:
-        found, _ = fit(points, matched, simpler, bound)
+        found = fit(points, matched, simpler, bound)
         if found is not None and _cost(found, points, matched, bound) <= most:
             return found, simpler
     return matrix, model

@@ -78,7 +78,7 @@ def align(frames: Sequence[Frame], hypotheses: Sequence[Hypothesis], settings: S
         aligned = []
         for _, matrix in found:
             blocks = match_blocks(frames, matrix, factor, radius, settings.align_half, cells, settings)
-            fitted, _ = fit(*_found(blocks), "similarity", settings.bound * factor)
+            fitted = fit(*_found(blocks), "similarity", settings.bound * factor)
             if fitted is not None:
                 aligned.append(Hypothesis(agreement(frames, fitted, factor, settings), fitted))
         found = distinct(aligned, a.shape, settings.distance * max(b.shape), most)
