@@ -13,7 +13,6 @@ NAMES = [
     "published",
     "universal",
     "universal-continued",
-    "universal-final",
     "universal-lite",
     "vis-lwir",
     "vis-nir",
@@ -24,7 +23,7 @@ NAMES = [
 def test_recipes_of_the_package_load(name, tmp_path, caplog):
     recipe = Recipe.load(name)
     assert not caplog.records  # no old field names
-    of_any_sensor = {"universal", "universal-continued", "universal-final", "universal-lite", "distillation"}
+    of_any_sensor = {"universal", "universal-continued", "universal-lite", "distillation"}
     expected = ("visible", "other") if name in of_any_sensor else tuple(name.split("-"))
     assert recipe.modalities == (("vis", "nir") if name == "published" else expected)
     (tmp_path / "own.json").write_text(recipe.to_json(), encoding="utf-8")
