@@ -430,7 +430,8 @@ def _doubts(
         settings: other least values.
     """
     if support < min_support:
-        return f"the patches of only {support:.0%} of the locations match under the transform"
+        matches = f"{int(matching.sum())} of {len(matching)} locations match"
+        return f"the network supports the transform by {support:.2f}, less than {min_support:.2f}: {matches}"
     if inliers < settings.min_matches:
         return f"too few matches agree on one transform, {inliers}"
     area, whole = (cv2.contourArea(cv2.convexHull(p.astype(np.float32))) for p in (locations[matching], locations))
