@@ -1,4 +1,4 @@
-"""Dense fields of oriented gradients: what both bands share at an edge, whatever its contrast."""
+"""Dense fields of oriented gradients: what both bands have in common at an edge, whatever its contrast."""
 
 from __future__ import annotations
 
