@@ -27,8 +27,8 @@ from rrl_match.registration.geometry import (
 )
 from rrl_match.registration.images import Frame, prepare
 from rrl_match.registration.judge import contrast, judge
-from rrl_match.registration.refine import agreement, examine, lead, match_blocks, prominence, refine
-from rrl_match.registration.surfaces import adjust, lowest, standing_out
+from rrl_match.registration.refine import agreement, examine, lead, match_blocks, refine
+from rrl_match.registration.surfaces import adjust, lowest
 from rrl_match.training.datasets import read_pairs
 
 check = sys.modules[register.__module__].check
@@ -145,7 +145,7 @@ def test_transform_that_leads_is_accepted_without_high_scores(scene):
     assert result.matched_fraction < 0.1
     assert result.inliers.sum() >= 10
     assert len(result.matches) <= 24, "the better half of 48 locations"
-    least = dataclasses.replace(Settings(), trust_lead=0.0, trust_prominence=0.0, trust_contrast=0.0)
+    least = dataclasses.replace(Settings(), trust_lead=0.0, trust_contrast=0.0)
     assert not register(FaintMatcher(), scene, there, search=NEAR, settings=least).ok
 
 
@@ -444,28 +444,6 @@ def test_contrast_does_not_depend_on_how_high_scores_are(scene):
         assert contrast(one, [frame], as_3x3(truth), alone, Settings()) == 0.5
 
 
-def test_right_transform_stands_out_in_its_surroundings(scene):
-    there, truth = moved(scene, 3, 1.02)
-    frame = Frame(prepare(scene, None, None, "a"), prepare(there, None, None, "b"))
-    other = Frame(frame.a, prepare(make_scene(5), None, None, "b"))
-    right = examine([frame], as_3x3(truth), "affine", Settings())
-    assert prominence([frame], right, Settings()) > 3.5
-    assert prominence([other], right, Settings()) < 2.5
-    nowhere = right._replace(matrix=translation(1000, 0))
-    assert prominence([frame], nowhere, Settings()) == 0
-
-
-def test_prominence_falls_with_the_part_that_both_images_show(scene):
-    there, truth = moved(scene, 3)
-    settings, left = Settings(), np.zeros_like(scene)
-    left[:, : scene.shape[1] // 2] = 1
-    values = []
-    for mask in (None, left):
-        frame = Frame(prepare(scene, mask, None, "a"), prepare(there, None, None, "b"))
-        values.append(prominence([frame], examine([frame], as_3x3(truth), "affine", settings), settings))
-    assert 0 < values[1] < 0.8 * values[0]
-
-
 def test_blocks_lie_where_both_images_show_something(scene):
     mask = np.zeros_like(scene)
     mask[:, :150] = 1
@@ -532,14 +510,6 @@ def test_blocks_that_fit_elsewhere_do_not_pull():
     surfaces[::4] = _surfaces_around(translation(-2.5, -0.5), centres[::4], bends[::4])
     moved = apply(adjust(translation(1, 0), centres, surfaces, "affine", Settings()), centres) - centres
     assert np.abs(moved - (1.5, -0.5)).max() < 0.4
-
-
-def test_standing_out():
-    centres = np.zeros((40, 2))
-    deep = _surfaces_around(np.eye(3), centres, np.broadcast_to(np.eye(2), (40, 2, 2)), 12)
-    assert standing_out(deep, Settings()) > 4
-    assert standing_out(np.roll(deep, 7, 1), Settings()) < 2
-    assert standing_out(np.ones((40, 25, 25)), Settings()) == 0
 
 
 @pytest.mark.parametrize("model", ["similarity", "affine", "homography"])

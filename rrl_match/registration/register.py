@@ -21,7 +21,7 @@ from rrl_match.registration.coarse import Hypothesis, propose
 from rrl_match.registration.geometry import MODELS, Matrix, Model, Points, apply, as_3x3, implausible
 from rrl_match.registration.images import Frame, prepare
 from rrl_match.registration.judge import Judgement, ScoringError, contrast, judge, judge_at
-from rrl_match.registration.refine import Refined, align, elsewhere, lead, prominence, refine
+from rrl_match.registration.refine import Refined, align, elsewhere, lead, refine
 from rrl_match.registration.settings import Search, Settings
 
 Array: TypeAlias = "NDArray[np.generic] | Tensor"
@@ -392,21 +392,16 @@ def _trust(
 ) -> float:
     """Log odds that a refined transform is right.
 
-    Contrast and prominence take time: they are measured only where the rest leaves doubt.
-
     Args:
-        ahead: its :func:`lead`. Less than 1 does not count against it: in images without detail, fields agree best
-            where a small part of A is spread over B.
+        ahead: its :func:`lead`; 0, nothing elsewhere, counts as level.
     """
-    leading = math.log(min(max(ahead, 1.0), 3.0))
+    leading = math.log(min(max(ahead, 0.5), 3.0)) if ahead > 0 else 0.0
     settled = -math.log(min(max(refined.moved, 3e-4), 0.05))
     supported = settings.trust_support * judged.support(settings.prior)
     trust = settings.trust_bias + supported + settings.trust_lead * leading + settings.trust_settled * settled
-    if trust < settings.certain_trust:
+    if trust < settings.certain_trust:  # contrast takes time
         won = contrast(matcher, frames, refined.matrix, judged, settings)
-        above = min(prominence(frames, refined, settings), 6.0)
         trust += settings.trust_contrast * (won - settings.usual_contrast)
-        trust += settings.trust_prominence * (above - settings.usual_prominence)
     return trust
 
 

@@ -78,17 +78,13 @@ class Settings:
     locations: int = 48
     prior: float = 6.0
     # log odds that a transform is right, by logistic regression on training images
-    trust_bias: float = -7.6
-    trust_support: float = 5.0
-    trust_lead: float = 5.4  # of its logarithm, from 0 to log 3
-    trust_settled: float = 0.6  # of the logarithm of how far the last fit moved it, negated
-    trust_contrast: float = 10.8  # of the difference from what is usual of right transforms
+    trust_bias: float = -14.2
+    trust_support: float = 7.1
+    trust_lead: float = 5.0  # of its logarithm, from log 1/2 to log 3
+    trust_settled: float = 1.45  # of the logarithm of how far the last fit moved it, negated
+    trust_contrast: float = 8.2  # of the difference from what is usual of right transforms
     usual_contrast: float = 0.9
-    trust_prominence: float = 1.0  # the same
-    usual_prominence: float = 3.0
     certain_trust: float = 3.0  # stop searching
-    prominence_beyond: float = 5.0  # pixels of the finest level that a transform is compared with those beside it:
-    prominence_radius: int = 24  # farther away than the first and up to the second
     elsewhere: float = 0.12  # distance of the other hypotheses, of the image's side
     clear_lead: float = 1.25  # a transform that leads by less is refused if one of these is supported, too,
     alternative_support: float = 0.6  # this much of its own support
