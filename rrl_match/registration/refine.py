@@ -17,7 +17,7 @@ from rrl_match.registration.fields import Fields, energy, eroded, fields_of
 from rrl_match.registration.geometry import Matrix, Model, Points, apply, fit, fit_simplest, inverse, scale_of
 from rrl_match.registration.images import Frame, Grey, Mask
 from rrl_match.registration.settings import Settings
-from rrl_match.registration.surfaces import Surfaces, adjust, lowest
+from rrl_match.registration.surfaces import Surfaces, adjust, lowest, standing_out
 
 
 class Blocks(NamedTuple):
@@ -138,6 +138,18 @@ def examine(frames: Sequence[Frame], matrix: Matrix, model: Model, settings: Set
     if refined is None:
         return Refined(matrix, 0.0, 1.0, [], factor)
     return refined._replace(matrix=matrix, agreeing=_agreeing(matrix, refined.blocks, settings.bound * factor))
+
+
+def prominence(frames: Sequence[Frame], refined: Refined, settings: Settings) -> float:
+    """How far the blocks on the finest level agree better under a transform than beside it, in standard deviations.
+
+    Where the images overlap little, few blocks agree by chance: it falls with the square root of the covered part.
+    """
+    radius, half, cells = settings.prominence_radius, settings.fine_half, settings.fine_cells
+    blocks = match_blocks(frames, refined.matrix, refined.factor, radius, half, cells, settings)
+    surfaces = np.concatenate([b.surfaces for b in blocks])
+    covered = len(surfaces) / (len(frames) * _cells_of_each(frames, cells) ** 2)
+    return math.sqrt(covered) * standing_out(surfaces, settings) if len(surfaces) else 0.0
 
 
 def _finest(frames: Sequence[Frame], settings: Settings) -> float:

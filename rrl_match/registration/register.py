@@ -20,8 +20,8 @@ from rrl_match.patches import ValueRanges, percentile_range, range_per_band
 from rrl_match.registration.coarse import Hypothesis, propose
 from rrl_match.registration.geometry import MODELS, Matrix, Model, Points, apply, as_3x3, implausible
 from rrl_match.registration.images import Frame, prepare
-from rrl_match.registration.judge import Judgement, ScoringError, contrast, judge, judge_at
-from rrl_match.registration.refine import Refined, align, elsewhere, lead, refine
+from rrl_match.registration.judge import ScoringError, contrast, judge, judge_at
+from rrl_match.registration.refine import Refined, align, elsewhere, lead, prominence, refine
 from rrl_match.registration.settings import Search, Settings
 
 Array: TypeAlias = "NDArray[np.generic] | Tensor"
@@ -38,12 +38,12 @@ class Registration:
         rejected: the transform that did not pass the checks, of the same kind, or None.
         ok: whether the transform passed all checks.
         reason: why not, or "".
-        keypoints_a, keypoints_b: (K, 2) xy float64, locations that match under the transform, of all frames: those
-            above the matcher's threshold, or the better half if these are fewer.
+        keypoints_a, keypoints_b: (K, 2) xy float64, locations that match under the transform; of all frames.
         matches: of their rows; pair n is row n of both.
         inliers: (K,) bool, matches that agree with the transform.
         matched_fraction: part of the locations whose patches score above the matcher's threshold under the transform.
-            It may be small for sensors that the network does not know, if edges single the transform out.
+            It may be small for sensors that the network does not know: a transform that the edges single out is trusted
+            where patches score higher than those beside them, and these are its matches.
     """
 
     matrix: NDArray[np.float64] | None
@@ -119,8 +119,7 @@ def register(
 
     Dense search proposes hypotheses: oriented gradients are correlated over shift, rotation and scale. RRL-Net judges
     them. Block matching refines the best ones, on ever finer levels, by what all blocks together say. RRL-Net judges
-    the results once more. A result is trusted by its scores and by how far its edges agree better than those of other
-    transforms.
+    the results once more: by the scores themselves or, where edges single out one transform, by their contrast.
 
     Lists of images are frames of a rig, two cameras that do not move against each other: one transform is estimated
     from all frames.
@@ -226,11 +225,11 @@ def _searched(
                 continue
             refined.append(found)
             outcomes.append(checked(found))
-            if outcomes[-1].registration.ok and outcomes[-1].trust >= settings.certain_trust:
+            if outcomes[-1].registration.ok and outcomes[-1].support >= settings.certain_support:
                 return outcomes[-1].registration
     if not outcomes:
         return _refusal("no transform was found under which the images agree")
-    return max(outcomes, key=lambda o: (o.registration.ok, o.trust)).registration
+    return max(outcomes, key=lambda o: (o.registration.ok, o.support + o.lead)).registration
 
 
 def _has_alternative(
@@ -274,9 +273,10 @@ class _Judged:
 
 
 class Outcome(NamedTuple):
-    """A registration, and how far it is trusted; see :func:`_trust`."""
+    """A registration, its support, from 0 to 1, and its lead; see :func:`lead`."""
 
-    trust: float
+    support: float
+    lead: float
     registration: Registration
 
 
@@ -346,28 +346,27 @@ def check(
     Args:
         matcher, frames, model, settings: as for :func:`register`.
         refined: the transform.
-        ahead: its :func:`lead`.
+        ahead: its :func:`lead`. A transform that is far ahead of all others needs less support by the network.
     """
     matrix, blocks, (h, w) = refined.matrix, refined.blocks, frames[0].a.shape
     public = matrix if model == "homography" else matrix[:2].copy()
     reason = _unsound(refined, (h, w), settings)
     if reason:
-        return Outcome(-math.inf, _refusal(reason, public))
+        return Outcome(0.0, ahead, _refusal(reason, public))
     judged = judge_at(matcher, frames, matrix, [b.points for b in blocks], settings.locations, settings)
-    above = judged.scores > matcher.threshold
-    trust = _trust(matcher, frames, refined, judged, ahead, settings)
-    # A network that hardly knows the sensors gives low scores. The better half of them still tells where bands match.
-    typical = float(np.median(judged.scores)) if len(above) else 0.0
-    matching = judged.scores > min(matcher.threshold, typical)
+    support, matching = judged.support(settings.prior), judged.scores > matcher.threshold
+    matched_fraction = float(matching.mean()) if len(matching) else 0.0
+    least = _min_support(refined, settings)
+    if support < least and _stands_out(frames, refined, ahead, settings):
+        won = contrast(matcher, frames, matrix, judged, settings)
+        if len(won) and won.mean() >= settings.min_contrast:
+            matching, least = won > 0.5, 0.0
     matched, found = (np.concatenate([getattr(b, k) for b in blocks]) for k in ("matched", "found"))
     rows = judged.rows + np.cumsum([0, *(len(b.points) for b in blocks)])[judged.frame]
     kept = matching & found[rows]
     points_a, points_b = judged.locations[kept], matched[rows][kept]
     inliers = np.linalg.norm(apply(matrix, points_a) - points_b, axis=1) < settings.bound * refined.factor
-    if trust < 0:
-        reason = f"edges and {int(above.sum())} of {len(above)} locations that match do not single this transform out"
-    else:
-        reason = _doubts(int(inliers.sum()), judged.locations, matching, (h, w), settings)
+    reason = _doubts(support, least, int(inliers.sum()), judged.locations, matching, (h, w), settings)
     registration = Registration(
         matrix=None if reason else public,
         rejected=public if reason else None,
@@ -377,32 +376,16 @@ def check(
         keypoints_b=points_b,
         matches=Matches(np.repeat(np.arange(len(points_a))[:, None], 2, axis=1), judged.scores[kept]),
         inliers=inliers,
-        matched_fraction=float(above.mean()) if len(above) else 0.0,
+        matched_fraction=matched_fraction,
     )
-    return Outcome(trust, registration)
+    return Outcome(support, ahead, registration)
 
 
-def _trust(
-    matcher: RRLMatcher,
-    frames: Sequence[Frame],
-    refined: Refined,
-    judged: Judgement,
-    ahead: float,
-    settings: Settings,
-) -> float:
-    """Log odds that a refined transform is right.
-
-    Args:
-        ahead: its :func:`lead`; 0, nothing elsewhere, counts as level.
-    """
-    leading = math.log(min(max(ahead, 0.5), 3.0)) if ahead > 0 else 0.0
-    settled = -math.log(min(max(refined.moved, 3e-4), 0.05))
-    supported = settings.trust_support * judged.support(settings.prior)
-    trust = settings.trust_bias + supported + settings.trust_lead * leading + settings.trust_settled * settled
-    if trust < settings.certain_trust:  # contrast takes time
-        won = contrast(matcher, frames, refined.matrix, judged, settings)
-        trust += settings.trust_contrast * (won - settings.usual_contrast)
-    return trust
+def _stands_out(frames: Sequence[Frame], refined: Refined, ahead: float, settings: Settings) -> bool:
+    """Whether edges single out a transform among the hypotheses, and if not by far, in its surroundings, too."""
+    if ahead >= settings.min_lead and refined.agreeing >= settings.min_leading_agreeing:
+        return True
+    return ahead >= settings.min_prominent_lead and prominence(frames, refined, settings) >= settings.min_prominence
 
 
 def _unsound(refined: Refined, shape: tuple[int, int], settings: Settings) -> str:
@@ -418,18 +401,37 @@ def _unsound(refined: Refined, shape: tuple[int, int], settings: Settings) -> st
     return ""
 
 
+def _min_support(refined: Refined, settings: Settings) -> float:
+    """Support that is asked of a transform: the less, the more its edges say."""
+    if refined.moved > settings.doubtful_move:
+        return settings.certain_support
+    if refined.moved <= settings.settled_move and refined.agreeing >= settings.settled_agreeing:
+        return settings.min_settled_support
+    return settings.min_support
+
+
 def _doubts(
-    inliers: int, locations: Points, matching: NDArray[np.bool_], shape: tuple[int, int], settings: Settings
+    support: float,
+    min_support: float,
+    inliers: int,
+    locations: Points,
+    matching: NDArray[np.bool_],
+    shape: tuple[int, int],
+    settings: Settings,
 ) -> str:
-    """Why the matches are not enough to trust a transform, or "".
+    """Why the network's judgement is not enough to trust a transform, or "".
 
     Args:
+        support, min_support: see :meth:`Judgement.support`.
         inliers: number of matches that agree with the transform.
         locations: (N, 2) in A, that were judged.
         matching: (N,), which of them match.
         shape: of A.
-        settings: least values.
+        settings: other least values.
     """
+    if support < min_support:
+        matches = f"{int(matching.sum())} of {len(matching)} locations match"
+        return f"the network supports the transform by {support:.2f}, less than {min_support:.2f}: {matches}"
     if inliers < settings.min_matches:
         return f"too few matches agree on one transform, {inliers}"
     area, whole = (cv2.contourArea(cv2.convexHull(p.astype(np.float32))) for p in (locations[matching], locations))

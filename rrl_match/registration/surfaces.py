@@ -98,6 +98,20 @@ def adjust(matrix: Matrix, centres: Points, surfaces: Surfaces, model: Model, se
     return np.asarray(matrix / matrix[2, 2], np.float64)
 
 
+def standing_out(surfaces: Surfaces, settings: Settings) -> float:
+    """By how many standard deviations all blocks together differ less at offset 0 than at offsets away from it.
+
+    Blocks that were fitted to each other at random have one shallow minimum among many.
+    """
+    reach = surfaces.shape[1] // 2
+    _, noise = _least(surfaces, settings)
+    logarithms = np.log(np.maximum(surfaces, 0.0) + noise)
+    together = (logarithms - logarithms.mean((1, 2), keepdims=True)).mean(0)
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    far = together[np.hypot(x, y) > settings.prominence_beyond]
+    return float((far.mean() - together[reach, reach]) / (far.std() + 1e-12))
+
+
 def _least(surfaces: Surfaces, settings: Settings) -> tuple[NDArray[np.float64], float]:
     """Lowest difference of each block (N,), and what is added to all differences before their logarithm is taken."""
     least = np.maximum(surfaces.min((1, 2)), 0.0)
