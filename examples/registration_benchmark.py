@@ -206,7 +206,7 @@ def _timed_stages() -> dict[str, list[float]]:
     """Seconds of each call of the stages of `register`, filled as they are called."""
     module = sys.modules[register.__module__]
     stages: dict[str, list[float]] = {}
-    for name in ("propose", "align", "judge", "refine", "judge_at"):
+    for name in ("propose", "align", "judge", "refine", "weigh"):
         stages[name] = []
 
         setattr(module, name, _timed(getattr(module, name), stages[name]))

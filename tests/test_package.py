@@ -43,6 +43,7 @@ LAYERS = [
     ["export", "registration.judge", "selftest", "training.commands"],
     ["registration.coarse"],
     ["registration.refine"],
+    ["registration.trust"],
     ["registration.register"],
     ["registration"],
     ["registration.reading", "registration.pairs"],

@@ -26,10 +26,12 @@ from numpy.typing import NDArray
 
 from rrl_match import RRLMatcher, register
 from rrl_match.registration import Settings
-from rrl_match.registration.coarse import Hypothesis, propose
+from rrl_match.registration.coarse import propose
 from rrl_match.registration.geometry import Matrix, similarity, translation
 from rrl_match.registration.images import Frame, prepare
-from rrl_match.registration.refine import align, examine, lead
+from rrl_match.registration.judge import judge
+from rrl_match.registration.refine import align, examine
+from rrl_match.registration.trust import Rival, weigh
 
 check = sys.modules[register.__module__].check
 HALF_A_PATCH = 32
@@ -65,9 +67,9 @@ def main() -> None:
         random = np.random.default_rng(args.seed)
         for n, case in enumerate(cases):
             frames = [Frame(prepare(case.a, None, None, "a"), prepare(case.b, None, None, "b"))]
-            aligned = _aligned(frames)
+            rivals = _rivals(matcher, frames)
             for kind, matrix in _trials(case, random):
-                accepted[kind].append(_accepts(matcher, frames, matrix, aligned))
+                accepted[kind].append(_accepts(matcher, frames, matrix, rivals))
             if n >= args.calls:
                 continue
             half = (n + len(cases) // 2) % len(cases)
@@ -82,16 +84,17 @@ def main() -> None:
     _report("all", everything)
 
 
-def _aligned(frames: list[Frame]) -> list[Hypothesis]:
+def _rivals(matcher: RRLMatcher, frames: list[Frame]) -> list[Rival]:
     """Hypotheses near the identity, as the first stage of `register` has them, where these pairs have theirs."""
     rotations, scales = [float(r) for r in range(-30, 31, 5)], [0.77, 0.88, 1.0, 1.14, 1.3]
-    return align(frames, propose(frames, rotations, scales, SETTINGS.first_proposals, SETTINGS), SETTINGS)
+    aligned = align(frames, propose(frames, rotations, scales, SETTINGS.first_proposals, SETTINGS), SETTINGS)
+    judged = judge(matcher, frames, [h.matrix for h in aligned], SETTINGS.quick_locations, SETTINGS) if aligned else []
+    return [Rival(h, j.support(SETTINGS.quick_prior)) for h, j in zip(aligned, judged, strict=True)]
 
 
-def _accepts(matcher: RRLMatcher, frames: list[Frame], matrix: Matrix, aligned: list[Hypothesis]) -> bool:
-    ahead = lead(frames, matrix, aligned, SETTINGS)
-    examined = examine(frames, matrix, "affine", SETTINGS)
-    return bool(check(matcher, frames, examined, "affine", SETTINGS, ahead).registration.ok)
+def _accepts(matcher: RRLMatcher, frames: list[Frame], matrix: Matrix, rivals: list[Rival]) -> bool:
+    candidate = weigh(matcher, frames, examine(frames, matrix, "affine", SETTINGS), SETTINGS)
+    return bool(check(matcher, frames, candidate, rivals, "affine", SETTINGS).registration.ok)
 
 
 def _trials(case: Case, random: np.random.Generator) -> Iterator[tuple[str, Matrix]]:

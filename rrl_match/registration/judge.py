@@ -117,34 +117,6 @@ def _scores(matcher: RRLMatcher, patches_a: NDArray[np.float32], patches_b: NDAr
     return scores
 
 
-def contrast(
-    matcher: RRLMatcher, frames: Sequence[Frame], matrix: Matrix, judged: Judgement, settings: Settings
-) -> NDArray[np.float64]:
-    """How often the patch of A at each location (N,) scores higher with its patch of B than with those beside that one.
-
-    How high patches score depends on how well the network knows the sensors. Whether they score higher where they
-    belong than beside it depends less on that: 1 is always, 1/2 is chance.
-
-    Args:
-        matrix: (3, 3), the transform.
-        judged: its judgement, whose locations and scores are taken.
-    """
-    size, patches_a, patches_b, rows = matcher.patch_size, [], [], []
-    for n, frame in enumerate(frames):
-        view, of_frame = _view(size, frame, matrix, settings), np.flatnonzero(judged.frame == n)
-        points = _rounded(view, judged.locations[of_frame])
-        for shift in settings.contrast_shift * np.array([[1, 0], [-1, 0], [0, 1], [0, -1]]):
-            shown = _shown(view.inside_b, points + shift)
-            patches_a.append(extract_patches(view.a, points[shown], size)[0])
-            patches_b.append(_patches_b(view, points[shown] + shift, size))
-            rows.append(of_frame[shown])
-    of_pair = np.concatenate(rows)
-    beside, there = _scores(matcher, np.concatenate(patches_a), np.concatenate(patches_b)), judged.scores[of_pair]
-    won = np.bincount(of_pair, (there > beside) + 0.5 * (there == beside), len(judged.scores))
-    compared = np.bincount(of_pair, minlength=len(judged.scores))
-    return np.asarray(np.where(compared > 0, won / np.maximum(compared, 1), 0.5), np.float64)
-
-
 def _patches(
     size: int, frame: Frame, matrix: Matrix, count: int, locations: Points | None, settings: Settings
 ) -> _Patches:

@@ -85,25 +85,18 @@ def align(frames: Sequence[Frame], hypotheses: Sequence[Hypothesis], settings: S
     return found
 
 
-def elsewhere(
-    frames: Sequence[Frame], matrix: Matrix, hypotheses: Sequence[Hypothesis], settings: Settings
-) -> list[Hypothesis]:
-    """The hypotheses that take image A to quite another location than a transform (3, 3) does."""
+def elsewhere(frames: Sequence[Frame], matrix: Matrix, other: Matrix, settings: Settings) -> bool:
+    """Whether a transform (3, 3) takes image A to quite another location than another one does."""
     (h, w), side = frames[0].a.shape, max(frames[0].b.shape)
     corners = np.array([[0, 0], [w - 1, 0], [0, h - 1], [w - 1, h - 1]], float)
-    here = apply(matrix, corners)
-    apart = [np.linalg.norm(apply(other.matrix, corners) - here, axis=1).mean() for other in hypotheses]
-    return [h for h, distance in zip(hypotheses, apart, strict=True) if distance > settings.elsewhere * side]
+    apart = np.linalg.norm(apply(other, corners) - apply(matrix, corners), axis=1).mean()
+    return bool(apart > settings.elsewhere * side)
 
 
-def lead(frames: Sequence[Frame], matrix: Matrix, aligned: Sequence[Hypothesis], settings: Settings) -> float:
-    """By what factor the fields agree better under a transform than under the best aligned hypothesis elsewhere.
-
-    Under wrong transforms, fields agree about equally well, whatever the sensors. 0 if there is nothing elsewhere.
-    """
-    best = max((h.score for h in elsewhere(frames, matrix, aligned, settings)), default=0.0)
+def agreement_of(frames: Sequence[Frame], matrix: Matrix, settings: Settings) -> float:
+    """How well the fields agree under a transform (3, 3), comparable with the scores of :func:`align`."""
     frames, factor = _small(frames, settings)
-    return agreement(frames, matrix, factor, settings) / best if best > 0 else 0.0
+    return agreement(frames, matrix, factor, settings)
 
 
 def _small(frames: Sequence[Frame], settings: Settings) -> tuple[Sequence[Frame], float]:
@@ -145,7 +138,7 @@ def prominence(frames: Sequence[Frame], refined: Refined, settings: Settings) ->
 
     Where the images overlap little, few blocks agree by chance: it falls with the square root of the covered part.
     """
-    radius, half, cells = settings.prominence_radius, settings.fine_half, settings.fine_cells
+    radius, half, cells = settings.prominence_radius, settings.fine_half, settings.prominence_cells
     blocks = match_blocks(frames, refined.matrix, refined.factor, radius, half, cells, settings)
     surfaces = np.concatenate([b.surfaces for b in blocks])
     covered = len(surfaces) / (len(frames) * _cells_of_each(frames, cells) ** 2)

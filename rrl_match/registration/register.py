@@ -18,11 +18,12 @@ from rrl_match.matcher import RRLMatcher
 from rrl_match.matching import Matches
 from rrl_match.patches import ValueRanges, percentile_range, range_per_band
 from rrl_match.registration.coarse import Hypothesis, propose
-from rrl_match.registration.geometry import MODELS, Matrix, Model, Points, apply, as_3x3, implausible
+from rrl_match.registration.geometry import MODELS, Model, Points, apply, as_3x3
 from rrl_match.registration.images import Frame, prepare
-from rrl_match.registration.judge import ScoringError, contrast, judge, judge_at
-from rrl_match.registration.refine import Refined, align, elsewhere, lead, prominence, refine
+from rrl_match.registration.judge import ScoringError, judge
+from rrl_match.registration.refine import align, elsewhere, refine
 from rrl_match.registration.settings import Search, Settings
+from rrl_match.registration.trust import Candidate, Rival, rivalling, trust, weigh
 
 Array: TypeAlias = "NDArray[np.generic] | Tensor"
 Images: TypeAlias = "Array | Sequence[Array]"
@@ -38,12 +39,12 @@ class Registration:
         rejected: the transform that did not pass the checks, of the same kind, or None.
         ok: whether the transform passed all checks.
         reason: why not, or "".
-        keypoints_a, keypoints_b: (K, 2) xy float64, locations that match under the transform; of all frames.
+        keypoints_a, keypoints_b: (K, 2) xy float64, locations that match under the transform, of all frames: those
+            above the matcher's threshold, or the better half if these are fewer.
         matches: of their rows; pair n is row n of both.
         inliers: (K,) bool, matches that agree with the transform.
         matched_fraction: part of the locations whose patches score above the matcher's threshold under the transform.
-            It may be small for sensors that the network does not know: a transform that the edges single out is trusted
-            where patches score higher than those beside them, and these are its matches.
+            It may be small for sensors that the network does not know, if edges single the transform out.
     """
 
     matrix: NDArray[np.float64] | None
@@ -119,7 +120,8 @@ def register(
 
     Dense search proposes hypotheses: oriented gradients are correlated over shift, rotation and scale. RRL-Net judges
     them. Block matching refines the best ones, on ever finer levels, by what all blocks together say. RRL-Net judges
-    the results once more: by the scores themselves or, where edges single out one transform, by their contrast.
+    the results once more. A result is trusted by its scores and by how far its edges agree better than those of other
+    transforms.
 
     Lists of images are frames of a rig, two cameras that do not move against each other: one transform is estimated
     from all frames.
@@ -193,20 +195,10 @@ def _searched(
 ) -> Registration:
     """Look near the identity first, and everywhere if what is found there is not beyond doubt."""
     outcomes: list[Outcome] = []
-    aligned: list[Hypothesis] = []
     pool: list[_Judged] = []
-    refined: list[Refined] = []
+    rivals: list[Rival] = []
+    candidates: list[Candidate] = []
     stages = list(_grids(search, settings))
-
-    def checked(transform: Refined) -> Outcome:
-        ahead = lead(frames, transform.matrix, aligned, settings)
-        outcome = check(matcher, frames, transform, model, settings, ahead)
-        found = outcome.registration.matrix
-        if found is not None and _has_alternative(matcher, frames, transform, ahead, aligned, model, settings):
-            reason = "another transform agrees nearly as well, as where texture repeats"
-            return outcome._replace(registration=_refusal(reason, found))
-        return outcome
-
     for grids in stages:
         last = grids is stages[-1]
         most = settings.proposals if last else settings.first_proposals
@@ -214,70 +206,77 @@ def _searched(
         step()
         hypotheses = align(frames, sorted(hypotheses, key=lambda h: -h.score)[:most], settings)
         step()
-        aligned += hypotheses
-        pool = sorted(pool + _judged(matcher, frames, hypotheses, settings), key=lambda judged: -judged.rank)
-        outcomes = [checked(transform) for transform in refined]  # once more, beside the new hypotheses
-        for judged in _to_refine(pool, last, settings):
-            pool.remove(judged)
+        judged = _judged(matcher, frames, hypotheses, settings)
+        rivals += [Rival(one.hypothesis, one.support) for one in judged]
+        pool = sorted(pool + judged, key=lambda one: -one.rank)
+        # once more, beside the new hypotheses
+        outcomes = [_checked(matcher, frames, candidate, rivals, model, settings) for candidate in candidates]
+        for one in _to_refine(pool, last, settings):
+            pool.remove(one)
             step()
-            found = refine(frames, judged.matrix, model, settings)
+            found = refine(frames, one.hypothesis.matrix, model, settings)
             if found is None:
                 continue
-            refined.append(found)
-            outcomes.append(checked(found))
-            if outcomes[-1].registration.ok and outcomes[-1].support >= settings.certain_support:
+            candidates.append(weigh(matcher, frames, found, settings))
+            outcomes.append(_checked(matcher, frames, candidates[-1], rivals, model, settings))
+            if outcomes[-1].registration.ok and outcomes[-1].trust >= settings.certain_trust:
                 return outcomes[-1].registration
     if not outcomes:
         return _refusal("no transform was found under which the images agree")
-    return max(outcomes, key=lambda o: (o.registration.ok, o.support + o.lead)).registration
+    return max(outcomes, key=lambda o: (o.registration.ok, o.trust)).registration
+
+
+class Outcome(NamedTuple):
+    """A registration, and how far it is trusted; see :func:`trust`."""
+
+    trust: float
+    registration: Registration
+
+
+def _checked(
+    matcher: RRLMatcher,
+    frames: Sequence[Frame],
+    candidate: Candidate,
+    rivals: Sequence[Rival],
+    model: Model,
+    settings: Settings,
+) -> Outcome:
+    """What :func:`check` says, or a refusal if an alternative is trusted nearly as much."""
+    outcome = check(matcher, frames, candidate, rivals, model, settings)
+    found = outcome.registration.matrix
+    if found is not None and _has_alternative(matcher, frames, candidate, rivals, model, settings):
+        reason = "another transform agrees nearly as well, as where texture repeats"
+        return outcome._replace(registration=_refusal(reason, found))
+    return outcome
 
 
 def _has_alternative(
     matcher: RRLMatcher,
-    frames: list[Frame],
-    refined: Refined,
-    ahead: float,
-    aligned: Sequence[Hypothesis],
+    frames: Sequence[Frame],
+    candidate: Candidate,
+    rivals: Sequence[Rival],
     model: Model,
     settings: Settings,
 ) -> bool:
-    """Whether another hypothesis agrees nearly as well as a transform, in edges, by RRL-Net and when it is refined."""
-    if not 0 < ahead < settings.clear_lead:
-        return False
-    others = elsewhere(frames, refined.matrix, aligned, settings)
-    least = max(h.score for h in others) * ahead / settings.clear_lead
-    alternatives = [h for h in others if h.score >= least]
-    judged = judge(
-        matcher, frames, [refined.matrix, *(h.matrix for h in alternatives)], settings.alternative_locations, settings
-    )
-    own, *theirs = (judgement.support(settings.quick_prior) for judgement in judged)
-    for hypothesis, support in zip(alternatives, theirs, strict=True):
-        if support < settings.alternative_support * own:
+    """Whether a rival is, once it is refined, trusted nearly as much as a candidate."""
+    matrix, least_score = candidate.refined.matrix, candidate.agreement / settings.clear_lead
+    least_trust = trust(frames, candidate, [], settings) - settings.alternative_trust
+    for other in rivalling(frames, candidate, rivals, settings):
+        found = refine(frames, other.matrix, model, settings) if other.score > least_score else None
+        if found is None or not elsewhere(frames, matrix, found.matrix, settings):
             continue
-        found = refine(frames, hypothesis.matrix, model, settings)
-        if found is None or found.agreeing < settings.alternative_agreeing * refined.agreeing:
-            continue
-        if elsewhere(frames, refined.matrix, [Hypothesis(0.0, found.matrix)], settings):
+        if trust(frames, weigh(matcher, frames, found, settings), [], settings) >= least_trust:
             return True
     return False
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity: matrices have no single truth value
 class _Judged:
-    """A hypothesis (3, 3), the agreement of the fields, the support, and its rank, to which both add."""
+    """A hypothesis with its support and its rank, to which the fields' agreement adds."""
 
-    matrix: Matrix
-    agreement: float
+    hypothesis: Hypothesis
     support: float
     rank: float
-
-
-class Outcome(NamedTuple):
-    """A registration, its support, from 0 to 1, and its lead; see :func:`lead`."""
-
-    support: float
-    lead: float
-    registration: Registration
 
 
 _Grid: TypeAlias = "tuple[list[float], list[float]]"
@@ -308,18 +307,24 @@ def _grids(search: Search, settings: Settings) -> Iterator[list[_Grid]]:
 def _judged(
     matcher: RRLMatcher, frames: list[Frame], hypotheses: list[Hypothesis], settings: Settings
 ) -> list[_Judged]:
-    """What RRL-Net makes of hypotheses at a few locations each; of the first ones only, if it supports one of them."""
+    """What RRL-Net makes of hypotheses, best first, at a few locations each.
+
+    If it supports one of the first ones clearly, the others are not scored: they rank last and count as supported as
+    well as that one.
+    """
     found: list[_Judged] = []
     highest = max([1e-6, *(h.score for h in hypotheses)])
     first = settings.judged_first
     for some in (hypotheses[:first], hypotheses[first:]):
-        if not some or any(judged.support >= settings.clear_support for judged in found):
-            break
-        judgements = judge(matcher, frames, [h.matrix for h in some], settings.quick_locations, settings)
-        for hypothesis, judgement in zip(some, judgements, strict=True):
-            support = judgement.support(settings.quick_prior)
-            added = settings.agreement_weight * hypothesis.score / highest
-            found.append(_Judged(hypothesis.matrix, hypothesis.score, support, support + added))
+        best = max((judged.support for judged in found), default=0.0)
+        if best >= settings.clear_support:
+            found += [_Judged(hypothesis, best, -math.inf) for hypothesis in some]
+        elif some:
+            judgements = judge(matcher, frames, [h.matrix for h in some], settings.quick_locations, settings)
+            for hypothesis, judgement in zip(some, judgements, strict=True):
+                support = judgement.support(settings.quick_prior)
+                added = settings.agreement_weight * hypothesis.score / highest
+                found.append(_Judged(hypothesis, support, support + added))
     return found
 
 
@@ -328,7 +333,7 @@ def _to_refine(pool: Sequence[_Judged], last: bool, settings: Settings) -> list[
     least = 0.0 if last else settings.quick_support
     chosen = [judged for judged in pool[: settings.attempts] if judged.support >= least]
     if last and pool:
-        strongest = max(pool, key=lambda judged: judged.agreement)
+        strongest = max(pool, key=lambda judged: judged.hypothesis.score)
         chosen += [strongest] if strongest not in chosen else []
     return chosen
 
@@ -336,37 +341,37 @@ def _to_refine(pool: Sequence[_Judged], last: bool, settings: Settings) -> list[
 def check(
     matcher: RRLMatcher,
     frames: Sequence[Frame],
-    refined: Refined,
+    candidate: Candidate,
+    rivals: Sequence[Rival],
     model: Model,
     settings: Settings,
-    ahead: float = 0.0,
 ) -> Outcome:
-    """The registration that a refined transform gives, or the reason to refuse it.
+    """The registration that a candidate gives, or the reason to refuse it.
 
     Args:
         matcher, frames, model, settings: as for :func:`register`.
-        refined: the transform.
-        ahead: its :func:`lead`. A transform that is far ahead of all others needs less support by the network.
+        candidate: the transform.
+        rivals: hypotheses that it is compared with.
     """
-    matrix, blocks, (h, w) = refined.matrix, refined.blocks, frames[0].a.shape
+    refined, judged, (h, w) = candidate.refined, candidate.judged, frames[0].a.shape
+    matrix, blocks = refined.matrix, refined.blocks
     public = matrix if model == "homography" else matrix[:2].copy()
-    reason = _unsound(refined, (h, w), settings)
-    if reason:
-        return Outcome(0.0, ahead, _refusal(reason, public))
-    judged = judge_at(matcher, frames, matrix, [b.points for b in blocks], settings.locations, settings)
-    support, matching = judged.support(settings.prior), judged.scores > matcher.threshold
-    matched_fraction = float(matching.mean()) if len(matching) else 0.0
-    least = _min_support(refined, settings)
-    if support < least and _stands_out(frames, refined, ahead, settings):
-        won = contrast(matcher, frames, matrix, judged, settings)
-        if len(won) and won.mean() >= settings.min_contrast:
-            matching, least = won > 0.5, 0.0
+    if candidate.reason:
+        return Outcome(-math.inf, _refusal(candidate.reason, public))
+    trusted = trust(frames, candidate, rivals, settings)
+    above = judged.scores > matcher.threshold
+    # A network that hardly knows the sensors gives low scores. The better half of them still tells where bands match.
+    typical = float(np.median(judged.scores)) if len(above) else 0.0
+    matching = judged.scores > min(matcher.threshold, typical)
     matched, found = (np.concatenate([getattr(b, k) for b in blocks]) for k in ("matched", "found"))
     rows = judged.rows + np.cumsum([0, *(len(b.points) for b in blocks)])[judged.frame]
     kept = matching & found[rows]
     points_a, points_b = judged.locations[kept], matched[rows][kept]
     inliers = np.linalg.norm(apply(matrix, points_a) - points_b, axis=1) < settings.bound * refined.factor
-    reason = _doubts(support, least, int(inliers.sum()), judged.locations, matching, (h, w), settings)
+    if trusted < 0:
+        reason = f"scores and edges do not single the transform out: {int(above.sum())} of {len(above)} locations match"
+    else:
+        reason = _doubts(int(inliers.sum()), judged.locations, matching, (h, w), settings)
     registration = Registration(
         matrix=None if reason else public,
         rejected=public if reason else None,
@@ -376,62 +381,23 @@ def check(
         keypoints_b=points_b,
         matches=Matches(np.repeat(np.arange(len(points_a))[:, None], 2, axis=1), judged.scores[kept]),
         inliers=inliers,
-        matched_fraction=matched_fraction,
+        matched_fraction=float(above.mean()) if len(above) else 0.0,
     )
-    return Outcome(support, ahead, registration)
-
-
-def _stands_out(frames: Sequence[Frame], refined: Refined, ahead: float, settings: Settings) -> bool:
-    """Whether edges single out a transform among the hypotheses, and if not by far, in its surroundings, too."""
-    if ahead >= settings.min_lead and refined.agreeing >= settings.min_leading_agreeing:
-        return True
-    return ahead >= settings.min_prominent_lead and prominence(frames, refined, settings) >= settings.min_prominence
-
-
-def _unsound(refined: Refined, shape: tuple[int, int], settings: Settings) -> str:
-    """Why the blocks alone speak against a transform of an image A of this shape, or ""."""
-    h, w = shape
-    wrong = implausible(refined.matrix, np.array([(w - 1) / 2, (h - 1) / 2]))
-    if wrong:
-        return f"the transform is implausible: {wrong}"
-    if refined.agreeing < settings.min_agreeing:
-        return f"only {refined.agreeing:.0%} of the blocks agree on one transform"
-    if refined.moved > settings.max_move:
-        return f"the transform is not settled, the last fit moved it by {refined.moved:.0%}"
-    return ""
-
-
-def _min_support(refined: Refined, settings: Settings) -> float:
-    """Support that is asked of a transform: the less, the more its edges say."""
-    if refined.moved > settings.doubtful_move:
-        return settings.certain_support
-    if refined.moved <= settings.settled_move and refined.agreeing >= settings.settled_agreeing:
-        return settings.min_settled_support
-    return settings.min_support
+    return Outcome(trusted, registration)
 
 
 def _doubts(
-    support: float,
-    min_support: float,
-    inliers: int,
-    locations: Points,
-    matching: NDArray[np.bool_],
-    shape: tuple[int, int],
-    settings: Settings,
+    inliers: int, locations: Points, matching: NDArray[np.bool_], shape: tuple[int, int], settings: Settings
 ) -> str:
-    """Why the network's judgement is not enough to trust a transform, or "".
+    """Why the matches are not enough to trust a transform, or "".
 
     Args:
-        support, min_support: see :meth:`Judgement.support`.
         inliers: number of matches that agree with the transform.
         locations: (N, 2) in A, that were judged.
         matching: (N,), which of them match.
         shape: of A.
-        settings: other least values.
+        settings: least values.
     """
-    if support < min_support:
-        matches = f"{int(matching.sum())} of {len(matching)} locations match"
-        return f"the network supports the transform by {support:.2f}, less than {min_support:.2f}: {matches}"
     if inliers < settings.min_matches:
         return f"too few matches agree on one transform, {inliers}"
     area, whole = (cv2.contourArea(cv2.convexHull(p.astype(np.float32))) for p in (locations[matching], locations))
