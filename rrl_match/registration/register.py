@@ -307,25 +307,16 @@ def _grids(search: Search, settings: Settings) -> Iterator[list[_Grid]]:
 def _judged(
     matcher: RRLMatcher, frames: list[Frame], hypotheses: list[Hypothesis], settings: Settings
 ) -> list[_Judged]:
-    """What RRL-Net makes of hypotheses, best first, at a few locations each.
-
-    If it supports one of the first ones clearly, the others are not scored: they rank last and count as supported as
-    well as that one.
-    """
-    found: list[_Judged] = []
+    """What RRL-Net makes of hypotheses at a few locations each."""
+    if not hypotheses:
+        return []
     highest = max([1e-6, *(h.score for h in hypotheses)])
-    first = settings.judged_first
-    for some in (hypotheses[:first], hypotheses[first:]):
-        best = max((judged.support for judged in found), default=0.0)
-        if best >= settings.clear_support:
-            found += [_Judged(hypothesis, best, -math.inf) for hypothesis in some]
-        elif some:
-            judgements = judge(matcher, frames, [h.matrix for h in some], settings.quick_locations, settings)
-            for hypothesis, judgement in zip(some, judgements, strict=True):
-                support = judgement.support(settings.quick_prior)
-                added = settings.agreement_weight * hypothesis.score / highest
-                found.append(_Judged(hypothesis, support, support + added))
-    return found
+    judgements = judge(matcher, frames, [h.matrix for h in hypotheses], settings.quick_locations, settings)
+    supports = [judgement.support(settings.quick_prior) for judgement in judgements]
+    return [
+        _Judged(hypothesis, support, support + settings.agreement_weight * hypothesis.score / highest)
+        for hypothesis, support in zip(hypotheses, supports, strict=True)
+    ]
 
 
 def _to_refine(pool: Sequence[_Judged], last: bool, settings: Settings) -> list[_Judged]:

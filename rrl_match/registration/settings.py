@@ -69,8 +69,6 @@ class Settings:
     # judgement
     judge_pixels: int = 400_000  # images are shrunk to this size
     quick_locations: int = 10  # of each hypothesis
-    judged_first: int = 2  # the other hypotheses are judged only if none of these is supported clearly
-    clear_support: float = 0.6
     quick_prior: float = 3.0  # see Judgement.support
     quick_support: float = 0.45  # hypotheses with less are refined only after everything was searched
     agreement_weight: float = 0.3  # of the fields' agreement in the order of hypotheses
