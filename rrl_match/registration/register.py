@@ -359,7 +359,8 @@ def check(
     kept = matching & found[rows]
     points_a, points_b = judged.locations[kept], matched[rows][kept]
     inliers = np.linalg.norm(apply(matrix, points_a) - points_b, axis=1) < settings.bound * refined.factor
-    if trusted < 0:
+    clear = candidate.support >= settings.clear_support and refined.agreeing >= settings.clear_agreeing
+    if trusted < (settings.doubtful_trust if clear else 0.0):
         reason = f"scores and edges do not single the transform out: {int(above.sum())} of {len(above)} locations match"
     else:
         reason = _doubts(int(inliers.sum()), judged.locations, matching, (h, w), settings)

@@ -82,6 +82,9 @@ class Settings:
     trusted_leads: tuple[float, float] = (1.0, 2.0)  # lead between these,
     trusted_prominence: float = 6.0  # and prominence up to this
     certain_trust: float = 3.0  # stop searching
+    doubtful_trust: float = -1.5  # enough, instead of 0, of a transform with
+    clear_support: float = 0.7  # so much support, under which
+    clear_agreeing: float = 0.4  # so many blocks agree
     prominence_beyond: float = 5.0  # pixels of the finest level that a transform is compared with those beside it:
     prominence_radius: int = 24  # farther away than the first and up to the second
     prominence_cells: int = 8  # blocks in each direction
