@@ -4,10 +4,10 @@
 
 Takes pairs of the folders (training pairs, as thresholds are chosen on them) and puts a random rotation, scale and
 shift on image B. Wrong transforms are handed to the last check directly, beside the hypotheses of the dense search,
-without the refinement that would correct many of them. Whole calls of `register` get image B mirrored, or that of
-another pair: there the search chooses the transform that deceives best. Of `nir-naip`, whose pairs show few locations
-in many years, that is one of another folder. Prints the rates at which right transforms and those that are a few pixels
-off are accepted, too.
+without the refinement that would correct many of them. Whole calls of `register` get image B rotated by any angle: as
+it is, where more than 20 px off is wrong; mirrored; or that of another pair. There the search chooses the transform
+that deceives best. Of `nir-naip`, whose pairs show few locations in many years, another pair is one of another folder.
+Prints the rates at which right transforms and those that are a few pixels off are accepted, too.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rrl_match import RRLMatcher, register
+from rrl_match import Registration, RRLMatcher, register
 from rrl_match.registration import Settings
 from rrl_match.registration.coarse import propose
-from rrl_match.registration.geometry import Matrix, similarity, translation
+from rrl_match.registration.geometry import Matrix, apply, as_3x3, similarity, translation
 from rrl_match.registration.images import Frame, prepare
 from rrl_match.registration.judge import judge
 from rrl_match.registration.refine import align, examine
@@ -76,12 +76,32 @@ def main() -> None:
             others = cases[half:] + cases[:half]
             if folder.name == "nir-naip":
                 others = [other for other in others if other.location != case.location]
-            for kind, b in (("mirrored", np.ascontiguousarray(case.b[:, ::-1])), ("another image", others[0].b)):
-                accepted[f"{kind}, registered"].append(register(matcher, case.a, b).ok)
+            wrong = {"mirrored": np.ascontiguousarray(case.b[:, ::-1]), "another image": others[0].b}
+            for kind, b in wrong.items():
+                accepted[f"{kind}, registered"].append(register(matcher, case.a, _rotated(b, random)[0]).ok)
+            b, move = _rotated(case.b, random)
+            accepted["rotated, registered"].append(_is_wrong(register(matcher, case.a, b), case, move))
         _report(folder.name, accepted)
         for kind, values in accepted.items():
             everything[kind] += values
     _report("all", everything)
+
+
+def _rotated(image: NDArray[np.uint8], random: np.random.Generator) -> tuple[NDArray[np.uint8], Matrix]:
+    """An image, rotated about its centre by any angle, and the matrix (3, 3) by which."""
+    h, w = image.shape[:2]
+    move = translation(w / 2, h / 2) @ similarity(random.uniform(-180, 180), 1) @ translation(-w / 2, -h / 2)
+    return np.asarray(cv2.warpAffine(image, move[:2], (w, h)), np.uint8), move
+
+
+def _is_wrong(found: Registration, case: Case, move: Matrix) -> bool:
+    """Whether a result was accepted although A's corners are more than 20 px off on average."""
+    if found.matrix is None:
+        return False
+    h, w = case.a.shape[:2]
+    corners = np.array([[0, 0], [w - 1, 0], [0, h - 1], [w - 1, h - 1]], float)
+    apart = apply(as_3x3(found.matrix), corners) - apply(move @ case.a_to_b, corners)
+    return bool(np.linalg.norm(apart, axis=1).mean() > 20)
 
 
 def _rivals(matcher: RRLMatcher, frames: list[Frame]) -> list[Rival]:
