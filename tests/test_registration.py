@@ -1,6 +1,7 @@
 """From two images to a transform, or a refusal."""
 
 import dataclasses
+import sys
 import threading
 
 import cv2
@@ -30,6 +31,7 @@ from rrl_match.registration.surfaces import adjust, lowest, standing_out
 from rrl_match.registration.trust import Rival, lead, trust, weigh
 from rrl_match.training.datasets import read_pairs
 
+check = sys.modules[register.__module__].check
 NEAR = Search(rotation=18, scale=(0.85, 1.2))
 
 
@@ -423,6 +425,22 @@ def test_trust_falls_with_all_that_speaks_against_a_transform(matcher, scene):
     assert odds(rivals=[Rival(elsewhere, 0.9)]) < odds()
     assert odds(transform=refined._replace(matrix=translation(3, 0) @ refined.matrix)) < odds()
     assert odds(transform=refined._replace(moved=0.05)) == -np.inf
+
+
+def test_less_trust_is_enough_where_the_network_supports_a_transform_clearly(matcher, scene):
+    there, truth = moved(scene, 3, 1.02)
+    frame, settings = Frame(prepare(scene, None, None, "a"), prepare(there, None, None, "b")), Settings()
+    candidate = weigh(matcher, [frame], refine([frame], as_3x3(truth), "affine", settings), settings)
+    assert candidate.support > settings.clear_support
+    doubted = settings.trust_bias - trust([frame], candidate, [], settings) + 0.5 * settings.doubtful_trust
+
+    def accepted(**changes):
+        changed = dataclasses.replace(settings, trust_bias=doubted, **changes)
+        return check(matcher, [frame], candidate, [], "affine", changed).registration.ok
+
+    assert accepted()
+    assert not accepted(clear_support=1.0)
+    assert not accepted(clear_agreeing=1.1)
 
 
 def test_repeated_texture_is_refused(matcher):
