@@ -28,7 +28,7 @@ from rrl_match.registration.geometry import (
 from rrl_match.registration.images import Frame, prepare
 from rrl_match.registration.refine import agreement_of, examine, match_blocks, prominence, refine
 from rrl_match.registration.surfaces import adjust, lowest, standing_out
-from rrl_match.registration.trust import Rival, lead, trust, weigh
+from rrl_match.registration.trust import Supported, lead, trust, weigh
 from rrl_match.training.datasets import read_pairs
 
 check = sys.modules[register.__module__].check
@@ -402,11 +402,11 @@ def test_lead(matcher, scene):
     score = agreement_of([frame], shifted, settings)
     assert 0 < score < right.agreement / 2
 
-    near = Rival(Hypothesis(9 * score, translation(5, 0) @ right.refined.matrix), 1.0)
-    supported, unsupported = (Rival(Hypothesis(score, shifted), part * right.support) for part in (0.6, 0.4))
+    near = Supported(Hypothesis(9 * score, translation(5, 0) @ right.refined.matrix), 1.0)
+    backed, unbacked = (Supported(Hypothesis(score, shifted), part * right.support) for part in (0.6, 0.4))
     ahead = right.agreement / score
-    assert lead([frame], right, [near, supported], settings) == pytest.approx(ahead)
-    assert lead([frame], right, [near, unsupported], settings) == np.inf, "nothing elsewhere that is supported"
+    assert lead([frame], right, [near, backed], settings) == pytest.approx(ahead)
+    assert lead([frame], right, [near, unbacked], settings) == np.inf, "nothing elsewhere that is supported"
 
 
 def test_trust_falls_with_all_that_speaks_against_a_transform(matcher, scene):
@@ -415,14 +415,14 @@ def test_trust_falls_with_all_that_speaks_against_a_transform(matcher, scene):
     settings = Settings()
     refined = refine([frame], as_3x3(truth), "affine", settings)
 
-    def odds(matcher=matcher, transform=refined, rivals=()):
-        return trust([frame], weigh(matcher, [frame], transform, settings), rivals, settings)
+    def odds(matcher=matcher, transform=refined, supported=()):
+        return trust([frame], weigh(matcher, [frame], transform, settings), supported, settings)
 
     assert odds() > 0
     assert odds(FaintMatcher()) < odds()
     agreement = weigh(matcher, [frame], refined, settings).agreement
     elsewhere = Hypothesis(0.8 * agreement, translation(60, 0) @ refined.matrix)
-    assert odds(rivals=[Rival(elsewhere, 0.9)]) < odds()
+    assert odds(supported=[Supported(elsewhere, 0.9)]) < odds()
     assert odds(transform=refined._replace(matrix=translation(3, 0) @ refined.matrix)) < odds()
     assert odds(transform=refined._replace(moved=0.05)) == -np.inf
 

@@ -31,7 +31,7 @@ from rrl_match.registration.geometry import Matrix, apply, as_3x3, similarity, t
 from rrl_match.registration.images import Frame, prepare
 from rrl_match.registration.judge import judge
 from rrl_match.registration.refine import align, examine
-from rrl_match.registration.trust import Rival, weigh
+from rrl_match.registration.trust import Supported, weigh
 
 check = sys.modules[register.__module__].check
 HALF_A_PATCH = 32
@@ -67,9 +67,9 @@ def main() -> None:
         random = np.random.default_rng(args.seed)
         for n, case in enumerate(cases):
             frames = [Frame(prepare(case.a, None, None, "a"), prepare(case.b, None, None, "b"))]
-            rivals = _rivals(matcher, frames)
+            supported = _supported(matcher, frames)
             for kind, matrix in _trials(case, random):
-                accepted[kind].append(_accepts(matcher, frames, matrix, rivals))
+                accepted[kind].append(_accepts(matcher, frames, matrix, supported))
             if n >= args.calls:
                 continue
             half = (n + len(cases) // 2) % len(cases)
@@ -104,17 +104,17 @@ def _is_wrong(found: Registration, case: Case, move: Matrix) -> bool:
     return bool(np.linalg.norm(apart, axis=1).mean() > 20)
 
 
-def _rivals(matcher: RRLMatcher, frames: list[Frame]) -> list[Rival]:
+def _supported(matcher: RRLMatcher, frames: list[Frame]) -> list[Supported]:
     """Hypotheses near the identity, as the first stage of `register` has them, where these pairs have theirs."""
     rotations, scales = [float(r) for r in range(-30, 31, 5)], [0.77, 0.88, 1.0, 1.14, 1.3]
     aligned = align(frames, propose(frames, rotations, scales, SETTINGS.first_proposals, SETTINGS), SETTINGS)
     judged = judge(matcher, frames, [h.matrix for h in aligned], SETTINGS.quick_locations, SETTINGS) if aligned else []
-    return [Rival(h, j.support(SETTINGS.quick_prior)) for h, j in zip(aligned, judged, strict=True)]
+    return [Supported(h, j.support(SETTINGS.quick_prior)) for h, j in zip(aligned, judged, strict=True)]
 
 
-def _accepts(matcher: RRLMatcher, frames: list[Frame], matrix: Matrix, rivals: list[Rival]) -> bool:
+def _accepts(matcher: RRLMatcher, frames: list[Frame], matrix: Matrix, supported: list[Supported]) -> bool:
     candidate = weigh(matcher, frames, examine(frames, matrix, "affine", SETTINGS), SETTINGS)
-    return bool(check(matcher, frames, candidate, rivals, "affine", SETTINGS).registration.ok)
+    return bool(check(matcher, frames, candidate, supported, "affine", SETTINGS).registration.ok)
 
 
 def _trials(case: Case, random: np.random.Generator) -> Iterator[tuple[str, Matrix]]:

@@ -23,7 +23,7 @@ from rrl_match.registration.images import Frame, prepare
 from rrl_match.registration.judge import ScoringError, judge
 from rrl_match.registration.refine import align, elsewhere, refine
 from rrl_match.registration.settings import Search, Settings
-from rrl_match.registration.trust import Candidate, Rival, rivalling, trust, weigh
+from rrl_match.registration.trust import Candidate, Supported, alternatives, trust, weigh
 
 Array: TypeAlias = "NDArray[np.generic] | Tensor"
 Images: TypeAlias = "Array | Sequence[Array]"
@@ -196,7 +196,7 @@ def _searched(
     """Look near the identity first, and everywhere if what is found there is not beyond doubt."""
     outcomes: list[Outcome] = []
     pool: list[_Judged] = []
-    rivals: list[Rival] = []
+    supported: list[Supported] = []
     candidates: list[Candidate] = []
     stages = list(_grids(search, settings))
     for grids in stages:
@@ -207,10 +207,10 @@ def _searched(
         hypotheses = align(frames, sorted(hypotheses, key=lambda h: -h.score)[:most], settings)
         step()
         judged = _judged(matcher, frames, hypotheses, settings)
-        rivals += [Rival(one.hypothesis, one.support) for one in judged]
+        supported += [Supported(one.hypothesis, one.support) for one in judged]
         pool = sorted(pool + judged, key=lambda one: -one.rank)
         # once more, beside the new hypotheses
-        outcomes = [_checked(matcher, frames, candidate, rivals, model, settings) for candidate in candidates]
+        outcomes = [_checked(matcher, frames, candidate, supported, model, settings) for candidate in candidates]
         for one in _to_refine(pool, last, settings):
             pool.remove(one)
             step()
@@ -218,7 +218,7 @@ def _searched(
             if found is None:
                 continue
             candidates.append(weigh(matcher, frames, found, settings))
-            outcomes.append(_checked(matcher, frames, candidates[-1], rivals, model, settings))
+            outcomes.append(_checked(matcher, frames, candidates[-1], supported, model, settings))
             if outcomes[-1].registration.ok and outcomes[-1].trust >= settings.certain_trust:
                 return outcomes[-1].registration
     if not outcomes:
@@ -237,14 +237,14 @@ def _checked(
     matcher: RRLMatcher,
     frames: Sequence[Frame],
     candidate: Candidate,
-    rivals: Sequence[Rival],
+    supported: Sequence[Supported],
     model: Model,
     settings: Settings,
 ) -> Outcome:
     """What :func:`check` says, or a refusal if an alternative is trusted nearly as much."""
-    outcome = check(matcher, frames, candidate, rivals, model, settings)
+    outcome = check(matcher, frames, candidate, supported, model, settings)
     found = outcome.registration.matrix
-    if found is not None and _has_alternative(matcher, frames, candidate, rivals, model, settings):
+    if found is not None and _has_alternative(matcher, frames, candidate, supported, model, settings):
         reason = "another transform agrees nearly as well, as where texture repeats"
         return outcome._replace(registration=_refusal(reason, found))
     return outcome
@@ -254,14 +254,14 @@ def _has_alternative(
     matcher: RRLMatcher,
     frames: Sequence[Frame],
     candidate: Candidate,
-    rivals: Sequence[Rival],
+    supported: Sequence[Supported],
     model: Model,
     settings: Settings,
 ) -> bool:
-    """Whether a rival is, once it is refined, trusted nearly as much as a candidate."""
+    """Whether one of the alternatives is, once it is refined, trusted nearly as much as a candidate."""
     matrix, least_score = candidate.refined.matrix, candidate.agreement / settings.clear_lead
     least_trust = trust(frames, candidate, [], settings) - settings.alternative_trust
-    for other in rivalling(frames, candidate, rivals, settings):
+    for other in alternatives(frames, candidate, supported, settings):
         found = refine(frames, other.matrix, model, settings) if other.score > least_score else None
         if found is None or not elsewhere(frames, matrix, found.matrix, settings):
             continue
@@ -333,7 +333,7 @@ def check(
     matcher: RRLMatcher,
     frames: Sequence[Frame],
     candidate: Candidate,
-    rivals: Sequence[Rival],
+    supported: Sequence[Supported],
     model: Model,
     settings: Settings,
 ) -> Outcome:
@@ -342,14 +342,14 @@ def check(
     Args:
         matcher, frames, model, settings: as for :func:`register`.
         candidate: the transform.
-        rivals: hypotheses that it is compared with.
+        supported: hypotheses that it is compared with.
     """
     refined, judged, (h, w) = candidate.refined, candidate.judged, frames[0].a.shape
     matrix, blocks = refined.matrix, refined.blocks
     public = matrix if model == "homography" else matrix[:2].copy()
     if candidate.reason:
         return Outcome(-math.inf, _refusal(candidate.reason, public))
-    trusted = trust(frames, candidate, rivals, settings)
+    trusted = trust(frames, candidate, supported, settings)
     above = judged.scores > matcher.threshold
     # A network that hardly knows the sensors gives low scores. The better half of them still tells where bands match.
     typical = float(np.median(judged.scores)) if len(above) else 0.0

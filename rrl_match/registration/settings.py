@@ -90,7 +90,7 @@ class Settings:
     prominence_cells: int = 8  # blocks in each direction
     prominence_patches: float = 12.0  # it falls where both images show less of A than so many patches
     elsewhere: float = 0.12  # distance of the other hypotheses, of the image's side
-    rival_support: float = 0.5  # of the transform's own, which they must have to count
+    alternative_support: float = 0.5  # of the transform's own, which they must have to count
     clear_lead: float = 1.5  # a transform that leads by less is refused if one of them, refined, is
     alternative_trust: float = 2.0  # trusted less by not more than this
     min_matches: int = 10

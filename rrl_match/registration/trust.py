@@ -18,7 +18,7 @@ from rrl_match.registration.refine import Refined, agreement_of, elsewhere, prom
 from rrl_match.registration.settings import Settings
 
 
-class Rival(NamedTuple):
+class Supported(NamedTuple):
     """A hypothesis whose score is the agreement of the fields, and how far RRL-Net supports it."""
 
     hypothesis: Hypothesis
@@ -83,36 +83,36 @@ def _unsound(shape: tuple[int, ...], refined: Refined, settings: Settings) -> st
     return ""
 
 
-def rivalling(
-    frames: Sequence[Frame], candidate: Candidate, rivals: Sequence[Rival], settings: Settings
+def alternatives(
+    frames: Sequence[Frame], candidate: Candidate, supported: Sequence[Supported], settings: Settings
 ) -> list[Hypothesis]:
     """The hypotheses elsewhere that RRL-Net supports nearly as well as a candidate, or at least half as well.
 
     The others may agree well by chance, as where a small part of A without detail is spread over B.
     """
-    matrix, least = candidate.refined.matrix, settings.rival_support * candidate.support
-    return [h for h, support in rivals if support >= least and elsewhere(frames, matrix, h.matrix, settings)]
+    matrix, least = candidate.refined.matrix, settings.alternative_support * candidate.support
+    return [h for h, support in supported if support >= least and elsewhere(frames, matrix, h.matrix, settings)]
 
 
-def lead(frames: Sequence[Frame], candidate: Candidate, rivals: Sequence[Rival], settings: Settings) -> float:
-    """By what factor the fields agree better under a candidate than under any of its :func:`rivalling` hypotheses.
+def lead(frames: Sequence[Frame], candidate: Candidate, supported: Sequence[Supported], settings: Settings) -> float:
+    """By what factor the fields agree better under a candidate than under any of its :func:`alternatives`.
 
-    Under wrong transforms, fields agree about equally well, whatever the sensors. Infinite without such hypotheses.
+    Under wrong transforms, fields agree about equally well, whatever the sensors. Infinite without any.
     """
-    best = max((h.score for h in rivalling(frames, candidate, rivals, settings)), default=0.0)
+    best = max((h.score for h in alternatives(frames, candidate, supported, settings)), default=0.0)
     return candidate.agreement / best if best > 0 else math.inf
 
 
-def trust(frames: Sequence[Frame], candidate: Candidate, rivals: Sequence[Rival], settings: Settings) -> float:
+def trust(frames: Sequence[Frame], candidate: Candidate, supported: Sequence[Supported], settings: Settings) -> float:
     """Log odds that a transform is right: by its scores, its lead over others and its prominence together.
 
-    Each counts within bounds, so that none decides alone. How high patches score depends on how well the network knows
-    the sensors: low support is no worse than none.
+    Each counts within bounds, so that none decides alone: support from `trusted_support` on, since how high patches
+    score depends on how well the network knows the sensors.
     """
     if candidate.reason:
         return -math.inf
     support = max(candidate.support, settings.trusted_support)
-    ahead = math.log(np.clip(lead(frames, candidate, rivals, settings), *settings.trusted_leads))
+    ahead = math.log(np.clip(lead(frames, candidate, supported, settings), *settings.trusted_leads))
     above = min(candidate.prominence, settings.trusted_prominence)
     of_support, of_lead, of_prominence = settings.trust_weights
     return settings.trust_bias + of_support * support + of_lead * ahead + of_prominence * above
