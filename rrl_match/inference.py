@@ -210,7 +210,7 @@ class FusedMGLA(nn.Module):
         weights = torch.softmax(self.pixel_mean @ rows, 2)  # (N, 1, W * C)
         row_context = torch.bmm(rows, weights.transpose(1, 2)).view(n, h)
         weights = torch.softmax((self.pixel_mean @ lines).view(n, h * c), 1)
-        column_context = torch.bmm(lines, weights.view(n * h, c, 1)).view(n, h, w).sum(1)
+        column_context = torch.bmm(weights.view(n * h, 1, c), lines.transpose(1, 2)).view(n, h, w).sum(1)
         context = torch.cat([channel_context, row_context, column_context], 1)
         gates = torch.sigmoid(F.linear(context, self.bands, self.bias))
         channel_gate, row_gate, column_gate = gates.split([c, h, w], 1)
@@ -301,7 +301,7 @@ def _metric_input(
     (1, M, C, H, W) of band B for all P = N * M pairs.
     """
     c, h, w = magnitude_a.shape[-3:]
-    pairs = torch.broadcast_shapes(magnitude_a.shape[:-3], magnitude_b.shape[:-3])
+    pairs = [m if n == 1 else n for m, n in zip(magnitude_a.shape[:-3], magnitude_b.shape[:-3], strict=True)]
     own = 0 if previous is None else previous.shape[1]
     joined = torch.empty(
         (math.prod(pairs), own + 2 * c, h, w),
@@ -391,5 +391,5 @@ class InferenceRRLNet:
     def _computing(self) -> Iterator[None]:
         """Compute without gradients and outside any autocast of the caller; safe in a forked child."""
         limit_threads_after_fork()
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             yield

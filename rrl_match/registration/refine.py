@@ -19,6 +19,8 @@ from rrl_match.registration.images import Frame, Grey, Mask
 from rrl_match.registration.settings import Settings
 from rrl_match.registration.surfaces import Surfaces, adjust, lowest, standing_out
 
+_AT_ONCE = 8  # blocks, so that their spectra stay in the processor's cache
+
 
 class Blocks(NamedTuple):
     """Blocks of one frame.
@@ -111,11 +113,12 @@ def refine(frames: Sequence[Frame], matrix: Matrix, model: Model, settings: Sett
     a, b = frames[0]
     finest = _finest(frames, settings)
     factor = max(finest, max(*a.shape, *b.shape) / settings.align_side / 2)
+    rounds = list(zip(settings.fine_radii, settings.fine_cells, strict=True))
     while True:
         last = factor <= finest
         level_model: Model = model if last or model == "similarity" else "affine"
-        for radius in settings.fine_radii if last else settings.fine_radii[:1]:
-            refined = _refitted(frames, matrix, level_model, factor, radius, settings)
+        for radius, cells in rounds if last else rounds[:1]:
+            refined = _refitted(frames, matrix, level_model, factor, radius, cells, settings)
             if refined is None:
                 return None
             matrix = refined.matrix
@@ -127,7 +130,7 @@ def refine(frames: Sequence[Frame], matrix: Matrix, model: Model, settings: Sett
 def examine(frames: Sequence[Frame], matrix: Matrix, model: Model, settings: Settings) -> Refined:
     """A transform as it is, with what one more fit on the finest level would make of it."""
     factor = _finest(frames, settings)
-    refined = _refitted(frames, matrix, model, factor, settings.fine_radii[-1], settings)
+    refined = _refitted(frames, matrix, model, factor, settings.fine_radii[-1], settings.fine_cells[-1], settings)
     if refined is None:
         return Refined(matrix, 0.0, 1.0, [], factor)
     return refined._replace(matrix=matrix, agreeing=_agreeing(matrix, refined.blocks, settings.bound * factor))
@@ -152,10 +155,16 @@ def _finest(frames: Sequence[Frame], settings: Settings) -> float:
 
 
 def _refitted(
-    frames: Sequence[Frame], matrix: Matrix, model: Model, factor: float, radius: int, settings: Settings
+    frames: Sequence[Frame],
+    matrix: Matrix,
+    model: Model,
+    factor: float,
+    radius: int,
+    cells: int,
+    settings: Settings,
 ) -> Refined | None:
     """The transform that fits where blocks are found within `radius` of where another one takes them."""
-    blocks = match_blocks(frames, matrix, factor, radius, settings.fine_half, settings.fine_cells, settings)
+    blocks = match_blocks(frames, matrix, factor, radius, settings.fine_half, cells, settings)
     bound = settings.bound * factor
     fitted, simplest = fit_simplest(*_found(blocks), model, bound, settings.simpler)
     if fitted is None:
@@ -287,17 +296,25 @@ def _block_centres(overlay: _Overlay, half: int, radius: int, cells: int, covere
 
 def _surfaces(overlay: _Overlay, centres: NDArray[np.int64], half: int, radius: int) -> Surfaces:
     """How much blocks of A differ from B at offsets within the radius."""
-    side, reach, outer = 2 * half + 1, 2 * radius + 1, 2 * (half + radius) + 1
+    side, reach = 2 * half + 1, 2 * radius + 1
+    parts = (centres[start : start + _AT_ONCE] for start in range(0, len(centres), _AT_ONCE))
+    correlation = np.concatenate([_correlation(overlay, part, half, radius) for part in parts])
     x, y = centres.T
-    size = (fast_length(outer),) * 2
-    spectra_a = torch.fft.rfft2(_cut(overlay.fields_a, x - half, y - half, side), size)
-    spectra_b = torch.fft.rfft2(_cut(overlay.fields_b, x - half - radius, y - half - radius, outer), size)
-    correlation = torch.fft.irfft2((spectra_b * spectra_a.conj()).sum(1), size)[:, :reach, :reach].numpy()
     summed_a, summed_b = _box_sums(energy(overlay.fields_a), side), _box_sums(energy(overlay.fields_b), side)
     around = np.arange(-half - radius, -half + radius + 1)
     energies = summed_b[(y[:, None] + around)[:, :, None], (x[:, None] + around)[:, None]]
     differences: Surfaces = (summed_a[y - half, x - half, None, None] + energies - 2 * correlation) / side**2
     return differences
+
+
+def _correlation(overlay: _Overlay, centres: NDArray[np.int64], half: int, radius: int) -> NDArray[np.float32]:
+    """Correlation (N, S, S) of blocks of A with B at offsets within the radius, summed over the fields."""
+    side, reach, outer = 2 * half + 1, 2 * radius + 1, 2 * (half + radius) + 1
+    (x, y), size = centres.T, (fast_length(outer),) * 2
+    spectra_a = torch.fft.rfft2(_cut(overlay.fields_a, x - half, y - half, side), size)
+    spectra_b = torch.fft.rfft2(_cut(overlay.fields_b, x - half - radius, y - half - radius, outer), size)
+    correlation: Tensor = torch.fft.irfft2((spectra_b * spectra_a.conj()).sum(1), size)
+    return correlation[:, :reach, :reach].numpy()
 
 
 def _box_sums(image: Grey, side: int) -> NDArray[np.float64]:
