@@ -26,16 +26,17 @@ def gradients(image: Grey) -> Fields:
 
 
 def normalised(fields: Fields, mask: Mask, floor: float, settings: Settings) -> Fields:
-    """Fields (H, W, 3), in place, of about unit length wherever there is structure, and zero outside the mask.
+    """Fields (H, W, 3) scaled to about unit length wherever there is structure, and to zero outside the mask.
 
     With smoothed gradients, this is a compact form of CFOG (Ye et al., "Fast and robust matching for multimodal remote
     sensing image registration", TGRS 2019): the two lowest harmonics of its channels hold nearly all of their energy.
     """
-    fields[..., 1:] *= settings.orientation_weight
-    length = np.sqrt(energy(fields))
+    strength, x, y = cv2.split(fields)
+    x, y = x * settings.orientation_weight, y * settings.orientation_weight
+    length = np.sqrt(strength * strength + x * x + y * y)
     length += floor * cv2.mean(length, mask=mask)[0] + 1e-6
-    fields *= ((mask > 0) / length)[..., None]
-    return fields
+    factor = (mask > 0) / length
+    return np.asarray(cv2.merge([strength * factor, x * factor, y * factor]), np.float32)
 
 
 def energy(fields: Fields) -> Grey:

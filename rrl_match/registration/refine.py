@@ -201,14 +201,14 @@ def agreement(frames: Sequence[Frame], matrix: Matrix, factor: float, settings: 
     total, area = 0.0, 0
     for frame in frames:
         overlay = _overlay(frame, matrix, factor, settings)
-        shown = overlay.both > 0
-        if shown.sum() < 100:
+        both, a, b = overlay.both, overlay.fields_a, overlay.fields_b
+        count = int(both.sum())
+        if count < 100:
             continue
-        a, b = overlay.fields_a[shown], overlay.fields_b[shown]
-        a[:, 0] -= a[:, 0].mean()
-        b[:, 0] -= b[:, 0].mean()
-        total += float((a * b).sum(dtype=np.float64))
-        area += len(a)
+        strength_a, strength_b = (float((fields[..., 0] * both).sum(dtype=np.float64)) for fields in (a, b))
+        # the covariance of the strengths; outside `both`, one of the fields is zero
+        total += float((a * b).sum(dtype=np.float64)) - strength_a * strength_b / count
+        area += count
     return float(total / max(area, 1) ** 0.75)
 
 
@@ -296,7 +296,7 @@ def _block_centres(overlay: _Overlay, half: int, radius: int, cells: int, covere
 
 def _surfaces(overlay: _Overlay, centres: NDArray[np.int64], half: int, radius: int) -> Surfaces:
     """How much blocks of A differ from B at offsets within the radius."""
-    side, reach = 2 * half + 1, 2 * radius + 1
+    side = 2 * half + 1
     parts = (centres[start : start + _AT_ONCE] for start in range(0, len(centres), _AT_ONCE))
     correlation = np.concatenate([_correlation(overlay, part, half, radius) for part in parts])
     x, y = centres.T
