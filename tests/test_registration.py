@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 import threading
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -26,9 +27,10 @@ from rrl_match.registration.geometry import (
     translation,
 )
 from rrl_match.registration.images import Frame, prepare
-from rrl_match.registration.refine import agreement_of, examine, match_blocks, prominence, refine
+from rrl_match.registration.judge import corners, judge_at, patch_inside
+from rrl_match.registration.refine import examine, match_blocks, prominence, refine
 from rrl_match.registration.surfaces import adjust, lowest, standing_out
-from rrl_match.registration.trust import Supported, lead, trust, weigh
+from rrl_match.registration.trust import Supported, Trial
 from rrl_match.training.datasets import read_pairs
 
 check = sys.modules[register.__module__].check
@@ -46,6 +48,29 @@ class EdgeMatcher:
             np.stack([_edges(p) for p in patches]) if len(patches) else patches for patches in (patches_a, patches_b)
         ]
         return np.array([max(0.0, (a * b).mean()) for a, b in zip(*edges, strict=True)], np.float32)
+
+    def encode(self, patches, band):
+        edges = np.array([_edges(p).ravel() for p in patches], np.float32).reshape(len(patches), self.patch_size**2)
+        return EncodedEdges(patches, torch.from_numpy(edges))
+
+    def score_features(self, features_a, features_b, index_pairs):
+        rows_a, rows_b = np.asarray(index_pairs).T
+        return self.score(features_a.patches[rows_a], features_b.patches[rows_b])
+
+
+class Forgetful(EdgeMatcher):
+    """Weights without descriptors."""
+
+    def encode(self, patches, band):
+        return EncodedEdges(patches, torch.empty(len(patches), 0))
+
+
+class EncodedEdges(NamedTuple):
+    patches: np.ndarray
+    descriptors: torch.Tensor
+
+    def __len__(self):
+        return len(self.patches)
 
 
 class FaintMatcher(EdgeMatcher):
@@ -394,53 +419,70 @@ def test_wrong_transforms_do_not_stay_where_they_are(scene):
     assert examine([frame], beyond, "affine", Settings()).agreeing == 0
 
 
+def test_recognised_locations(matcher, scene):
+    frames = [Frame(prepare(s, None, None, "a"), prepare(s, None, None, "b")) for s in (scene, scene[::-1, ::-1])]
+    points = [corners(f.a.level(1.0)[0], patch_inside(f.a.level(1.0)[1], 32), 20) for f in frames]
+
+    def judged(matrix, matcher=matcher):
+        return judge_at(matcher, frames, matrix, points, 40, Settings())
+
+    right = judged(np.eye(3))
+    assert right.mutual.mean() > 0.9
+    assert right.recognised(5.0) == pytest.approx(right.mutual.sum() / (len(right.mutual) + 5))
+    assert judged(translation(30, 9)).mutual.mean() < 0.3
+    assert not judged(np.eye(3), Forgetful()).mutual.any()
+    assert judged(translation(900, 0)).mutual.shape == (0,)
+
+
+def trial_of(matcher, a, b, settings=Settings()):  # noqa: B008
+    return Trial(matcher, [Frame(prepare(a, None, None, "a"), prepare(b, None, None, "b"))], "affine", settings)
+
+
 def test_lead(matcher, scene):
     there, truth = moved(scene, 3, 1.02)
-    frame, settings = Frame(prepare(scene, None, None, "a"), prepare(there, None, None, "b")), Settings()
-    right = weigh(matcher, [frame], examine([frame], as_3x3(truth), "affine", settings), settings)
-    shifted = translation(60, 0) @ right.refined.matrix
-    score = agreement_of([frame], shifted, settings)
-    assert 0 < score < right.agreement / 2
+    trial = trial_of(matcher, scene, there)
+    right = trial.candidate(Hypothesis(1.0, as_3x3(truth)))
+    near, there = right.refined.matrix, translation(60, 0) @ right.refined.matrix
+    much, little = 0.9 * right.agreement, 0.4 * right.agreement
+    supports = 0.6 * right.support, 0.4 * right.support
 
-    near = Supported(Hypothesis(9 * score, translation(5, 0) @ right.refined.matrix), 1.0)
-    backed, unbacked = (Supported(Hypothesis(score, shifted), part * right.support) for part in (0.6, 0.4))
-    ahead = right.agreement / score
-    assert lead([frame], right, [near, backed], settings) == pytest.approx(ahead)
-    assert lead([frame], right, [near, unbacked], settings) == np.inf, "nothing elsewhere that is supported"
+    def lead(score, matrix, support):
+        trial.supported = [Supported(Hypothesis(score, matrix), support)]
+        return trial.lead(right)
+
+    assert lead(much, near, supports[0]) == np.inf, "nothing elsewhere"
+    assert lead(much, there, supports[1]) == np.inf, "without support"
+    assert lead(little, there, supports[0]) == np.inf, "too little to matter"
+    assert lead(much, there, supports[0]) == np.inf, "not trusted once it is refined"
+    assert trial.trust(right, 1.6) > trial.settings.certain_trust
+    assert lead(right.agreement / 1.6, there, supports[0]) == pytest.approx(1.6), "beyond doubt, so not refined"
+
+
+def test_lead_over_a_transform_that_may_be_right_instead(matcher, scene):
+    tiles = np.tile(scene[40:120, 40:120], (4, 5))
+    trial = trial_of(matcher, tiles, tiles)
+    right = trial.candidate(Hypothesis(1.0, np.eye(3)))
+    trial.supported = [Supported(Hypothesis(0.9 * right.agreement, translation(80, 1)), right.support)]
+    assert trial.lead(right) == pytest.approx(1 / 0.9)
+    assert "texture repeats" in check(trial, right).registration.reason
+    trial.supported = []
+    assert check(trial, right).registration.ok
 
 
 def test_trust_falls_with_all_that_speaks_against_a_transform(matcher, scene):
     there, truth = moved(scene, 3, 1.02)
-    frame = Frame(prepare(scene, None, None, "a"), prepare(there, None, None, "b"))
-    settings = Settings()
-    refined = refine([frame], as_3x3(truth), "affine", settings)
+    trial = trial_of(matcher, scene, there)
+    refined = refine(trial.frames, as_3x3(truth), "affine", trial.settings)
 
-    def odds(matcher=matcher, transform=refined, supported=()):
-        return trust([frame], weigh(matcher, [frame], transform, settings), supported, settings)
+    def odds(matcher=matcher, transform=refined, lead=2.0):
+        trial.matcher = matcher
+        return trial.trust(trial.weigh(transform), lead)
 
     assert odds() > 0
-    assert odds(FaintMatcher()) < odds()
-    agreement = weigh(matcher, [frame], refined, settings).agreement
-    elsewhere = Hypothesis(0.8 * agreement, translation(60, 0) @ refined.matrix)
-    assert odds(supported=[Supported(elsewhere, 0.9)]) < odds()
+    assert odds(matcher=Forgetful()) < odds()
+    assert odds(lead=1.2) < odds()
     assert odds(transform=refined._replace(matrix=translation(3, 0) @ refined.matrix)) < odds()
     assert odds(transform=refined._replace(moved=0.05)) == -np.inf
-
-
-def test_less_trust_is_enough_where_the_network_supports_a_transform_clearly(matcher, scene):
-    there, truth = moved(scene, 3, 1.02)
-    frame, settings = Frame(prepare(scene, None, None, "a"), prepare(there, None, None, "b")), Settings()
-    candidate = weigh(matcher, [frame], refine([frame], as_3x3(truth), "affine", settings), settings)
-    assert candidate.support > settings.clear_support
-    doubted = settings.trust_bias - trust([frame], candidate, [], settings) + 0.5 * settings.doubtful_trust
-
-    def accepted(**changes):
-        changed = dataclasses.replace(settings, trust_bias=doubted, **changes)
-        return check(matcher, [frame], candidate, [], "affine", changed).registration.ok
-
-    assert accepted()
-    assert not accepted(clear_support=1.0)
-    assert not accepted(clear_agreeing=1.1)
 
 
 def test_repeated_texture_is_refused(matcher):

@@ -31,7 +31,7 @@ from rrl_match.registration.geometry import Matrix, apply, as_3x3, similarity, t
 from rrl_match.registration.images import Frame, prepare
 from rrl_match.registration.judge import judge
 from rrl_match.registration.refine import align, examine
-from rrl_match.registration.trust import Supported, weigh
+from rrl_match.registration.trust import Supported, Trial
 
 check = sys.modules[register.__module__].check
 HALF_A_PATCH = 32
@@ -67,9 +67,11 @@ def main() -> None:
         random = np.random.default_rng(args.seed)
         for n, case in enumerate(cases):
             frames = [Frame(prepare(case.a, None, None, "a"), prepare(case.b, None, None, "b"))]
-            supported = _supported(matcher, frames)
-            for kind, matrix in _trials(case, random):
-                accepted[kind].append(_accepts(matcher, frames, matrix, supported))
+            trial = Trial(matcher, frames, "affine", SETTINGS)
+            trial.supported = _supported(matcher, frames)
+            for kind, matrix in _transforms(case, random):
+                candidate = trial.weigh(examine(frames, matrix, "affine", SETTINGS))
+                accepted[kind].append(check(trial, candidate).registration.ok)
             if n >= args.calls:
                 continue
             half = (n + len(cases) // 2) % len(cases)
@@ -112,12 +114,7 @@ def _supported(matcher: RRLMatcher, frames: list[Frame]) -> list[Supported]:
     return [Supported(h, j.support(SETTINGS.quick_prior)) for h, j in zip(aligned, judged, strict=True)]
 
 
-def _accepts(matcher: RRLMatcher, frames: list[Frame], matrix: Matrix, supported: list[Supported]) -> bool:
-    candidate = weigh(matcher, frames, examine(frames, matrix, "affine", SETTINGS), SETTINGS)
-    return bool(check(matcher, frames, candidate, supported, "affine", SETTINGS).registration.ok)
-
-
-def _trials(case: Case, random: np.random.Generator) -> Iterator[tuple[str, Matrix]]:
+def _transforms(case: Case, random: np.random.Generator) -> Iterator[tuple[str, Matrix]]:
     """(kind, transform): the true one first, then others."""
     h, w = case.b.shape[:2]
     middle, back = translation(w / 2, h / 2), translation(-w / 2, -h / 2)

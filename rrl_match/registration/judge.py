@@ -29,16 +29,23 @@ class Judgement(NamedTuple):
         frame: (N,) index of the frame.
         rows: (N,) row of the location in what was given.
         scores: (N,) in [0, 1].
+        mutual: (N,) bool, whether the descriptors of both bands are mutual nearest neighbours among all locations,
+            those nearby aside. Empty where only scores were asked for, False for weights without descriptors.
     """
 
     locations: Points
     frame: NDArray[np.int64]
     rows: NDArray[np.int64]
     scores: NDArray[np.float32]
+    mutual: NDArray[np.bool_]
 
     def support(self, prior: float) -> float:
         """Mean score, drawn towards 0 as `prior` more locations that do not match would: few locations prove little."""
         return float(self.scores.sum() / (len(self.scores) + prior))
+
+    def recognised(self, prior: float) -> float:
+        """Part of the locations whose descriptors are mutual nearest neighbours, drawn towards 0 like the support."""
+        return float(self.mutual.sum() / (len(self.scores) + prior))
 
 
 class _View(NamedTuple):
@@ -75,7 +82,14 @@ def judge(
     """Judge transforms (3, 3), all of them in one batch, at `count` corners each, spread over all frames."""
     each, size = max(4, math.ceil(count / len(frames))), matcher.patch_size
     cut = [[_patches(size, frame, matrix, each, None, settings) for frame in frames] for matrix in matrices]
-    return _judged(matcher, cut)
+    flat = [patches for of_matrix in cut for patches in of_matrix]
+    try:
+        scores = matcher.score(np.concatenate([p.a for p in flat]), np.concatenate([p.b for p in flat]))
+    except ValueError as error:  # the patches are sound, so that only the network can have failed
+        raise ScoringError(str(error)) from error
+    ends = np.cumsum([sum(len(patches.rows) for patches in of_matrix) for of_matrix in cut])
+    parts = np.split(scores, ends[:-1])
+    return [_judgement(of_matrix, part) for of_matrix, part in zip(cut, parts, strict=True)]
 
 
 def judge_at(
@@ -86,35 +100,39 @@ def judge_at(
     count: int,
     settings: Settings,
 ) -> Judgement:
-    """Judge a transform (3, 3) at `count` of the locations (N, 2) in A that each frame has.
+    """Judge a transform (3, 3) at `count` of the locations (N, 2) in A that each frame has, by descriptors, too.
 
     Locations whose patch does not lie inside both images are left out.
     """
     each, size = max(4, math.ceil(count / len(frames))), matcher.patch_size
     cut = [_patches(size, frame, matrix, each, at, settings) for frame, at in zip(frames, locations, strict=True)]
-    return _judged(matcher, [cut])[0]
-
-
-def _judged(matcher: RRLMatcher, cut: Sequence[Sequence[_Patches]]) -> list[Judgement]:
-    """Judgements of transforms from the patches of each of their frames."""
-    flat = [patches for of_matrix in cut for patches in of_matrix]
-    scores = _scores(matcher, np.concatenate([p.a for p in flat]), np.concatenate([p.b for p in flat]))
-    judgements, start = [], 0
-    for of_matrix in cut:
-        locations = np.concatenate([patches.locations for patches in of_matrix])
-        frame = np.repeat(np.arange(len(of_matrix)), [len(patches.locations) for patches in of_matrix])
-        rows = np.concatenate([patches.rows for patches in of_matrix])
-        judgements.append(Judgement(locations, frame, rows, scores[start : start + len(locations)]))
-        start += len(locations)
-    return judgements
-
-
-def _scores(matcher: RRLMatcher, patches_a: NDArray[np.float32], patches_b: NDArray[np.float32]) -> NDArray[np.float32]:
+    features_a = matcher.encode(np.concatenate([patches.a for patches in cut]), "a")
+    features_b = matcher.encode(np.concatenate([patches.b for patches in cut]), "b")
     try:
-        scores: NDArray[np.float32] = matcher.score(patches_a, patches_b)
-    except ValueError as error:  # the patches are sound, so that only the network can have failed
+        scores = matcher.score_features(features_a, features_b, np.arange(len(features_a))[:, None].repeat(2, 1))
+    except ValueError as error:
         raise ScoringError(str(error)) from error
-    return scores
+    judgement = _judgement(cut, scores)
+    similarity = (features_a.descriptors @ features_b.descriptors.T).cpu().numpy()
+    return judgement._replace(mutual=_mutual(similarity, judgement, settings.nearby))
+
+
+def _judgement(cut: Sequence[_Patches], scores: NDArray[np.float32]) -> Judgement:
+    """The judgement of a transform from the patches of each frame, and their scores."""
+    frame = np.repeat(np.arange(len(cut)), [len(patches.rows) for patches in cut])
+    locations, rows = np.concatenate([p.locations for p in cut]), np.concatenate([p.rows for p in cut])
+    return Judgement(locations, frame, rows, scores, np.empty(0, np.bool_))
+
+
+def _mutual(similarity: NDArray[np.float32], judgement: Judgement, nearby: float) -> NDArray[np.bool_]:
+    """Which patches (N,) of A and of B are nearest to each other by similarity (N, N), those nearby aside."""
+    locations, frame = judgement.locations, judgement.frame
+    if len(locations) < 2:
+        return np.zeros(len(locations), np.bool_)
+    distance = np.linalg.norm(locations[:, None] - locations, axis=2)
+    near = (frame[:, None] == frame) & (distance <= nearby * np.median(distance))
+    others = np.where(near, -np.inf, similarity)
+    return np.asarray(similarity.diagonal() > np.maximum(others.max(0), others.max(1)), np.bool_)
 
 
 def _patches(

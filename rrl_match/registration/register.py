@@ -21,9 +21,9 @@ from rrl_match.registration.coarse import Hypothesis, propose
 from rrl_match.registration.geometry import MODELS, Model, Points, apply, as_3x3
 from rrl_match.registration.images import Frame, prepare
 from rrl_match.registration.judge import ScoringError, judge
-from rrl_match.registration.refine import align, elsewhere, refine
+from rrl_match.registration.refine import align
 from rrl_match.registration.settings import Search, Settings
-from rrl_match.registration.trust import Candidate, Supported, alternatives, trust, weigh
+from rrl_match.registration.trust import Candidate, Supported, Trial
 
 Array: TypeAlias = "NDArray[np.generic] | Tensor"
 Images: TypeAlias = "Array | Sequence[Array]"
@@ -194,9 +194,9 @@ def _searched(
     step: Callable[[], object],
 ) -> Registration:
     """Look near the identity first, and everywhere if what is found there is not beyond doubt."""
+    trial = Trial(matcher, frames, model, settings)
     outcomes: list[Outcome] = []
     pool: list[_Judged] = []
-    supported: list[Supported] = []
     candidates: list[Candidate] = []
     stages = list(_grids(search, settings))
     for grids in stages:
@@ -207,18 +207,17 @@ def _searched(
         hypotheses = align(frames, sorted(hypotheses, key=lambda h: -h.score)[:most], settings)
         step()
         judged = _judged(matcher, frames, hypotheses, settings)
-        supported += [Supported(one.hypothesis, one.support) for one in judged]
+        trial.supported += [Supported(one.hypothesis, one.support) for one in judged]
         pool = sorted(pool + judged, key=lambda one: -one.rank)
-        # once more, beside the new hypotheses
-        outcomes = [_checked(matcher, frames, candidate, supported, model, settings) for candidate in candidates]
+        outcomes = [check(trial, candidate) for candidate in candidates]  # once more, beside the new hypotheses
         for one in _to_refine(pool, last, settings):
             pool.remove(one)
             step()
-            found = refine(frames, one.hypothesis.matrix, model, settings)
-            if found is None:
+            candidate = trial.candidate(one.hypothesis)
+            if candidate is None:
                 continue
-            candidates.append(weigh(matcher, frames, found, settings))
-            outcomes.append(_checked(matcher, frames, candidates[-1], supported, model, settings))
+            candidates.append(candidate)
+            outcomes.append(check(trial, candidate))
             if outcomes[-1].registration.ok and outcomes[-1].trust >= settings.certain_trust:
                 return outcomes[-1].registration
     if not outcomes:
@@ -227,47 +226,10 @@ def _searched(
 
 
 class Outcome(NamedTuple):
-    """A registration, and how far it is trusted; see :func:`trust`."""
+    """A registration, and how far it is trusted; see :meth:`Trial.trust`."""
 
     trust: float
     registration: Registration
-
-
-def _checked(
-    matcher: RRLMatcher,
-    frames: Sequence[Frame],
-    candidate: Candidate,
-    supported: Sequence[Supported],
-    model: Model,
-    settings: Settings,
-) -> Outcome:
-    """What :func:`check` says, or a refusal if an alternative is trusted nearly as much."""
-    outcome = check(matcher, frames, candidate, supported, model, settings)
-    found = outcome.registration.matrix
-    if found is not None and _has_alternative(matcher, frames, candidate, supported, model, settings):
-        reason = "another transform agrees nearly as well, as where texture repeats"
-        return outcome._replace(registration=_refusal(reason, found))
-    return outcome
-
-
-def _has_alternative(
-    matcher: RRLMatcher,
-    frames: Sequence[Frame],
-    candidate: Candidate,
-    supported: Sequence[Supported],
-    model: Model,
-    settings: Settings,
-) -> bool:
-    """Whether one of the alternatives is, once it is refined, trusted nearly as much as a candidate."""
-    matrix, least_score = candidate.refined.matrix, candidate.agreement / settings.clear_lead
-    least_trust = trust(frames, candidate, [], settings) - settings.alternative_trust
-    for other in alternatives(frames, candidate, supported, settings):
-        found = refine(frames, other.matrix, model, settings) if other.score > least_score else None
-        if found is None or not elsewhere(frames, matrix, found.matrix, settings):
-            continue
-        if trust(frames, weigh(matcher, frames, found, settings), [], settings) >= least_trust:
-            return True
-    return False
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity: matrices have no single truth value
@@ -329,27 +291,16 @@ def _to_refine(pool: Sequence[_Judged], last: bool, settings: Settings) -> list[
     return chosen
 
 
-def check(
-    matcher: RRLMatcher,
-    frames: Sequence[Frame],
-    candidate: Candidate,
-    supported: Sequence[Supported],
-    model: Model,
-    settings: Settings,
-) -> Outcome:
-    """The registration that a candidate gives, or the reason to refuse it.
-
-    Args:
-        matcher, frames, model, settings: as for :func:`register`.
-        candidate: the transform.
-        supported: hypotheses that it is compared with.
-    """
-    refined, judged, (h, w) = candidate.refined, candidate.judged, frames[0].a.shape
+def check(trial: Trial, candidate: Candidate) -> Outcome:
+    """The registration that a candidate gives, or the reason to refuse it."""
+    matcher, settings, (h, w) = trial.matcher, trial.settings, trial.frames[0].a.shape
+    refined, judged = candidate.refined, candidate.judged
     matrix, blocks = refined.matrix, refined.blocks
-    public = matrix if model == "homography" else matrix[:2].copy()
-    if candidate.reason:
+    public = matrix if trial.model == "homography" else matrix[:2].copy()
+    if judged is None:
         return Outcome(-math.inf, _refusal(candidate.reason, public))
-    trusted = trust(frames, candidate, supported, settings)
+    lead = trial.lead(candidate)
+    trusted = trial.trust(candidate, lead)
     above = judged.scores > matcher.threshold
     # A network that hardly knows the sensors gives low scores. The better half of them still tells where bands match.
     typical = float(np.median(judged.scores)) if len(above) else 0.0
@@ -359,9 +310,10 @@ def check(
     kept = matching & found[rows]
     points_a, points_b = judged.locations[kept], matched[rows][kept]
     inliers = np.linalg.norm(apply(matrix, points_a) - points_b, axis=1) < settings.bound * refined.factor
-    clear = candidate.support >= settings.clear_support and refined.agreeing >= settings.clear_agreeing
-    if trusted < (settings.doubtful_trust if clear else 0.0):
+    if trusted < 0:
         reason = f"scores and edges do not single the transform out: {int(above.sum())} of {len(above)} locations match"
+    elif lead < settings.clear_lead:
+        reason = "another transform agrees nearly as well, as where texture repeats"
     else:
         reason = _doubts(int(inliers.sum()), judged.locations, matching, (h, w), settings)
     registration = Registration(

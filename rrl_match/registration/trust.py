@@ -11,10 +11,10 @@ import numpy as np
 
 from rrl_match.matcher import RRLMatcher
 from rrl_match.registration.coarse import Hypothesis
-from rrl_match.registration.geometry import Matrix, implausible, inverse
+from rrl_match.registration.geometry import Matrix, Model, implausible, inverse
 from rrl_match.registration.images import Frame
 from rrl_match.registration.judge import Judgement, judge_at
-from rrl_match.registration.refine import Refined, agreement_of, elsewhere, prominence
+from rrl_match.registration.refine import Refined, agreement_of, elsewhere, prominence, refine
 from rrl_match.registration.settings import Settings
 
 
@@ -30,32 +30,111 @@ class Candidate(NamedTuple):
 
     Attributes:
         refined: the transform.
-        reason: why its blocks alone speak against it, or ""; then nothing else was measured.
-        judged: scores at some of the blocks.
-        support: of these scores, see :meth:`Judgement.support`.
+        reason: why its blocks alone speak against it, or "". If they do, nothing else was measured.
+        judged: locations of some of the blocks.
+        support: by the scores there, see :meth:`Judgement.support`.
+        recognised: by the descriptors there, see :meth:`Judgement.recognised`; less in small images, where chance
+            does more.
         agreement: of the fields, see :func:`agreement_of`.
-        prominence: see :func:`prominence`; less in small images, where chance does more.
+        prominence: see :func:`prominence`; less in small images, too.
     """
 
     refined: Refined
-    reason: str
-    judged: Judgement
+    reason: str = ""
+    judged: Judgement | None = None
     support: float = 0.0
+    recognised: float = 0.0
     agreement: float = 0.0
     prominence: float = 0.0
 
 
-def weigh(matcher: RRLMatcher, frames: Sequence[Frame], refined: Refined, settings: Settings) -> Candidate:
-    """Measure what speaks for a refined transform."""
-    reason, matrix = _unsound(frames[0].a.shape, refined, settings), refined.matrix
-    if reason:
-        nowhere = np.empty(0, np.int64)
-        return Candidate(refined, reason, Judgement(np.empty((0, 2)), nowhere, nowhere, np.empty(0, np.float32)))
-    judged = judge_at(matcher, frames, matrix, [b.points for b in refined.blocks], settings.locations, settings)
-    support, agreement = judged.support(settings.prior), agreement_of(frames, matrix, settings)
-    patches = _shown(frames, matrix, settings) / (settings.prominence_patches * matcher.patch_size**2)
-    above = math.sqrt(min(1.0, patches)) * prominence(frames, refined, settings)
-    return Candidate(refined, "", judged, support, agreement, above)
+class Trial:
+    """Hypotheses that are refined, weighed and compared, each at most once.
+
+    Args:
+        matcher, frames, model, settings: as for `register`; the frames are prepared.
+
+    Attributes:
+        supported: the hypotheses that candidates are compared with.
+    """
+
+    def __init__(self, matcher: RRLMatcher, frames: Sequence[Frame], model: Model, settings: Settings) -> None:
+        self.matcher, self.frames, self.model, self.settings = matcher, frames, model, settings
+        self.supported: list[Supported] = []
+        self._candidates: dict[bytes, Candidate | None] = {}
+
+    def candidate(self, hypothesis: Hypothesis) -> Candidate | None:
+        """A hypothesis, refined and weighed; None if nothing fits near it."""
+        key = hypothesis.matrix.tobytes()
+        if key not in self._candidates:
+            refined = refine(self.frames, hypothesis.matrix, self.model, self.settings)
+            self._candidates[key] = None if refined is None else self.weigh(refined)
+        return self._candidates[key]
+
+    def weigh(self, refined: Refined) -> Candidate:
+        """Measure what speaks for a refined transform."""
+        matcher, frames, settings = self.matcher, self.frames, self.settings
+        reason, matrix = _unsound(frames[0].a.shape, refined, settings), refined.matrix
+        if reason:
+            return Candidate(refined, reason)
+        judged = judge_at(matcher, frames, matrix, [b.points for b in refined.blocks], settings.locations, settings)
+        patches = _shown(frames, matrix, settings) / (settings.small_patches * matcher.patch_size**2)
+        size = math.sqrt(min(1.0, patches))
+        return Candidate(
+            refined,
+            judged=judged,
+            support=judged.support(settings.prior),
+            recognised=size * judged.recognised(settings.prior),
+            agreement=agreement_of(frames, matrix, settings),
+            prominence=size * prominence(frames, refined, settings),
+        )
+
+    def trust(self, candidate: Candidate, lead: float = math.inf) -> float:
+        """Log odds that a transform is right: by its descriptors, its lead over others and its prominence together.
+
+        Each counts within bounds, so that none decides alone: on sensors that the network does not know, it recognises
+        little.
+        """
+        if candidate.reason:
+            return -math.inf
+        settings = self.settings
+        ahead = math.log(np.clip(lead, *settings.trusted_leads))
+        above = min(candidate.prominence, settings.trusted_prominence)
+        of_recognised, of_lead, of_prominence = settings.trust_weights
+        return settings.trust_bias + of_recognised * candidate.recognised + of_lead * ahead + of_prominence * above
+
+    def lead(self, candidate: Candidate) -> float:
+        """By what factor the fields agree better under a candidate than under any alternative; infinite without any.
+
+        Under wrong transforms, fields agree about equally well, whatever the sensors. An alternative is a hypothesis
+        elsewhere that has half the support and, once it is refined, is trusted nearly as much: others agree well by
+        chance, as where a small part of A without detail is spread over B. None is refined where that cannot change
+        the outcome.
+        """
+        settings, others = self.settings, self._elsewhere(candidate)
+        least = candidate.agreement / others[0].score if others else math.inf
+        beyond_doubt = least >= settings.clear_lead and self.trust(candidate, least) >= settings.certain_trust
+        if beyond_doubt or self.trust(candidate) < 0:
+            return least
+        for other in others:
+            if self._is_alternative(candidate, other):
+                return candidate.agreement / other.score
+        return math.inf
+
+    def _elsewhere(self, candidate: Candidate) -> list[Hypothesis]:
+        """Hypotheses elsewhere with enough support that agree well enough to matter, the best first."""
+        settings, matrix = self.settings, candidate.refined.matrix
+        support = settings.alternative_support * candidate.support
+        score = max(1e-9, candidate.agreement / settings.trusted_leads[1])
+        found = [s.hypothesis for s in self.supported if s.support >= support and s.hypothesis.score >= score]
+        found = [h for h in found if elsewhere(self.frames, matrix, h.matrix, settings)]
+        return sorted(found, key=lambda h: -h.score)
+
+    def _is_alternative(self, candidate: Candidate, hypothesis: Hypothesis) -> bool:
+        other = self.candidate(hypothesis)
+        if other is None or self.trust(other) < self.trust(candidate) - self.settings.alternative_trust:
+            return False
+        return elsewhere(self.frames, candidate.refined.matrix, other.refined.matrix, self.settings)
 
 
 def _shown(frames: Sequence[Frame], matrix: Matrix, settings: Settings) -> float:
@@ -81,38 +160,3 @@ def _unsound(shape: tuple[int, ...], refined: Refined, settings: Settings) -> st
     if refined.moved > settings.max_move:
         return f"the transform is not settled, the last fit moved it by {refined.moved:.0%}"
     return ""
-
-
-def alternatives(
-    frames: Sequence[Frame], candidate: Candidate, supported: Sequence[Supported], settings: Settings
-) -> list[Hypothesis]:
-    """The hypotheses elsewhere that RRL-Net supports nearly as well as a candidate, or at least half as well.
-
-    The others may agree well by chance, as where a small part of A without detail is spread over B.
-    """
-    matrix, least = candidate.refined.matrix, settings.alternative_support * candidate.support
-    return [h for h, support in supported if support >= least and elsewhere(frames, matrix, h.matrix, settings)]
-
-
-def lead(frames: Sequence[Frame], candidate: Candidate, supported: Sequence[Supported], settings: Settings) -> float:
-    """By what factor the fields agree better under a candidate than under any of its :func:`alternatives`.
-
-    Under wrong transforms, fields agree about equally well, whatever the sensors. Infinite without any.
-    """
-    best = max((h.score for h in alternatives(frames, candidate, supported, settings)), default=0.0)
-    return candidate.agreement / best if best > 0 else math.inf
-
-
-def trust(frames: Sequence[Frame], candidate: Candidate, supported: Sequence[Supported], settings: Settings) -> float:
-    """Log odds that a transform is right: by its scores, its lead over others and its prominence together.
-
-    Each counts within bounds, so that none decides alone: support from `trusted_support` on, since how high patches
-    score depends on how well the network knows the sensors.
-    """
-    if candidate.reason:
-        return -math.inf
-    support = max(candidate.support, settings.trusted_support)
-    ahead = math.log(np.clip(lead(frames, candidate, supported, settings), *settings.trusted_leads))
-    above = min(candidate.prominence, settings.trusted_prominence)
-    of_support, of_lead, of_prominence = settings.trust_weights
-    return settings.trust_bias + of_support * support + of_lead * ahead + of_prominence * above
