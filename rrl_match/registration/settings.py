@@ -77,12 +77,12 @@ class Settings:
     prior: float = 6.0
     nearby: float = 0.35  # of their median distance: locations that are not told apart by descriptors
     # log odds that a transform is right, by logistic regression on training images
-    trust_bias: float = -13.6
-    trust_weights: tuple[float, float, float] = (8.7, 9.0, 2.1)  # of what is recognised, log lead, and prominence
+    trust_bias: float = -15.4
+    trust_weights: tuple[float, float, float] = (8.0, 9.9, 2.5)  # of what is recognised, log lead, and prominence
     trusted_leads: tuple[float, float] = (1.0, 2.0)  # lead counts between these
     trusted_prominence: float = 6.0  # and prominence up to this
     certain_trust: float = 4.0  # stop searching
-    small_patches: float = 12.0  # where both images show less of A than so many patches, chance does more
+    prominence_patches: float = 24.0  # it falls where both images show less of A than so many patches
     prominence_beyond: float = 5.0  # pixels of the finest level that a transform is compared with those beside it:
     prominence_radius: int = 24  # farther away than the first and up to the second
     prominence_cells: int = 8  # blocks in each direction

@@ -33,10 +33,9 @@ class Candidate(NamedTuple):
         reason: why its blocks alone speak against it, or "". If they do, nothing else was measured.
         judged: locations of some of the blocks.
         support: by the scores there, see :meth:`Judgement.support`.
-        recognised: by the descriptors there, see :meth:`Judgement.recognised`; less in small images, where chance
-            does more.
+        recognised: by the descriptors there, see :meth:`Judgement.recognised`.
         agreement: of the fields, see :func:`agreement_of`.
-        prominence: see :func:`prominence`; less in small images, too.
+        prominence: see :func:`prominence`; less in small images, where chance does more.
     """
 
     refined: Refined
@@ -78,15 +77,14 @@ class Trial:
         if reason:
             return Candidate(refined, reason)
         judged = judge_at(matcher, frames, matrix, [b.points for b in refined.blocks], settings.locations, settings)
-        patches = _shown(frames, matrix, settings) / (settings.small_patches * matcher.patch_size**2)
-        size = math.sqrt(min(1.0, patches))
+        patches = _shown(frames, matrix, settings) / (settings.prominence_patches * matcher.patch_size**2)
         return Candidate(
             refined,
             judged=judged,
             support=judged.support(settings.prior),
-            recognised=size * judged.recognised(settings.prior),
+            recognised=judged.recognised(settings.prior),
             agreement=agreement_of(frames, matrix, settings),
-            prominence=size * prominence(frames, refined, settings),
+            prominence=math.sqrt(min(1.0, patches)) * prominence(frames, refined, settings),
         )
 
     def trust(self, candidate: Candidate, lead: float = math.inf) -> float:
