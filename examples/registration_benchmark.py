@@ -37,6 +37,7 @@ from rrl_match.registration import Settings
 from rrl_match.registration.coarse import propose
 from rrl_match.registration.images import Frame, prepare
 from rrl_match.registration.refine import align, refine
+from rrl_match.registration.trust import Trial
 
 Image: TypeAlias = NDArray[np.uint8]
 Matrix: TypeAlias = NDArray[np.float64]
@@ -204,12 +205,17 @@ def _scales(settings: Settings) -> list[float]:
 
 def _timed_stages() -> dict[str, list[float]]:
     """Seconds of each call of the stages of `register`, filled as they are called."""
-    module = sys.modules[register.__module__]
-    stages: dict[str, list[float]] = {}
-    for name in ("propose", "align", "judge", "refine", "weigh"):
-        stages[name] = []
-
-        setattr(module, name, _timed(getattr(module, name), stages[name]))
+    search = sys.modules[register.__module__]
+    owners = {
+        "propose": search,
+        "align": search,
+        "judge": search,
+        "refine": sys.modules[Trial.__module__],
+        "weigh": Trial,
+    }
+    stages: dict[str, list[float]] = {name: [] for name in owners}
+    for name, owner in owners.items():
+        setattr(owner, name, _timed(getattr(owner, name), stages[name]))
     return stages
 
 
