@@ -206,13 +206,8 @@ def _scales(settings: Settings) -> list[float]:
 def _timed_stages() -> dict[str, list[float]]:
     """Seconds of each call of the stages of `register`, filled as they are called."""
     search = sys.modules[register.__module__]
-    owners = {
-        "propose": search,
-        "align": search,
-        "judge": search,
-        "refine": sys.modules[Trial.__module__],
-        "weigh": Trial,
-    }
+    owners: dict[str, object] = dict.fromkeys(("propose", "align", "judge"), search)
+    owners |= {"refine": sys.modules[Trial.__module__], "weigh": Trial}
     stages: dict[str, list[float]] = {name: [] for name in owners}
     for name, owner in owners.items():
         setattr(owner, name, _timed(getattr(owner, name), stages[name]))
