@@ -88,7 +88,7 @@ class Settings:
     prominence_cells: int = 8  # blocks in each direction
     elsewhere: float = 0.12  # distance of the other hypotheses, of the image's side
     alternative_support: float = 0.5  # of the transform's own, which they must have to count,
-    alternative_trust: float = 2.0  # and once they are refined, they may be trusted less by this
+    alternative_trust: float = 5.0  # and once they are refined, they may be trusted less by this
     clear_lead: float = 1.5  # a transform that leads by less is refused
     min_matches: int = 10
     min_agreeing: float = 0.2  # of the blocks
