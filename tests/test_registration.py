@@ -58,13 +58,6 @@ class EdgeMatcher:
         return self.score(features_a.patches[rows_a], features_b.patches[rows_b])
 
 
-class Forgetful(EdgeMatcher):
-    """Weights without descriptors."""
-
-    def encode(self, patches, band):
-        return EncodedEdges(patches, torch.empty(len(patches), 0))
-
-
 class EncodedEdges(NamedTuple):
     patches: np.ndarray
     descriptors: torch.Tensor
@@ -73,7 +66,14 @@ class EncodedEdges(NamedTuple):
         return len(self.patches)
 
 
-class FaintMatcher(EdgeMatcher):
+class Forgetful(EdgeMatcher):
+    """Weights without descriptors."""
+
+    def encode(self, patches, band):
+        return EncodedEdges(patches, torch.empty(len(patches), 0))
+
+
+class FaintMatcher(Forgetful):
     """Scores all patches below its threshold, as a network does on sensors that it does not know."""
 
     def score(self, patches_a, patches_b):
@@ -170,8 +170,8 @@ def test_transform_that_leads_is_accepted_without_high_scores(scene):
     assert result.matched_fraction < 0.1
     assert result.inliers.sum() >= 10
     assert len(result.matches) <= 24, "the better half of 48 locations"
-    support, _, _ = Settings().trust_weights
-    alone = dataclasses.replace(Settings(), trust_weights=(support, 0.0, 0.0))
+    recognised, _, _ = Settings().trust_weights
+    alone = dataclasses.replace(Settings(), trust_weights=(recognised, 0.0, 0.0))
     assert not register(FaintMatcher(), scene, there, search=NEAR, settings=alone).ok
 
 

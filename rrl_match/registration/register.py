@@ -120,8 +120,8 @@ def register(
 
     Dense search proposes hypotheses: oriented gradients are correlated over shift, rotation and scale. RRL-Net judges
     them. Block matching refines the best ones, on ever finer levels, by what all blocks together say. RRL-Net judges
-    the results once more. A result is trusted by its scores and by how far its edges agree better than those of other
-    transforms.
+    the results once more. A result is trusted by how many locations its descriptors recognise, and by how far its edges
+    agree better than those of other transforms.
 
     Lists of images are frames of a rig, two cameras that do not move against each other: one transform is estimated
     from all frames.
@@ -311,7 +311,7 @@ def check(trial: Trial, candidate: Candidate) -> Outcome:
     points_a, points_b = judged.locations[kept], matched[rows][kept]
     inliers = np.linalg.norm(apply(matrix, points_a) - points_b, axis=1) < settings.bound * refined.factor
     if trusted < 0:
-        reason = f"scores and edges do not single the transform out: {int(above.sum())} of {len(above)} locations match"
+        reason = f"patches and edges do not single it out: {int(above.sum())} of {len(above)} locations match"
     elif lead < settings.clear_lead:
         reason = "another transform agrees nearly as well, as where texture repeats"
     else:

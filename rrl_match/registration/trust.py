@@ -1,4 +1,4 @@
-"""How far a refined transform can be trusted: by its edges, by RRL-Net's scores, and beside other transforms."""
+"""How far a refined transform can be trusted: by RRL-Net's descriptors, by its edges, and beside other transforms."""
 
 from __future__ import annotations
 
