@@ -82,9 +82,9 @@ class RRLMatcher:
         dtype: to compute in: ``torch.float32``, ``bfloat16``, ``float16``, or "auto" for the fastest one that the
             device supports natively. Scores are always float32.
         card: text of the model card, written by :meth:`save_pretrained`.
-        runtime: "torch", or "openvino" for faster single pairs in bfloat16 on a CPU; float32 works, too. It
-            needs ``pip install 'rrl-match[openvino]'``. The first call compiles the network. Features of one runtime
-            can be scored by the other.
+        runtime: "torch", or "openvino" for faster single pairs in bfloat16 on a CPU; float32 works, too. It needs
+            ``pip install 'rrl-match[openvino]'``. The first call compiles the network. Features of one runtime can be
+            scored by the other.
 
     Attributes:
         config: modalities, threshold, and what is known about the training.

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from rrl_match import Registration, RRLMatcher, register
 from rrl_match.registration import Settings
 from rrl_match.registration.coarse import propose
-from rrl_match.registration.geometry import Matrix, apply, as_3x3, similarity, translation
+from rrl_match.registration.geometry import Matrix, as_3x3, corner_distance, similarity, translation
 from rrl_match.registration.images import Frame, prepare
 from rrl_match.registration.judge import judge
 from rrl_match.registration.refine import align, examine
@@ -98,12 +98,8 @@ def _rotated(image: NDArray[np.uint8], random: np.random.Generator) -> tuple[NDA
 
 def _is_wrong(found: Registration, case: Case, move: Matrix) -> bool:
     """Whether a result was accepted although A's corners are more than 20 px off on average."""
-    if found.matrix is None:
-        return False
-    h, w = case.a.shape[:2]
-    corners = np.array([[0, 0], [w - 1, 0], [0, h - 1], [w - 1, h - 1]], float)
-    apart = apply(as_3x3(found.matrix), corners) - apply(move @ case.a_to_b, corners)
-    return bool(np.linalg.norm(apart, axis=1).mean() > 20)
+    true = move @ case.a_to_b
+    return found.matrix is not None and corner_distance(as_3x3(found.matrix), true, case.a.shape) > 20
 
 
 def _supported(matcher: RRLMatcher, frames: list[Frame]) -> list[Supported]:

@@ -27,6 +27,13 @@ def apply(matrix: Matrix, points: Points) -> Points:
     return result
 
 
+def corner_distance(matrix: Matrix, other: Matrix, shape: tuple[int, ...]) -> float:
+    """How far apart two transforms (3, 3) take the corners of an image A of this shape, in pixels of B on average."""
+    h, w = shape[:2]
+    corners = np.array([[0, 0], [w - 1, 0], [0, h - 1], [w - 1, h - 1]], float)
+    return float(np.linalg.norm(apply(matrix, corners) - apply(other, corners), axis=1).mean())
+
+
 def jacobian(matrix: Matrix, points: Points) -> NDArray[np.float64]:
     """Derivatives (N, 2, 2) of a matrix (3, 3) at points (N, 2)."""
     moved = points @ matrix[:, :2].T + matrix[:, 2]

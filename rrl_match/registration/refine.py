@@ -14,7 +14,17 @@ from torch import Tensor
 
 from rrl_match.registration.coarse import Hypothesis, distinct, fast_length
 from rrl_match.registration.fields import Fields, energy, eroded, fields_of
-from rrl_match.registration.geometry import Matrix, Model, Points, apply, fit, fit_simplest, inverse, scale_of
+from rrl_match.registration.geometry import (
+    Matrix,
+    Model,
+    Points,
+    apply,
+    corner_distance,
+    fit,
+    fit_simplest,
+    inverse,
+    scale_of,
+)
 from rrl_match.registration.images import Frame, Grey, Mask
 from rrl_match.registration.settings import Settings
 from rrl_match.registration.surfaces import Surfaces, adjust, lowest, standing_out
@@ -89,10 +99,8 @@ def align(frames: Sequence[Frame], hypotheses: Sequence[Hypothesis], settings: S
 
 def elsewhere(frames: Sequence[Frame], matrix: Matrix, other: Matrix, settings: Settings) -> bool:
     """Whether a transform (3, 3) takes image A to quite another location than another one does."""
-    (h, w), side = frames[0].a.shape, max(frames[0].b.shape)
-    corners = np.array([[0, 0], [w - 1, 0], [0, h - 1], [w - 1, h - 1]], float)
-    apart = np.linalg.norm(apply(other, corners) - apply(matrix, corners), axis=1).mean()
-    return bool(apart > settings.elsewhere * side)
+    a, b = frames[0]
+    return corner_distance(other, matrix, a.shape) > settings.elsewhere * max(b.shape)
 
 
 def agreement_of(frames: Sequence[Frame], matrix: Matrix, settings: Settings) -> float:
@@ -170,10 +178,9 @@ def _refitted(
     if fitted is None:
         return None
     fitted = _adjusted(fitted, matrix, blocks, simplest, settings)
-    (h, w), side = frames[0].a.shape, max(frames[0].b.shape)
-    corners = np.array([[0, 0], [w - 1, 0], [0, h - 1], [w - 1, h - 1]], float)
-    moved = np.linalg.norm(apply(fitted, corners) - apply(matrix, corners), axis=1).mean() / side
-    return Refined(fitted, _agreeing(fitted, blocks, bound), float(moved), blocks, factor)
+    a, b = frames[0]
+    moved = corner_distance(fitted, matrix, a.shape) / max(b.shape)
+    return Refined(fitted, _agreeing(fitted, blocks, bound), moved, blocks, factor)
 
 
 def _adjusted(fitted: Matrix, matrix: Matrix, blocks: Sequence[Blocks], model: Model, settings: Settings) -> Matrix:

@@ -196,7 +196,7 @@ def _searched(
     """Look near the identity first, and everywhere if what is found there is not beyond doubt."""
     trial = Trial(matcher, frames, model, settings)
     outcomes: list[Outcome] = []
-    pool: list[_Judged] = []
+    pool: list[Supported] = []
     candidates: list[Candidate] = []
     stages = list(_grids(search, settings))
     for grids in stages:
@@ -207,7 +207,7 @@ def _searched(
         hypotheses = align(frames, sorted(hypotheses, key=lambda h: -h.score)[:most], settings)
         step()
         judged = _judged(matcher, frames, hypotheses, settings)
-        trial.supported += [Supported(one.hypothesis, one.support) for one in judged]
+        trial.supported += judged
         pool = sorted(pool + judged, key=lambda one: -one.rank)
         outcomes = [check(trial, candidate) for candidate in candidates]  # once more, beside the new hypotheses
         for one in _to_refine(pool, last, settings):
@@ -230,15 +230,6 @@ class Outcome(NamedTuple):
 
     trust: float
     registration: Registration
-
-
-@dataclass(frozen=True, eq=False)  # compared by identity: matrices have no single truth value
-class _Judged:
-    """A hypothesis with its support and its rank, to which the fields' agreement adds."""
-
-    hypothesis: Hypothesis
-    support: float
-    rank: float
 
 
 _Grid: TypeAlias = "tuple[list[float], list[float]]"
@@ -268,7 +259,7 @@ def _grids(search: Search, settings: Settings) -> Iterator[list[_Grid]]:
 
 def _judged(
     matcher: RRLMatcher, frames: list[Frame], hypotheses: list[Hypothesis], settings: Settings
-) -> list[_Judged]:
+) -> list[Supported]:
     """What RRL-Net makes of hypotheses at a few locations each."""
     if not hypotheses:
         return []
@@ -276,12 +267,12 @@ def _judged(
     judgements = judge(matcher, frames, [h.matrix for h in hypotheses], settings.quick_locations, settings)
     supports = [judgement.support(settings.quick_prior) for judgement in judgements]
     return [
-        _Judged(hypothesis, support, support + settings.agreement_weight * hypothesis.score / highest)
+        Supported(hypothesis, support, support + settings.agreement_weight * hypothesis.score / highest)
         for hypothesis, support in zip(hypotheses, supports, strict=True)
     ]
 
 
-def _to_refine(pool: Sequence[_Judged], last: bool, settings: Settings) -> list[_Judged]:
+def _to_refine(pool: Sequence[Supported], last: bool, settings: Settings) -> list[Supported]:
     """The hypotheses to refine in this stage; in the last one also the dense search's own choice."""
     least = 0.0 if last else settings.quick_support
     chosen = [judged for judged in pool[: settings.attempts] if judged.support >= least]

@@ -57,9 +57,9 @@ class Settings:
     align_half: int = 24  # half the width of a block
     align_cells: tuple[int, ...] = (5, 7)  # blocks in each direction
     fine_pixels: int = 3_000_000  # of the finest level
-    fine_half: int = 47
+    fine_half: int = 47  # half the width of a block; with its margin, a size that Fourier transforms are fast for
     fine_radii: tuple[int, ...] = (10, 6)  # of the rounds on the finest level; on the others there is only the first
-    fine_cells: tuple[int, ...] = (10, 14)
+    fine_cells: tuple[int, ...] = (10, 14)  # blocks in each direction, of these rounds
     block_noise: float = 0.1  # of the median lowest difference: added to all, so that no block counts without limit
     block_weights: tuple[float, float] = (0.2, 4.5)  # least and most of a block in the adjustment
     bound: float = 3.0  # pixels that a block may be off

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import cv2
@@ -18,11 +19,19 @@ from rrl_match.registration.refine import Refined, agreement_of, elsewhere, prom
 from rrl_match.registration.settings import Settings
 
 
-class Supported(NamedTuple):
-    """A hypothesis whose score is the agreement of the fields, and how far RRL-Net supports it."""
+@dataclass(frozen=True, eq=False)  # compared by identity: matrices have no single truth value
+class Supported:
+    """A hypothesis whose score is the agreement of the fields, and how far RRL-Net supports it.
+
+    Attributes:
+        hypothesis: as it was aligned.
+        support: in [0, 1], see :meth:`Judgement.support`.
+        rank: in the order of refinement; the support, to which the fields' agreement adds.
+    """
 
     hypothesis: Hypothesis
     support: float
+    rank: float = 0.0
 
 
 class Candidate(NamedTuple):
@@ -129,6 +138,7 @@ class Trial:
         return sorted(found, key=lambda h: -h.score)
 
     def _is_alternative(self, candidate: Candidate, hypothesis: Hypothesis) -> bool:
+        """Whether a hypothesis stays elsewhere when it is refined, and is then trusted nearly as much."""
         other = self.candidate(hypothesis)
         if other is None or self.trust(other) < self.trust(candidate) - self.settings.alternative_trust:
             return False
