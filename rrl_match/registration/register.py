@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import cv2
@@ -15,92 +14,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rrl_match.matcher import RRLMatcher
-from rrl_match.matching import Matches
-from rrl_match.patches import ValueRanges, percentile_range, range_per_band
+from rrl_match.patches import ValueRanges, range_per_band
 from rrl_match.registration.coarse import Hypothesis, propose
-from rrl_match.registration.geometry import MODELS, Model, Points, apply, as_3x3
+from rrl_match.registration.geometry import MODELS, Model, Points, apply
 from rrl_match.registration.images import Frame, prepare
 from rrl_match.registration.judge import ScoringError, judge
 from rrl_match.registration.refine import align
+from rrl_match.registration.result import Registration, TiePoints
 from rrl_match.registration.settings import Search, Settings
 from rrl_match.registration.trust import Candidate, Supported, Trial
+from rrl_match.transforms import Transform, matrix_kind
 
 Array: TypeAlias = "NDArray[np.generic] | Tensor"
 Images: TypeAlias = "Array | Sequence[Array]"
-
-
-@dataclass(frozen=True, eq=False)
-class Registration:
-    """What :func:`register` found.
-
-    Attributes:
-        matrix: takes pixel (x, y) of A to B, pixel centres at integers: float64 (2, 3), (3, 3) for a homography; None
-            unless `ok`.
-        rejected: the transform that did not pass the checks, of the same kind, or None.
-        ok: whether the transform passed all checks.
-        reason: why not, or "".
-        keypoints_a, keypoints_b: (K, 2) xy float64, locations that match under the transform, of all frames: those
-            above the matcher's threshold, or the better half if these are fewer.
-        matches: of their rows; pair n is row n of both.
-        inliers: (K,) bool, matches that agree with the transform.
-        matched_fraction: part of the locations whose patches score above the matcher's threshold under the transform.
-            It may be small for sensors that the network does not know, if edges single the transform out.
-    """
-
-    matrix: NDArray[np.float64] | None
-    rejected: NDArray[np.float64] | None
-    ok: bool
-    reason: str
-    keypoints_a: Points
-    keypoints_b: Points
-    matches: Matches
-    inliers: NDArray[np.bool_]
-    matched_fraction: float
-
-    def warp(self, image_a: NDArray[np.generic], shape: tuple[int, ...]) -> NDArray[np.generic]:
-        """Image A, or anything that lies on its pixels, resampled into B's frame; zero where A shows nothing.
-
-        Args:
-            image_a: (H, W) or (H, W, C).
-            shape: of image B; its first two numbers are height and width.
-
-        Raises:
-            ValueError: the registration is not `ok`.
-        """
-        if self.matrix is None:
-            raise ValueError(f"there is no transform to warp by: {self.reason}")
-        size, pixels = (int(shape[1]), int(shape[0])), np.asarray(image_a, dtype=None)
-        return np.asarray(cv2.warpPerspective(pixels, as_3x3(self.matrix), size, flags=cv2.INTER_LINEAR))
-
-    def checkerboard(
-        self, image_a: NDArray[np.generic], image_b: NDArray[np.generic], squares: int = 8
-    ) -> NDArray[np.uint8]:
-        """Alternating squares of warped A and of B, as uint8 RGB (H, W, 3) of B's size, to look at.
-
-        Args:
-            image_a, image_b: (H, W) or RGB (H, W, 3); other than uint8, they are mapped from their percentile range.
-            squares: along the longer side.
-
-        Raises:
-            ValueError: the registration is not `ok`.
-        """
-        warped, b = _displayed(self.warp(_displayed(image_a), image_b.shape)), _displayed(image_b)
-        h, w = b.shape[:2]
-        side = max(1, math.ceil(max(h, w) / squares))
-        odd = (np.arange(h)[:, None] // side + np.arange(w) // side) % 2 == 1
-        board: NDArray[np.uint8] = np.where(odd[..., None], b, warped)
-        return board
-
-
-def _displayed(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """An image as uint8 RGB (H, W, 3)."""
-    if image.ndim == 3 and image.shape[2] == 1:
-        image = image[..., 0]
-    if image.dtype != np.uint8:
-        low, high = percentile_range(image)
-        scaled = (np.nan_to_num(image.astype(np.float32), nan=low) - low) / (high - low)
-        image = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else image[..., :3], np.uint8)
 
 
 def register(
@@ -287,7 +213,7 @@ def check(trial: Trial, candidate: Candidate) -> Outcome:
     matcher, settings, (h, w) = trial.matcher, trial.settings, trial.frames[0].a.shape
     refined, judged = candidate.refined, candidate.judged
     matrix, blocks = refined.matrix, refined.blocks
-    public = matrix if trial.model == "homography" else matrix[:2].copy()
+    public = matrix_kind(trial.model)(matrix)
     if judged is None:
         return Outcome(-math.inf, _refusal(candidate.reason, public))
     lead = trial.lead(candidate)
@@ -300,7 +226,8 @@ def check(trial: Trial, candidate: Candidate) -> Outcome:
     rows = judged.rows + np.cumsum([0, *(len(b.points) for b in blocks)])[judged.frame]
     kept = matching & found[rows]
     points_a, points_b = judged.locations[kept], matched[rows][kept]
-    inliers = np.linalg.norm(apply(matrix, points_a) - points_b, axis=1) < settings.bound * refined.factor
+    residuals = np.linalg.norm(apply(matrix, points_a) - points_b, axis=1)
+    inliers = residuals < settings.bound * refined.factor
     if trusted < 0:
         reason = f"patches and edges do not single it out: {int(above.sum())} of {len(above)} locations match"
     elif lead < settings.clear_lead:
@@ -308,15 +235,13 @@ def check(trial: Trial, candidate: Candidate) -> Outcome:
     else:
         reason = _doubts(int(inliers.sum()), judged.locations, matching, (h, w), settings)
     registration = Registration(
-        matrix=None if reason else public,
+        transform=None if reason else public,
         rejected=public if reason else None,
-        ok=not reason,
+        model=trial.model,
         reason=reason,
-        keypoints_a=points_a,
-        keypoints_b=points_b,
-        matches=Matches(np.repeat(np.arange(len(points_a))[:, None], 2, axis=1), judged.scores[kept]),
-        inliers=inliers,
-        matched_fraction=float(above.mean()) if len(above) else 0.0,
+        probability=1 / (1 + math.exp(-float(np.clip(trusted, -30, 30)))),
+        agreement=refined.agreeing,
+        tie_points=TiePoints(points_a, points_b, judged.scores[kept], residuals, inliers),
     )
     return Outcome(trusted, registration)
 
@@ -341,7 +266,5 @@ def _doubts(
     return ""
 
 
-def _refusal(reason: str, rejected: NDArray[np.float64] | None = None) -> Registration:
-    nothing = np.empty((0, 2))
-    none = Matches(np.empty((0, 2), np.int64), np.empty(0, np.float32))
-    return Registration(None, rejected, False, reason, nothing, nothing, none, np.zeros(0, bool), 0.0)
+def _refusal(reason: str, rejected: Transform | None = None) -> Registration:
+    return Registration(reason=reason, rejected=rejected)

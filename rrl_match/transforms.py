@@ -1,0 +1,459 @@
+"""Transforms between images: one class a kind, each of which can be applied, inverted, warped by, stored and estimated.
+
+A new kind is one more class: it registers itself under its name, and :func:`rrl_match.register` takes that name as
+`model`. Nobody else knows which kinds there are.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from typing_extensions import Self
+
+Matrix: TypeAlias = NDArray[np.float64]
+Points: TypeAlias = NDArray[np.float64]
+Interpolation: TypeAlias = Literal["nearest", "linear", "cubic"]
+
+_FLAGS = {"nearest": cv2.INTER_NEAREST, "linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
+_LARGEST = 32_000  # OpenCV counts the pixels of a warped image in 16 bits
+_WARPED_BY_OPENCV = ("uint8", "uint16", "int16", "float32", "float64")
+_ROUNDS = 30  # of reweighting in robust estimates
+_SAMPLES, _CONFIDENCE = 5000, 0.9999  # of OpenCV's robust estimates
+
+
+@dataclass(frozen=True)
+class FailedEstimation:
+    """What an estimate returns if the points determine no transform: false, with the reason."""
+
+    reason: str
+
+    def __bool__(self) -> bool:
+        return False
+
+
+class Transform(ABC):
+    """Takes locations of image A to image B; xy in pixels, pixel centres at integers.
+
+    Attributes:
+        kind: the name under which a class is stored and asked for.
+        kinds: all classes by their names.
+    """
+
+    kind: ClassVar[str]
+    kinds: ClassVar[dict[str, type[Transform]]] = {}
+
+    def __init_subclass__(cls, kind: str | None = None) -> None:
+        super().__init_subclass__()
+        if kind is not None:
+            cls.kind = kind
+            Transform.kinds[kind] = cls
+
+    @abstractmethod
+    def __call__(self, points: ArrayLike) -> Points:
+        """Locations (N, 2) of A, or one (2,), in B: float64 of the same shape."""
+
+    @abstractmethod
+    def inverse(self) -> Transform:
+        """The transform from B to A."""
+
+    @abstractmethod
+    def jacobian(self, points: ArrayLike) -> NDArray[np.float64]:
+        """Derivatives (N, 2, 2) at locations (N, 2) of A; row 0 is of x in B."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """The transform in terms of JSON, as :meth:`from_dict` reads it."""
+
+    @classmethod
+    @abstractmethod
+    def _from_dict(cls, values: Mapping[str, Any]) -> Self: ...
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Transform:
+        """The transform that :meth:`to_dict` described.
+
+        Raises:
+            ValueError: the kind is unknown, or its numbers are missing or malformed.
+        """
+        kind = values.get("kind") if isinstance(values, Mapping) else None
+        if not isinstance(kind, str) or kind not in Transform.kinds:
+            raise ValueError(f"a transform must have a kind, one of {', '.join(Transform.kinds)}, got {kind!r}")
+        try:
+            return Transform.kinds[kind]._from_dict(values)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"the {kind} cannot be read: {error!r}") from error
+
+    def map(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """Locations xy in A of the pixels of an image B of this shape (H, W, ...): (H, W, 2), for ``cv2.remap``."""
+        h, w = shape[:2]
+        grid = np.stack(np.meshgrid(np.arange(w, dtype=np.float64), np.arange(h, dtype=np.float64)), -1)
+        return self.inverse()(grid.reshape(-1, 2)).reshape(h, w, 2).astype(np.float32)
+
+    def warp(
+        self, image: NDArray[Any], shape: tuple[int, ...], interpolation: Interpolation = "linear"
+    ) -> NDArray[Any]:
+        """Image A, or anything that lies on its pixels, resampled into B's frame; zero where A shows nothing.
+
+        Args:
+            image: (H, W) or (H, W, C) of any integer or floating dtype, or bool.
+            shape: of image B; its first two numbers are height and width.
+            interpolation: "nearest", which keeps labels as they are, "linear" or "cubic".
+
+        Returns:
+            (H of B, W of B) or (H of B, W of B, C), of the image's dtype.
+
+        Raises:
+            ValueError: the interpolation is unknown, or the image has no two or three dimensions.
+        """
+        if interpolation not in _FLAGS:
+            raise ValueError(f"interpolation must be one of {', '.join(_FLAGS)}, got {interpolation!r}")
+        pixels = np.asarray(image)
+        if pixels.ndim not in (2, 3) or pixels.dtype.kind not in "biuf":
+            raise ValueError(f"image must be numbers (H, W) or (H, W, C), got {pixels.dtype} {pixels.shape}")
+        size = int(shape[0]), int(shape[1])
+        if pixels.dtype.name in _WARPED_BY_OPENCV:
+            layers = pixels.reshape(*pixels.shape[:2], -1)
+            parts = [
+                self._warped(layers[..., k : k + 4], size, _FLAGS[interpolation]) for k in range(0, layers.shape[2], 4)
+            ]
+            return np.concatenate([p.reshape(*size, -1) for p in parts], axis=2).reshape(*size, *pixels.shape[2:])
+        if interpolation == "nearest":
+            return self._gathered(pixels, size)
+        warped = self.warp(pixels.astype(np.float64), shape, interpolation)
+        if pixels.dtype.kind == "b":
+            return warped > 0.5
+        if pixels.dtype.kind == "f":
+            return warped.astype(pixels.dtype)
+        limits = np.iinfo(pixels.dtype)
+        return warped.round().clip(limits.min, limits.max).astype(pixels.dtype)
+
+    def _warped(self, pixels: NDArray[Any], size: tuple[int, int], flags: int) -> NDArray[Any]:
+        """Up to four channels in one of OpenCV's dtypes."""
+        at = self.map(size)
+        if max(pixels.shape[:2]) < _LARGEST:
+            return np.asarray(cv2.remap(np.ascontiguousarray(pixels), at, None, flags))
+        # OpenCV counts in 16 bits: only the part of A that B shows, which must be smaller
+        first = (np.floor(at.reshape(-1, 2).min(0)).astype(int) - 2).clip(0)
+        part = pixels[first[1] : first[1] + _LARGEST, first[0] : first[0] + _LARGEST]
+        return np.asarray(cv2.remap(np.ascontiguousarray(part), at - first.astype(np.float32), None, flags))
+
+    def _gathered(self, pixels: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+        """The nearest pixels, of any dtype."""
+        x, y = np.moveaxis(self.map(size).round().astype(np.int64), -1, 0)
+        h, w = pixels.shape[:2]
+        inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)
+        found = pixels[y.clip(0, h - 1), x.clip(0, w - 1)]
+        found[~inside] = 0
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class MatrixTransform(Transform):
+    """A transform that a 3 x 3 matrix describes.
+
+    A subclass says how many parameters it has and how they move points. The parameters are those of
+    a small change: zero is the identity, and points are expected to lie at about -1 to 1.
+
+    Args:
+        full: (3, 3), or (2, 3) without its last row; takes homogeneous xy of A to B.
+
+    Attributes:
+        full: (3, 3) float64, scaled so that its last number is 1.
+        parameters: number of parameters.
+        simplifies: whether a more general kind may be replaced by this one where it fits as well.
+    """
+
+    full: Matrix
+
+    parameters: ClassVar[int]
+    simplifies: ClassVar[bool] = False
+    _linear: ClassVar[bool] = True  # whether points move linearly with the parameters
+
+    def __post_init__(self) -> None:
+        given = np.array(self.full, np.float64)
+        if given.shape == (2, 3):
+            given = np.vstack([given, [0.0, 0.0, 1.0]])
+        if given.shape != (3, 3) or not np.isfinite(given).all():
+            raise ValueError(f"a matrix must be (2, 3) or (3, 3) finite numbers, got {given.shape}: {given.tolist()}")
+        given = given / given[2, 2]
+        given.flags.writeable = False
+        object.__setattr__(self, "full", given)
+
+    @property
+    def matrix(self) -> Matrix:
+        """(2, 3) float64; (3, 3) for a homography."""
+        return self.full[:2].copy()
+
+    def __call__(self, points: ArrayLike) -> Points:
+        given = np.asarray(points, np.float64)
+        moved = given.reshape(-1, 2) @ self.full[:, :2].T + self.full[:, 2]
+        result: Points = (moved[:, :2] / moved[:, 2:]).reshape(given.shape)
+        return result
+
+    def inverse(self) -> Self:
+        return type(self)(np.linalg.inv(self.full))
+
+    def jacobian(self, points: ArrayLike) -> NDArray[np.float64]:
+        moved = np.asarray(points, np.float64).reshape(-1, 2) @ self.full[:, :2].T + self.full[:, 2]
+        target = moved[:, :2] / moved[:, 2:]
+        derivative: NDArray[np.float64] = self.full[:2, :2] - target[:, :, None] * self.full[2, :2]
+        return derivative / moved[:, 2, None, None]
+
+    def scale(self, point: ArrayLike) -> float:
+        """Pixels of B for a pixel of A at a location (2,): the root of the factor by which areas grow."""
+        return float(np.sqrt(abs(np.linalg.det(self.jacobian(np.asarray(point, np.float64)[None])[0]))))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "matrix": self.matrix.tolist()}
+
+    @classmethod
+    def _from_dict(cls, values: Mapping[str, Any]) -> Self:
+        return cls(np.asarray(values["matrix"], np.float64))
+
+    def _warped(self, pixels: NDArray[Any], size: tuple[int, int], flags: int) -> NDArray[Any]:
+        if max(*pixels.shape[:2], *size) < _LARGEST:
+            return np.asarray(cv2.warpPerspective(np.ascontiguousarray(pixels), self.full, size[::-1], flags=flags))
+        return super()._warped(pixels, size, flags)
+
+    @classmethod
+    def _needed(cls) -> int:
+        """Points that determine a transform."""
+        return -(-cls.parameters // 2)
+
+    @classmethod
+    @abstractmethod
+    def basis(cls, points: Points) -> NDArray[np.float64]:
+        """Derivatives (N, 2, K) of where points (N, 2) are moved, by the K parameters, at the identity."""
+
+    @classmethod
+    @abstractmethod
+    def near_identity(cls, parameters: NDArray[np.float64]) -> Self:
+        """The transform of these parameters (K,); that of zeros is the identity."""
+
+    @classmethod
+    def estimate(
+        cls, points: ArrayLike, matched: ArrayLike, weights: ArrayLike | None = None
+    ) -> Self | FailedEstimation:
+        """The transform that takes points to matched points with the least weighted sum of squared distances.
+
+        Args:
+            points, matched: (N, 2) xy in A and in B.
+            weights: (N,), at least 0; all alike if not given.
+
+        Returns:
+            The transform; a :class:`FailedEstimation`, which is false, if the points do not determine one.
+        """
+        a, b = np.asarray(points, np.float64), np.asarray(matched, np.float64)
+        w = np.ones(len(a)) if weights is None else np.asarray(weights, np.float64)
+        if (w > 0).sum() < cls._needed():
+            return FailedEstimation(f"a {cls.kind} needs {cls._needed()} points, got {int((w > 0).sum())}")
+        to_unit_a, to_unit_b = _to_unit(a, w), _to_unit(b, w, spread=_spread(a, w))
+        unit_a, unit_b = _moved(to_unit_a, a), _moved(to_unit_b, b)
+        solved = cls._least_squares(unit_a, unit_b, np.sqrt(w))
+        if solved is None or not np.isfinite(solved).all():
+            return FailedEstimation(f"the points do not determine a {cls.kind}, as where they lie on a line")
+        full = np.linalg.inv(to_unit_b) @ solved @ to_unit_a
+        if abs(full[2, 2]) < 1e-12 or abs(np.linalg.det(full)) < 1e-12:
+            return FailedEstimation(f"the points do not determine a {cls.kind}, as where they lie on a line")
+        return cls(full)
+
+    @classmethod
+    def _least_squares(cls, a: Points, b: Points, root: NDArray[np.float64]) -> Matrix | None:
+        """Matrix (3, 3) from points to points of unit spread: Gauss-Newton on :meth:`near_identity`."""
+        current: Matrix | None = np.eye(3) if cls._linear else Affine._least_squares(a, b, root)
+        for _ in range(1 if cls._linear else 10):
+            if current is None:
+                return None
+            at = _moved(current, a)
+            rows = (cls.basis(at) * root[:, None, None]).reshape(-1, cls.parameters)
+            step, _, rank, _ = np.linalg.lstsq(rows, ((b - at) * root[:, None]).ravel(), rcond=1e-9)
+            if rank < cls.parameters:
+                return None
+            current = cls.near_identity(step).full @ current
+            if np.abs(step).max() < 1e-12:
+                break
+        return current
+
+    @classmethod
+    def estimate_robust(cls, points: ArrayLike, matched: ArrayLike, bound: float) -> Self | FailedEstimation:
+        """The transform that takes as many points as it can to within about `bound` pixels of the matched points.
+
+        Iteratively reweighted least squares from the median displacement, with a scale that falls to `bound`. The
+        result does not depend on any global random state.
+        """
+        a, b = np.asarray(points, np.float64), np.asarray(matched, np.float64)
+        if len(a) < cls._needed():
+            return FailedEstimation(f"a {cls.kind} needs {cls._needed()} points, got {len(a)}")
+        residual = b - a - np.median(b - a, axis=0)
+        found: Self | FailedEstimation = FailedEstimation(f"no {cls.kind} fits the points")
+        for k in range(_ROUNDS):
+            squared = (residual**2).sum(1)
+            width = max(bound, float(np.sqrt(np.median(squared))) * 0.9**k)
+            found = cls.estimate(a, b, 1 / (1 + squared / width**2) ** 2)
+            if not isinstance(found, MatrixTransform):
+                return found
+            residual = b - found(a)
+        return found
+
+
+class Translation(MatrixTransform, kind="translation"):
+    """Shift alone: for bands of one sensor and maps of one grid, whose scale and rotation are known."""
+
+    parameters = 2
+
+    @classmethod
+    def basis(cls, points: Points) -> NDArray[np.float64]:
+        return np.broadcast_to(np.eye(2), (len(points), 2, 2))
+
+    @classmethod
+    def near_identity(cls, parameters: NDArray[np.float64]) -> Self:
+        x, y = parameters
+        return cls(np.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]]))
+
+
+class Similarity(MatrixTransform, kind="similarity"):
+    """Rotation, scale and shift."""
+
+    parameters = 4
+    simplifies = True
+
+    @classmethod
+    def basis(cls, points: Points) -> NDArray[np.float64]:
+        (x, y), one, zero = points.T, np.ones(len(points)), np.zeros(len(points))
+        return np.stack([np.stack([x, -y, one, zero], 1), np.stack([y, x, zero, one], 1)], 1)
+
+    @classmethod
+    def near_identity(cls, parameters: NDArray[np.float64]) -> Self:
+        a, b, x, y = parameters
+        return cls(np.array([[1 + a, -b, x], [b, 1 + a, y], [0.0, 0.0, 1.0]]))
+
+    @classmethod
+    def estimate_robust(cls, points: ArrayLike, matched: ArrayLike, bound: float) -> Self | FailedEstimation:
+        return _by_opencv(cls, cv2.estimateAffinePartial2D, cv2.RANSAC, points, matched, bound)
+
+
+class Affine(MatrixTransform, kind="affine"):
+    """Any linear map and a shift: also pixels that are not square, and shear."""
+
+    parameters = 6
+    simplifies = True
+
+    @classmethod
+    def basis(cls, points: Points) -> NDArray[np.float64]:
+        (x, y), one, zero = points.T, np.ones(len(points)), np.zeros(len(points))
+        rows = np.stack([x, y, one, zero, zero, zero], 1), np.stack([zero, zero, zero, x, y, one], 1)
+        return np.stack(rows, 1)
+
+    @classmethod
+    def near_identity(cls, parameters: NDArray[np.float64]) -> Self:
+        return cls(np.eye(3)[:2] + np.reshape(parameters, (2, 3)))
+
+    @classmethod
+    def estimate_robust(cls, points: ArrayLike, matched: ArrayLike, bound: float) -> Self | FailedEstimation:
+        return _by_opencv(cls, cv2.estimateAffine2D, cv2.USAC_MAGSAC, points, matched, bound)
+
+
+class Homography(MatrixTransform, kind="homography"):
+    """The view of a plane from another point, or of anything by a camera that rotates."""
+
+    parameters = 8
+    _linear = False
+
+    @property
+    def matrix(self) -> Matrix:
+        return self.full.copy()
+
+    @classmethod
+    def basis(cls, points: Points) -> NDArray[np.float64]:
+        x, y = points.T
+        tilt = np.stack([np.stack([-x * x, -x * y], 1), np.stack([-x * y, -y * y], 1)], 1)
+        return np.concatenate([Affine.basis(points), tilt], 2)
+
+    @classmethod
+    def near_identity(cls, parameters: NDArray[np.float64]) -> Self:
+        return cls((np.eye(3).ravel() + np.append(parameters, 0.0)).reshape(3, 3))
+
+    @classmethod
+    def estimate_robust(cls, points: ArrayLike, matched: ArrayLike, bound: float) -> Self | FailedEstimation:
+        a, b = np.asarray(points, np.float64), np.asarray(matched, np.float64)
+        if len(a) < 4:
+            return FailedEstimation(f"a homography needs 4 points, got {len(a)}")
+        full, _ = cv2.findHomography(a, b, cv2.USAC_MAGSAC, bound, maxIters=_SAMPLES, confidence=_CONFIDENCE)
+        return _checked(cls, full)
+
+
+def matrix_kind(kind: str) -> type[MatrixTransform]:
+    """The class of a kind that a matrix describes.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    found = Transform.kinds.get(kind)
+    if found is None or not issubclass(found, MatrixTransform):
+        known = [name for name, one in Transform.kinds.items() if issubclass(one, MatrixTransform)]
+        raise ValueError(f"the kind must be one of {', '.join(known)}, got {kind!r}")
+    return found
+
+
+def simpler_kinds(kind: type[MatrixTransform]) -> list[type[MatrixTransform]]:
+    """Kinds with fewer parameters that may stand in for one, the simplest first."""
+    known = [one for one in Transform.kinds.values() if issubclass(one, MatrixTransform) and one.simplifies]
+    return sorted((one for one in known if one.parameters < kind.parameters), key=lambda one: one.parameters)
+
+
+def compose(first: MatrixTransform, second: MatrixTransform) -> MatrixTransform:
+    """The transform that applies `first` and then `second`, of the more general kind of both."""
+    kind = max(type(first), type(second), key=lambda one: one.parameters)
+    return kind(second.full @ first.full)
+
+
+def similarity(rotation: float = 0.0, scale: float = 1.0, shift: tuple[float, float] = (0.0, 0.0)) -> Similarity:
+    """Rotation in degrees and scale about the origin, then a shift in pixels."""
+    angle = np.deg2rad(rotation)
+    c, s = scale * np.cos(angle), scale * np.sin(angle)
+    return Similarity(np.array([[c, -s, shift[0]], [s, c, shift[1]]]))
+
+
+def resizing(factor: tuple[float, float] | float) -> Affine:
+    """Takes pixels to those of an image `factor` times smaller; an image's corner lies at (-1/2, -1/2) in both."""
+    x, y = (factor, factor) if isinstance(factor, (int, float)) else factor
+    return Affine(np.array([[1 / x, 0.0, (1 / x - 1) / 2], [0.0, 1 / y, (1 / y - 1) / 2]]))
+
+
+def _by_opencv(kind: Any, estimator: Any, method: int, points: ArrayLike, matched: ArrayLike, bound: float) -> Any:
+    a, b = np.asarray(points, np.float64), np.asarray(matched, np.float64)
+    if len(a) < kind._needed() + 1:
+        return FailedEstimation(f"a {kind.kind} needs {kind._needed() + 1} points, got {len(a)}")
+    full, _ = estimator(
+        a, b, None, method, ransacReprojThreshold=bound, maxIters=_SAMPLES, confidence=_CONFIDENCE
+    )  # its random choices do not depend on OpenCV's global seed
+    return _checked(kind, full)
+
+
+def _checked(kind: Any, full: Any) -> Any:
+    if full is None or not np.isfinite(full).all() or abs(np.linalg.det(np.asarray(full)[:2, :2])) < 1e-6:
+        return FailedEstimation(f"no {kind.kind} fits the points")
+    return kind(full)
+
+
+def _moved(full: Matrix, points: Points) -> Points:
+    moved = points @ full[:, :2].T + full[:, 2]
+    result: Points = moved[:, :2] / moved[:, 2:]
+    return result
+
+
+def _spread(points: Points, weights: NDArray[np.float64]) -> float:
+    middle = np.average(points, axis=0, weights=weights)
+    return max(1e-9, float(np.sqrt(np.average(((points - middle) ** 2).sum(1), weights=weights))))
+
+
+def _to_unit(points: Points, weights: NDArray[np.float64], spread: float | None = None) -> Matrix:
+    """Takes points to about -1 to 1 around their middle."""
+    middle, size = np.average(points, axis=0, weights=weights), spread or _spread(points, weights)
+    return np.array([[1 / size, 0.0, -middle[0] / size], [0.0, 1 / size, -middle[1] / size], [0.0, 0.0, 1.0]])
