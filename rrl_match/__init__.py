@@ -8,18 +8,35 @@
 (3,)
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from rrl_match._version import __version__
-from rrl_match.errors import DataError, ExportError, RRLMatchError, WeightsError, WeightsNotFoundError
-from rrl_match.matcher import Features, RRLMatcher
-from rrl_match.matching import Matches, Near
-from rrl_match.patches import extract_patches, percentile_range
-from rrl_match.registration import Registration, register
+
+if TYPE_CHECKING:
+    from rrl_match.errors import (
+        DataError,
+        ExportError,
+        ImageError,
+        MissingExtraError,
+        RRLMatchError,
+        WeightsError,
+        WeightsNotFoundError,
+    )
+    from rrl_match.matcher import Features, RRLMatcher
+    from rrl_match.matching import Matches, Near
+    from rrl_match.patches import extract_patches, percentile_range
+    from rrl_match.registration import Registration, register
 
 __all__ = [
     "DataError",
     "ExportError",
     "Features",
+    "ImageError",
     "Matches",
+    "MissingExtraError",
     "Near",
     "RRLMatchError",
     "RRLMatcher",
@@ -31,3 +48,33 @@ __all__ = [
     "percentile_range",
     "register",
 ]
+
+# Imported on first use, so that `rrl-match --version` and `--help` do not wait for PyTorch.
+_NAMES_OF = {
+    "errors": (
+        "DataError",
+        "ExportError",
+        "ImageError",
+        "MissingExtraError",
+        "RRLMatchError",
+        "WeightsError",
+        "WeightsNotFoundError",
+    ),
+    "matcher": ("Features", "RRLMatcher"),
+    "matching": ("Matches", "Near"),
+    "patches": ("extract_patches", "percentile_range"),
+    "registration": ("Registration", "register"),
+}
+_MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
