@@ -10,8 +10,8 @@ rejected transforms count, refused pairs, wrong ones (off by more than 20 px but
 processor time, which other work on the machine changes little. All methods use one thread.
 
 Pairs that come aligned get a known similarity put on image B first: rotation within 10 degrees, scale 0.9 to 1.1,
-shift within 5 % of the size. With --frames N, all pairs get that of the first, and each is registered together with
-N - 1 others of the same size, as frames of a rig.
+shift within 5 % of the size. With --frames N, each is registered together with N - 1 others of the same size, which get
+its displacement, as frames of a rig.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from rrl_match import RRLMatcher
 from rrl_match.training.results import save_results
 
 Matrix: TypeAlias = NDArray[np.float64]
+Key: TypeAlias = tuple[str, str, str, "str | None", int]  # data, scene, method, weights, frames
 
 
 class Pair(NamedTuple):
@@ -76,14 +77,14 @@ def main() -> None:
         ("register", name): of_matcher(RRLMatcher.from_pretrained(name)) for name in args.weights
     }
     methods |= {(name, None): METHODS[name][0]() for name in args.methods}
-    outcomes: dict[tuple[str, str, str, str | None], list[Outcome]] = defaultdict(list)
-    pairs = (pair for folder in args.folders for pair in _pairs(folder, args))
+    outcomes: dict[Key, list[Outcome]] = defaultdict(list)
+    pairs = (pair for folder in args.folders for frames in args.frames for pair in _pairs(folder, args, frames))
     for pair in tqdm(pairs, "pairs", disable=None):
-        for method, find in methods.items():
+        for (method, weights), find in methods.items():
             outcome = _outcome(find, pair)
             for scene in {pair.scene, "all"}:
-                outcomes[pair.data, scene, *method].append(outcome)
-    rows = [_row(key, of_scene, args.frames) for key, of_scene in sorted(outcomes.items(), key=lambda item: item[0][:2])]
+                outcomes[pair.data, scene, method, weights, len(pair.images_a)].append(outcome)
+    rows = [_row(key, outcomes[key]) for key in sorted(outcomes, key=lambda key: key[:2])]
     for row in rows:
         print(_line(row))
     if args.save:
@@ -98,7 +99,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--split", default="test")
     parser.add_argument("--scene", help="only pairs of this scene")
     parser.add_argument("--pairs", type=int, metavar="N", help="only N pairs of each folder, evenly spaced")
-    parser.add_argument("--frames", type=int, default=1, help="frames of a rig")
+    parser.add_argument("--frames", type=int, nargs="+", default=[1], help="frames of a rig")
     parser.add_argument("--save", type=Path, metavar="FILE.json", help="write the figures as JSON as well")
     args = parser.parse_args()
     for name in args.methods:
@@ -125,12 +126,11 @@ def _corner_error(found: Found, true: Matrix, shape: Sequence[int]) -> float:
     return float(np.linalg.norm(found.transform(corners) - (corners @ true[:2, :2].T + true[:2, 2]), axis=1).mean())
 
 
-def _row(key: tuple[str, str, str, str | None], outcomes: Sequence[Outcome], frames: int) -> dict[str, Any]:
+def _row(key: Key, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     errors, trusted, seconds = (np.array(values) for values in zip(*outcomes, strict=True))
     within = np.clip(1 - errors / 10, 0, 1)
     return {
-        **dict(zip(("data", "scene", "method", "weights"), key, strict=True)),
-        "frames": frames,
+        **dict(zip(("data", "scene", "method", "weights", "frames"), key, strict=True)),
         "pairs": len(outcomes),
         "auc10": round(100 * float(np.mean(within * trusted)), 1),
         "auc10_with_rejected": round(100 * float(np.mean(within)), 1),
@@ -141,22 +141,21 @@ def _row(key: tuple[str, str, str, str | None], outcomes: Sequence[Outcome], fra
 
 
 def _line(row: dict[str, Any]) -> str:
-    method = f"{row['method']} {row['weights'] or ''}"
+    method, seconds = f"{row['method']} {row['weights'] or ''}", row["seconds"]
     return (
         f"{row['data']:18} {row['scene']:12} {method:24} n={row['pairs']:3}  AUC@10px {row['auc10']:5.1f} "
-        f"({row['auc10_with_rejected']:5.1f})  refused {row['refused']:3}  wrong {row['wrong']:3}  {row['seconds']:.2f} s"
+        f"({row['auc10_with_rejected']:5.1f})  refused {row['refused']:3}  wrong {row['wrong']:3}  {seconds:.2f} s"
     )
 
 
-def _pairs(folder: Path, args: argparse.Namespace) -> Iterator[Pair]:
+def _pairs(folder: Path, args: argparse.Namespace, frames: int) -> Iterator[Pair]:
     with open(folder / "manifest.csv", newline="", encoding="utf-8") as file:
         rows = [r for r in csv.DictReader(file) if r["split"] == args.split and args.scene in (None, r["scene"])]
     step = max(1, len(rows) // args.pairs) if args.pairs else 1
-    everything = [_read(folder, row) for row in rows] if args.frames > 1 else None
+    everything = [_read(folder, row) for row in rows] if frames > 1 else None
     for n in range(0, len(rows), step)[: args.pairs]:
         first = everything[n] if everything else _read(folder, rows[n])
-        frames = _rig(first, n, everything, args.frames) if everything else [first]
-        yield _displaced(folder.name, frames)
+        yield _displaced(folder.name, _rig(first, n, everything, frames) if everything else [first])
 
 
 def _read(folder: Path, row: dict[str, str]) -> Read:
