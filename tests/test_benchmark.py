@@ -27,7 +27,6 @@ def test_benchmark_example(weights_folder, tmp_path):
         ("score", 8),
         ("score_matrix", 3),
         ("match", 4),
-        ("register", 1),
         ("import and first score", 1),
     ]
     expected = [(name, *call) for call in calls for name in weights]
