@@ -25,9 +25,11 @@ if TYPE_CHECKING:
         WeightsError,
         WeightsNotFoundError,
     )
-    from rrl_match.matcher import Features, RRLMatcher
+    from rrl_match.extraction import extract_patches
+    from rrl_match.features import Features
+    from rrl_match.matcher import RRLMatcher
     from rrl_match.matching import Matches, Near
-    from rrl_match.patches import extract_patches, percentile_range
+    from rrl_match.patches import percentile_range
     from rrl_match.registration import Registration, register
 
 __all__ = [
@@ -60,9 +62,11 @@ _NAMES_OF = {
         "WeightsError",
         "WeightsNotFoundError",
     ),
-    "matcher": ("Features", "RRLMatcher"),
+    "extraction": ("extract_patches",),
+    "features": ("Features",),
+    "matcher": ("RRLMatcher",),
     "matching": ("Matches", "Near"),
-    "patches": ("extract_patches", "percentile_range"),
+    "patches": ("percentile_range",),
     "registration": ("Registration", "register"),
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}

@@ -17,7 +17,9 @@ NAMES = [
     "DataError",
     "ExportError",
     "Features",
+    "ImageError",
     "Matches",
+    "MissingExtraError",
     "Near",
     "RRLMatchError",
     "RRLMatcher",
@@ -32,28 +34,39 @@ NAMES = [
 
 # A module imports only from layers above its own in this list.
 LAYERS = [
-    ["_command_line", "_process", "_version", "errors", "modeling.blocks", "weights"],
+    ["_process", "_version", "borders", "errors", "modeling.blocks", "transforms", "weights"],
     ["modeling.attention", "modeling.descriptor", "modeling.interaction", "modeling.metric"],
     ["modeling.encoder"],
     ["modeling.network"],
     ["modeling"],
     ["inference", "hub", "patches", "registration.geometry", "registration.settings"],
-    ["batching", "matching", "pretrained", "registration.images"],
+    ["batching", "extraction", "pretrained", "registration.images", "registration.result"],
+    ["features", "matching"],
+    ["options"],
     ["matcher", "registration.fields", "registration.surfaces"],
-    ["export", "registration.judge", "selftest", "training.commands"],
+    ["export", "registration.judge", "selftest"],
     ["registration.coarse"],
     ["registration.refine"],
     ["registration.trust"],
     ["registration.register"],
     ["registration"],
-    ["registration.reading", "registration.pairs"],
-    ["registration.raster"],
-    ["registration.writing"],
-    ["registration.command"],
-    ["", "__main__"],
+    ["io.images", "io.tables"],
+    ["io.pairs", "io.rasters"],
+    ["io.warping"],
+    ["io.results"],
+    ["io.batch"],
+    ["training"],  # and all in it
+    ["cli.common"],
+    ["cli.convert", "cli.evaluate", "cli.export", "cli.register", "cli.selftest", "cli.train"],
+    ["cli.main"],
+    ["", "__main__", "cli", "io"],
 ]
 REGISTRATION = {f"rrl_match.{name}" for layer in LAYERS for name in layer if name.startswith("registration.")}
+FILES = {f"rrl_match.io.{name}" for name in ("images", "results", "batch", "warping")}
 LAYER = {f"rrl_match.{name}".rstrip("."): k for k, layer in enumerate(LAYERS) for name in layer}
+
+CV2_USERS = {f"rrl_match.{name}" for name in ("borders", "patches", "extraction", "matching", "transforms")}
+CV2_USERS |= REGISTRATION | FILES
 
 # Prints what a fresh process looks like before and after the import.
 WATCH = """
@@ -201,7 +214,8 @@ def test_no_assert_and_no_print(path):
 @pytest.mark.parametrize("path", named(INFERENCE_SOURCES))
 def test_imports_run_one_way(path):
     own = LAYER[module_name(path)]
-    assert [module for module in inner(path) if LAYER.get(module, len(LAYERS)) >= own] == []
+    modules = ["rrl_match.training" if one.startswith("rrl_match.training.") else one for one in inner(path)]
+    assert [module for module in modules if LAYER.get(module, len(LAYERS)) >= own and module != "rrl_match.cli"] == []
 
 
 @pytest.mark.parametrize("path", named(p for p in SOURCES if p.parent.name == "modeling"))
@@ -213,8 +227,19 @@ def test_modeling_imports_only_modeling_and_torch(path):
 @pytest.mark.parametrize(
     ("package", "users"),
     [
-        ("cv2", {"rrl_match.patches", "rrl_match.matching", *REGISTRATION}),
-        ("rasterio", {"rrl_match.registration.raster"}),
+        (
+            "cv2",
+            {
+                "rrl_match.patches",
+                "rrl_match.extraction",
+                "rrl_match.matching",
+                "rrl_match.borders",
+                "rrl_match.transforms",
+                *REGISTRATION,
+                *FILES,
+            },
+        ),
+        ("rasterio", {"rrl_match.io.rasters", "rrl_match.io.warping"}),
         ("safetensors", {"rrl_match.pretrained"}),
         ("onnx", {"rrl_match.export"}),
         ("onnxruntime", {"rrl_match.export"}),
@@ -247,7 +272,11 @@ def test_functions_and_classes_are_short(path):
 
 def test_runtime_needs_only_what_it_declares():
     declared = {"cv2", "huggingface_hub", "numpy", "safetensors", "torch", "typing_extensions"}
-    extras = {"export.py": {"onnx", "onnxruntime", "onnxscript"}, "raster.py": {"rasterio"}}
+    extras = {
+        "export.py": {"onnx", "onnxruntime", "onnxscript"},
+        "rasters.py": {"rasterio"},
+        "warping.py": {"rasterio"},
+    }
     for path in INFERENCE_SOURCES:
         assert outer(path) <= declared | extras.get(path.name, set()), path.name
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -31,7 +30,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure, and print a table for each benchmark."""
     require_extra("sklearn")
     from rrl_match.matcher import RRLMatcher
-    from rrl_match.training.evaluation import Benchmark, evaluate, summary, table
+    from rrl_match.training.evaluation import Benchmark, evaluate, rows_of, summary, table
+    from rrl_match.training.results import save_results
 
     if args.save and not args.save.parent.is_dir():
         args.parser.error(f"the folder {args.save.parent} of --save does not exist")
@@ -50,5 +50,5 @@ def run(args: argparse.Namespace) -> int:
         for line in summary(results):
             write_line(line)
     if args.save:
-        args.save.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        save_results(args.save, rows_of(results, str(matcher.dtype).removeprefix("torch.")))
     return DONE
