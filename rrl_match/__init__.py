@@ -13,7 +13,8 @@ from rrl_match.errors import DataError, ExportError, RRLMatchError, WeightsError
 from rrl_match.matcher import Features, RRLMatcher
 from rrl_match.matching import Matches, Near
 from rrl_match.patches import extract_patches, percentile_range
-from rrl_match.registration import Registration, register
+from rrl_match.registration import Registration, Search, register
+from rrl_match.transforms import Transform
 
 __all__ = [
     "DataError",
@@ -24,6 +25,8 @@ __all__ = [
     "RRLMatchError",
     "RRLMatcher",
     "Registration",
+    "Search",
+    "Transform",
     "WeightsError",
     "WeightsNotFoundError",
     "__version__",

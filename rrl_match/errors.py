@@ -19,5 +19,9 @@ class DataError(RRLMatchError, ValueError):
     """Training or benchmark data cannot be used; the message names the file, and the row if there is one."""
 
 
+class ScoringError(RRLMatchError, ValueError):
+    """The network gave no scores, as where float16 overflows."""
+
+
 class ExportError(RRLMatchError, ValueError):
     """An exported file does not compute the same as PyTorch; it was deleted."""
