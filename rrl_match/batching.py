@@ -197,9 +197,9 @@ class BatchedInference:
         """Scores on the CPU, which waits for the device.
 
         Raises:
-            ValueError: float16 overflowed.
+            ScoringError: float16 overflowed.
         """
         scores = scores.cpu()
         if self.dtype == torch.float16 and scores.isnan().any():
-            raise ValueError("dtype float16 overflows with these weights on these patches: use dtype=torch.float32")
+            raise ScoringError("dtype float16 overflows with these weights on these patches: use dtype=torch.float32")
         return scores

@@ -182,7 +182,8 @@ def agreement_of(frames: Sequence[Frame], transform: MatrixTransform, config: Co
         overlay = overlay_of(frame, transform, overlap, _small_pixel(overlap, config), config.channels)
         of_frame, count = agreement(overlay.channels_a, overlay.channels_b)
         total, area = total + of_frame, area + count
-    return total / max(area, 1.0) ** 0.75
+    shown = min(1.0, overlap.side / config.align.side)  # small overlaps agree by chance
+    return shown * total / max(area, 1.0) ** 0.75
 
 
 def _small_pixel(overlap: Overlap, config: Config) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rrl_match.borders import border_without_data
 from rrl_match.patches import ValueRange, as_grey, checked_range, percentile_range
-from rrl_match.transforms import Affine, resizing
+from rrl_match.transforms import Affine, Points, resizing
 
 Pixels: TypeAlias = "NDArray[Any]"  # uint8, uint16 or floating point
 Grey: TypeAlias = NDArray[np.float32]
@@ -41,7 +41,7 @@ class PreparedImage:
         known: (H, W) bool.
         value_range: grey values that become 0 and 1.
         guessed: (H, W) bool, the border that was taken for having no data, or None.
-        box: (4, 2) xy, corners of the smallest rectangle that holds all known pixels.
+        outline: (K, 2) xy, the convex hull of all known pixels.
         cache: what is computed from this image alone and needed again.
     """
 
@@ -51,9 +51,7 @@ class PreparedImage:
         self.known, self.value_range, self.guessed = known, value_range, guessed
         self._levels: dict[tuple[int, int], Level] = {}
         self.cache: dict[object, Any] = {}
-        rows, columns = np.flatnonzero(known.any(1)), np.flatnonzero(known.any(0))
-        ends = (columns[0], rows[0], columns[-1], rows[-1]) if len(rows) else (0, 0, 0, 0)
-        self.box = np.array([[ends[i], ends[j]] for i, j in ((0, 1), (2, 1), (2, 3), (0, 3))], np.float64)
+        self.outline = _outline(known)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -152,6 +150,18 @@ def _percentiles(grey: Pixels, known: Mask) -> ValueRange:
     step = max(1, int(np.sqrt(grey.size / 1_000_000)))
     sample, kept = grey[::step, ::step], known[::step, ::step]
     return percentile_range(sample[kept] if kept.any() else sample)
+
+
+def _outline(known: Mask) -> Points:
+    """Convex hull (K, 2) of known pixels, or of all if there are none."""
+    rows = np.flatnonzero(known.any(1))
+    first, last = known.argmax(1)[rows], known.shape[1] - 1 - known[:, ::-1].argmax(1)[rows]
+    points = np.concatenate([np.stack([first, rows], 1), np.stack([last, rows], 1)]).astype(np.float32)
+    if len(rows) < 2:
+        h, w = known.shape
+        points = np.array([[0, 0], [w - 1, 0], [w - 1, h - 1], [0, h - 1]], np.float32)
+    hull = cv2.approxPolyDP(cv2.convexHull(points), 0.005 * max(known.shape), True)
+    return np.asarray(cv2.convexHull(hull)[:, 0], np.float64)
 
 
 def filled(grey: Pixels, known: Mask) -> Pixels:

@@ -41,18 +41,16 @@ class Overlap(NamedTuple):
 
 def overlap_of(frame: Frame, transform: MatrixTransform) -> Overlap | None:
     """Where the known parts of A and B overlap; None if they do not, or the transform folds A."""
-    derivative = transform.jacobian(frame.a.box)
-    signs = np.sign(np.linalg.det(derivative))
-    depth = frame.a.box @ transform.full[2, :2] + 1
-    if not np.isfinite(derivative).all() or (depth <= 1e-6).any() or abs(signs.sum()) < 4:
+    outline_a = frame.a.outline
+    if (outline_a @ transform.full[2, :2] + 1 <= 1e-6).any():
         return None
-    box_a = transform(frame.a.box)
-    area, outline = cv2.intersectConvexConvex(box_a.astype(np.float32), frame.b.box.astype(np.float32))
+    outline_a = transform(outline_a)
+    area, outline = cv2.intersectConvexConvex(outline_a.astype(np.float32), frame.b.outline.astype(np.float32))
     if outline is None or area < 4:
         return None
     points = outline.reshape(-1, 2).astype(np.float64)
     middle = transform.inverse()(points.mean(0))
-    whole = float(cv2.contourArea(box_a.astype(np.float32)))
+    whole = float(cv2.contourArea(outline_a.astype(np.float32)))
     return Overlap(points, float(area), max(1.0, transform.scale(middle)), min(1.0, float(area) / max(whole, 1e-9)))
 
 
