@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from rrl_match.matcher import RRLMatcher
     from rrl_match.matching import Matches, Near
     from rrl_match.patches import percentile_range
-    from rrl_match.registration import Registration, register
+    from rrl_match.registration import Registration, Search, register
+    from rrl_match.transforms import Transform
 
 __all__ = [
     "DataError",
@@ -43,6 +44,8 @@ __all__ = [
     "RRLMatchError",
     "RRLMatcher",
     "Registration",
+    "Search",
+    "Transform",
     "WeightsError",
     "WeightsNotFoundError",
     "__version__",
@@ -67,7 +70,8 @@ _NAMES_OF = {
     "matcher": ("RRLMatcher",),
     "matching": ("Matches", "Near"),
     "patches": ("percentile_range",),
-    "registration": ("Registration", "register"),
+    "registration": ("Registration", "Search", "register"),
+    "transforms": ("Transform",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names}
 

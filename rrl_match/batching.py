@@ -12,6 +12,7 @@ from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 from torch import Tensor
 
 from rrl_match._process import limit_threads_after_fork
+from rrl_match.errors import ScoringError
 from rrl_match.inference import InferenceRRLNet
 from rrl_match.modeling import Band
 from rrl_match.patches import PatchSource, is_count
@@ -197,9 +198,9 @@ class BatchedInference:
         """Scores on the CPU, which waits for the device.
 
         Raises:
-            ValueError: float16 overflowed.
+            ScoringError: float16 overflowed.
         """
         scores = scores.cpu()
         if self.dtype == torch.float16 and scores.isnan().any():
-            raise ValueError("dtype float16 overflows with these weights on these patches: use dtype=torch.float32")
+            raise ScoringError("dtype float16 overflows with these weights on these patches: use dtype=torch.float32")
         return scores

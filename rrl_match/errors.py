@@ -27,5 +27,9 @@ class MissingExtraError(RRLMatchError, ImportError):
     """A package is missing that comes with an extra; the message is the command that installs it."""
 
 
+class ScoringError(RRLMatchError, ValueError):
+    """The network gave no scores, as where float16 overflows."""
+
+
 class ExportError(RRLMatchError, ValueError):
     """An exported file does not compute the same as PyTorch; it was deleted."""

@@ -167,12 +167,15 @@ class MatrixTransform(Transform):
         full: (3, 3) float64, scaled so that its last number is 1.
         parameters: number of parameters.
         simplifies: whether a more general kind may be replaced by this one where it fits as well.
+        rotates, stretches: whether it can rotate and scale, and scale unequally.
     """
 
     full: Matrix
 
     parameters: ClassVar[int]
     simplifies: ClassVar[bool] = False
+    rotates: ClassVar[bool] = True
+    stretches: ClassVar[bool] = True
     _linear: ClassVar[bool] = True  # whether points move linearly with the parameters
 
     def __post_init__(self) -> None:
@@ -220,6 +223,11 @@ class MatrixTransform(Transform):
         if max(*pixels.shape[:2], *size) < _LARGEST:
             return np.asarray(cv2.warpPerspective(np.ascontiguousarray(pixels), self.full, size[::-1], flags=flags))
         return super()._warped(pixels, size, flags)
+
+    @classmethod
+    def coarse(cls) -> type[MatrixTransform]:
+        """The kind to fit in small images, in which not all parameters can be told."""
+        return cls
 
     @classmethod
     def _needed(cls) -> int:
@@ -306,6 +314,7 @@ class Translation(MatrixTransform, kind="translation"):
     """Shift alone: for bands of one sensor and maps of one grid, whose scale and rotation are known."""
 
     parameters = 2
+    rotates = stretches = False
 
     @classmethod
     def basis(cls, points: Points) -> NDArray[np.float64]:
@@ -322,6 +331,7 @@ class Similarity(MatrixTransform, kind="similarity"):
 
     parameters = 4
     simplifies = True
+    stretches = False
 
     @classmethod
     def basis(cls, points: Points) -> NDArray[np.float64]:
@@ -368,6 +378,10 @@ class Homography(MatrixTransform, kind="homography"):
     @property
     def matrix(self) -> Matrix:
         return self.full.copy()
+
+    @classmethod
+    def coarse(cls) -> type[MatrixTransform]:
+        return Affine
 
     @classmethod
     def basis(cls, points: Points) -> NDArray[np.float64]:

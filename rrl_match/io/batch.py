@@ -93,7 +93,7 @@ def register_files(
             matcher,
             a.pixels,
             b.pixels,
-            options.model,  # type: ignore[arg-type]
+            options.model,
             mask_a=a.mask,
             mask_b=b.mask,
             value_range=None if ranges == (None, None) else ranges,

@@ -1,7 +1,7 @@
-"""Registration of two images: dense search proposes, RRL-Net judges, block matching refines."""
+"""Registration of two images: dense search proposes, RRL-Net judges, block matching refines, evidence decides."""
 
-from rrl_match.registration.register import register
+from rrl_match.registration.config import Config, Search
+from rrl_match.registration.pipeline import register
 from rrl_match.registration.result import Registration, TiePoints
-from rrl_match.registration.settings import Search, Settings
 
-__all__ = ["Registration", "Search", "Settings", "TiePoints", "register"]
+__all__ = ["Config", "Registration", "Search", "TiePoints", "register"]

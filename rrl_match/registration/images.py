@@ -1,7 +1,8 @@
-"""Images as the registration sees them: grey, with a mask of what they show, at any resolution."""
+"""Images as the registration sees them: grey, with what is known of them, at any resolution."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, TypeAlias
 
 import cv2
@@ -9,43 +10,48 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rrl_match.borders import border_without_data
 from rrl_match.patches import ValueRange, as_grey, checked_range, percentile_range
-from rrl_match.registration.geometry import Matrix, shrinking
+from rrl_match.transforms import Affine, Points, resizing
 
 Pixels: TypeAlias = "NDArray[Any]"  # uint8, uint16 or floating point
-Grey = NDArray[np.float32]
-Mask = NDArray[np.uint8]
-
-_BORDER_PIXELS = 2_000_000  # constant borders are looked for in images of this size
+Grey: TypeAlias = NDArray[np.float32]
+Mask: TypeAlias = NDArray[np.bool_]
 
 
 class Level(NamedTuple):
     """An image at one resolution.
 
     Attributes:
-        image: (H, W) in [0, 1].
-        mask: (H, W), 1 where the image shows something.
-        matrix: (3, 3), takes pixels of the full image to pixels of this one.
+        image: (H, W) in [0, 1]; missing pixels are filled from their surroundings.
+        known: (H, W) in [0, 1], the part of each pixel that is known.
+        from_full: takes pixels of the full image to pixels of this one.
     """
 
     image: Grey
-    mask: Mask
-    matrix: Matrix
+    known: Grey
+    from_full: Affine
 
 
 class PreparedImage:
-    """A grey image with its mask and grey-value range; gives smaller versions of both.
+    """A grey image with what is known of it and its range of values; gives smaller and larger versions of both.
 
     Attributes:
-        grey: (H, W) uint8, uint16 or float32.
-        mask: (H, W), 1 where the image shows something.
+        grey: (H, W) uint8, uint16 or float32, missing pixels filled.
+        known: (H, W) bool.
         value_range: grey values that become 0 and 1.
+        guessed: (H, W) bool, the border that was taken for having no data, or None.
+        outline: (K, 2) xy, the convex hull of all known pixels.
+        cache: what is computed from this image alone and needed again.
     """
 
-    def __init__(self, grey: Pixels, mask: Mask, value_range: ValueRange) -> None:
-        self.grey, self.mask, self.value_range = grey, mask, value_range
+    def __init__(self, grey: Pixels, known: Mask, value_range: ValueRange, guessed: Mask | None = None) -> None:
+        self._given = grey
+        self.grey = grey if known.all() else filled(grey, known)
+        self.known, self.value_range, self.guessed = known, value_range, guessed
         self._levels: dict[tuple[int, int], Level] = {}
-        self.kept: dict[object, Any] = {}  # what is computed from this image alone and needed again
+        self.cache: dict[object, Any] = {}
+        self.outline = _outline(known)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -53,21 +59,25 @@ class PreparedImage:
         return int(h), int(w)
 
     def level(self, factor: float) -> Level:
-        """The image shrunk by a factor of at least 1; kept for the next call."""
+        """The image, smaller by a factor, or larger by one below 1; kept for the next call."""
         h, w = self.shape
-        size = (max(1, round(w / factor)), max(1, round(h / factor))) if factor > 1 else (w, h)
+        size = (max(1, round(w / factor)), max(1, round(h / factor)))
         if size not in self._levels:
-            small: Pixels = self.grey
-            mask = self.mask
+            small, known = self.grey, self.known.astype(np.float32)
             if size != (w, h):
-                small = cv2.resize(self.grey, size, interpolation=cv2.INTER_AREA)
-                mask = np.asarray(cv2.resize(self.mask, size, interpolation=cv2.INTER_NEAREST), np.uint8)
-            matrix = shrinking((w / size[0], h / size[1]))
-            self._levels[size] = Level(self.normalised(small), mask, matrix)
+                small = cv2.resize(small, size, interpolation=cv2.INTER_AREA if factor > 1 else cv2.INTER_CUBIC)
+                known = cv2.resize(known, size, interpolation=cv2.INTER_AREA if factor > 1 else cv2.INTER_LINEAR)
+            from_full = resizing((w / size[0], h / size[1]))
+            self._levels[size] = Level(self._normalised(small), np.asarray(known, np.float32), from_full)
         return self._levels[size]
 
-    def normalised(self, grey: Pixels) -> Grey:
-        """Grey values of this image in [0, 1]."""
+    def without_guess(self) -> PreparedImage:
+        """The image with the border that was taken for having no data."""
+        if self.guessed is None:
+            return self
+        return PreparedImage(self._given, self.known | self.guessed, self.value_range)
+
+    def _normalised(self, grey: Pixels) -> Grey:
         low, high = self.value_range
         scaled: Grey = grey.astype(np.float32)
         scaled -= np.float32(low)
@@ -83,38 +93,38 @@ class Frame(NamedTuple):
 
 
 def prepare(
-    image: Pixels | Tensor,
-    mask: Pixels | Tensor | None,
-    value_range: ValueRange | None,
-    band: str,
+    image: Pixels | Tensor, mask: Pixels | Tensor | None, value_range: ValueRange | None, band: str
 ) -> PreparedImage:
     """Check an image and find what it shows.
 
-    NaN and infinite pixels, transparent ones (RGBA) and constant borders at either end of the values show nothing.
+    NaN and infinite pixels, transparent ones (RGBA) and borders without data show nothing.
 
     Args:
         image: (H, W), (H, W, 1), RGB (H, W, 3) or RGBA (H, W, 4); uint8, uint16 or floating point.
-        mask: (H, W), zero where the image shows nothing; if given, constant borders are not looked for.
+        mask: (H, W), zero where the image shows nothing; if given, borders without data are not looked for.
         value_range: grey values that become 0 and 1.
         band: "a" or "b", for messages.
 
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    grey, shown = _grey_and_shown(image, f"image_{band}")
+    grey, known = _grey_and_known(image, f"image_{band}")
     given = checked_range(value_range, f"image_{band}")
+    guessed = None
     if mask is not None:
         array = np.asarray(mask.cpu().numpy() if isinstance(mask, Tensor) else mask)
         if array.shape != grey.shape:
             raise ValueError(f"mask_{band} must have the shape of image_{band}, {grey.shape}, got {array.shape}")
-        shown = shown & (array != 0)
-    default = (0, 255) if grey.dtype == np.uint8 else None
-    if mask is None:
-        shown = shown & ~_constant_borders(grey, shown, given or default or _percentiles(grey, shown))
-    return PreparedImage(grey, shown.astype(np.uint8), given or default or _percentiles(grey, shown))
+        known = known & (array != 0)
+    else:
+        border = border_without_data(grey, known)
+        if border.any() and not border.all():
+            guessed, known = border & known, known & ~border
+    default = (0.0, 255.0) if grey.dtype == np.uint8 else None
+    return PreparedImage(grey, known, given or default or _percentiles(grey, known), guessed)
 
 
-def _grey_and_shown(image: Pixels | Tensor, name: str) -> tuple[Pixels, NDArray[np.bool_]]:
+def _grey_and_known(image: Pixels | Tensor, name: str) -> tuple[Pixels, Mask]:
     """Grey image, and where it is finite and not transparent."""
     array = image.detach().cpu() if isinstance(image, Tensor) else image
     array = array.float().numpy() if isinstance(array, Tensor) and array.is_floating_point() else array
@@ -122,7 +132,7 @@ def _grey_and_shown(image: Pixels | Tensor, name: str) -> tuple[Pixels, NDArray[
     opaque = None
     if isinstance(array, np.ndarray) and array.ndim == 3 and array.shape[2] == 4:
         opaque, array = array[..., 3] > 0, array[..., :3]
-    finite: NDArray[np.bool_] | None = None
+    finite: Mask | None = None
     if isinstance(array, np.ndarray) and array.dtype.kind == "f" and array.size and array.ndim in (2, 3):
         finite = np.isfinite(array)
         if not finite.any():
@@ -132,37 +142,45 @@ def _grey_and_shown(image: Pixels | Tensor, name: str) -> tuple[Pixels, NDArray[
     grey = as_grey(array, name)
     if array.ndim == 3 and array.shape[2] == 3:  # red and blue weigh the same, so that RGB and BGR give the same grey
         grey = cv2.addWeighted(grey, 0.5, as_grey(array[..., ::-1], name), 0.5, 0)
-    shown = np.ones(grey.shape, bool) if finite is None else finite
-    return grey, shown if opaque is None else shown & opaque
+    known = np.ones(grey.shape, bool) if finite is None else finite
+    return grey, known if opaque is None else known & opaque
 
 
-def _percentiles(grey: Pixels, shown: NDArray[np.bool_]) -> ValueRange:
+def _percentiles(grey: Pixels, known: Mask) -> ValueRange:
     step = max(1, int(np.sqrt(grey.size / 1_000_000)))
-    sample, kept = grey[::step, ::step], shown[::step, ::step]
+    sample, kept = grey[::step, ::step], known[::step, ::step]
     return percentile_range(sample[kept] if kept.any() else sample)
 
 
-def _constant_borders(grey: Pixels, shown: NDArray[np.bool_], value_range: ValueRange) -> NDArray[np.bool_]:
-    """(H, W), large areas at the image's border that have the lowest or highest value, but for JPEG's noise."""
-    step = max(1, int(np.sqrt(grey.size / _BORDER_PIXELS)))
-    small, (low, high) = grey[::step, ::step], value_range
-    found = np.zeros(small.shape, np.uint8)
-    tolerance = 0.03 * (high - low)
-    hidden = ~shown[::step, ::step]
-    for constant in ((small <= low + tolerance) | hidden, (small >= high) | hidden):
-        if constant.mean() < 0.01:
-            continue
-        opened = cv2.morphologyEx(
-            constant.astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8), borderType=cv2.BORDER_REPLICATE
-        )
-        _, labels, stats, _ = cv2.connectedComponentsWithStats(opened, connectivity=4)
-        x, y, w, h, area = stats.T
-        touches = (x == 0) | (y == 0) | (x + w == small.shape[1]) | (y + h == small.shape[0])
-        border = touches & (area > 0.005 * small.size)
-        border[0] = False  # the rest of the image
-        found |= border[labels].astype(np.uint8)
-    if not found.any():
-        return np.zeros(grey.shape, bool)
-    wider = cv2.dilate(found, np.ones((3, 3), np.uint8))
-    whole: NDArray[np.bool_] = cv2.resize(wider, grey.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
-    return whole
+def _outline(known: Mask) -> Points:
+    """Convex hull (K, 2) of known pixels, or of all if there are none."""
+    rows = np.flatnonzero(known.any(1))
+    first, last = known.argmax(1)[rows], known.shape[1] - 1 - known[:, ::-1].argmax(1)[rows]
+    points = np.concatenate([np.stack([first, rows], 1), np.stack([last, rows], 1)]).astype(np.float32)
+    if len(rows) < 2:
+        h, w = known.shape
+        points = np.array([[0, 0], [w - 1, 0], [w - 1, h - 1], [0, h - 1]], np.float32)
+    hull = cv2.approxPolyDP(cv2.convexHull(points), 0.005 * max(known.shape), True)
+    return np.asarray(cv2.convexHull(hull)[:, 0], np.float64)
+
+
+def filled(grey: Pixels, known: Mask) -> Pixels:
+    """Grey values (H, W) with those that are not known filled from their surroundings.
+
+    Normalised convolution over a pyramid: a missing pixel takes the mean of the nearest known ones, on the finest
+    level that has any (Gortler et al., "The lumigraph", SIGGRAPH 1996).
+    """
+    weight = known.astype(np.float32)
+    sums = [np.where(known, grey, 0).astype(np.float32)]
+    weights = [weight]
+    for _ in range(math.ceil(math.log2(max(grey.shape)))):
+        sums.append(np.asarray(cv2.pyrDown(sums[-1]), np.float32))
+        weights.append(np.asarray(cv2.pyrDown(weights[-1]), np.float32))
+    found = sums[-1] / np.maximum(weights[-1], 1e-6)
+    for total, count in zip(sums[-2::-1], weights[-2::-1], strict=True):
+        coarse = cv2.pyrUp(found, dstsize=count.shape[::-1])
+        part = np.minimum(1, 4 * count)
+        found = part * total / np.maximum(count, 1e-6) + (1 - part) * coarse
+    return np.where(
+        known, grey, found.astype(grey.dtype) if grey.dtype.kind == "f" else found.round().astype(grey.dtype)
+    )

@@ -1,0 +1,183 @@
+"""How far to look, and every number of the method, one config for each step.
+
+A "pixel" is one of the coarser image under the transform that is looked at (a unit), unless it says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Search:
+    """How far to look for the transform that takes image A to image B.
+
+    With an initial transform, rotation, scale and shift count from there.
+
+    Attributes:
+        rotation: largest rotation in degrees, in either direction; 180 is any.
+        scale: smallest and largest scale, in pixels of B per pixel of A, or relative to the initial transform. `None`
+            allows what the sizes of the images do if either shows from a sixteenth to all of what the other shows;
+            with an initial transform, a factor of 1.3 either way.
+        aspect: largest ratio of the scales along two directions, from 1 (pixels that are equally square) to 2.
+        mirrored: whether to look for mirror images, too.
+        shift: largest displacement of the centre of A from where the initial transform (or none) takes it, in pixels
+            of B; `None` for any.
+    """
+
+    rotation: float = 180.0
+    scale: tuple[float, float] | None = None
+    aspect: float = 1.5
+    mirrored: bool = False
+    shift: float | None = None
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.rotation) or not 0 <= self.rotation <= 180:
+            raise ValueError(f"rotation must be degrees from 0 to 180, got {self.rotation!r}")
+        if self.scale is not None:
+            if (
+                not isinstance(self.scale, (tuple, list))
+                or len(self.scale) != 2
+                or not all(map(_is_number, self.scale))
+            ):
+                raise ValueError(f"scale must be two numbers (low, high) or None, got {self.scale!r}")
+            if not 0 < self.scale[0] <= self.scale[1] < float("inf"):
+                raise ValueError(f"scale must be two positive numbers (low, high), low <= high, got {self.scale!r}")
+        if not _is_number(self.aspect) or not 1 <= self.aspect <= 2:
+            raise ValueError(f"aspect must be a ratio from 1 to 2, got {self.aspect!r}")
+        if self.shift is not None and (not _is_number(self.shift) or not self.shift >= 0):
+            raise ValueError(f"shift must be pixels, at least 0, or None, got {self.shift!r}")
+
+
+class _Checked:
+    """Checks that numbers are positive and that ranges rise."""
+
+    def __post_init__(self) -> None:
+        for one in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, one.name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if one.metadata.get("signed"):
+                continue
+            if not all(_is_number(number) and number >= 0 for number in numbers):
+                raise ValueError(f"{one.name} must not be negative, got {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class ChannelConfig(_Checked):
+    """Orientation channels."""
+
+    blur: float = 1.5  # standard deviation in pixels of the level
+    floor: float = 0.02  # of the mean strength: what is weaker counts as flat
+    orientation_weight: float = 0.42  # of orientation against strength
+    pooled_blur: float = 0.7  # of channels for the dense search, in their pixels
+    highpass: float = 6.0  # what varies more slowly is taken out of these; standard deviation in their pixels
+    oversampling: float = 3.0  # their gradients are taken in an image so much larger
+    known: float = 0.5  # part of a pixel's surroundings that must be known
+
+
+@dataclass(frozen=True)
+class DenseSearchConfig(_Checked):
+    """Correlation over shift, rotation and scale."""
+
+    side: int = 88  # pixels of the level: the root of the area of either image where they are equally large
+    stretched_side: int = 52  # the same where stretched hypotheses are searched, too
+    most_shown: float = 16.0  # by what factor the area that one image shows may exceed that of the other
+    rotation_step: float = 5.0  # degrees, for images of `side`; larger for smaller ones
+    scale_step: float = 1.15  # likewise
+    coarsest: float = 2.4  # by what factor steps grow at most
+    near_rotation: float = 30.0  # degrees, searched first, with scales
+    near_scale: float = 1.3  # up to this factor from what equal areas or equal pixels give
+    stretch: float = 1.3  # ratio of the scales of stretched hypotheses
+    stretch_directions: int = 6
+    min_overlap: float = 0.4  # of the smaller footprint
+    peaks: int = 2  # of each rotation and scale
+    near_proposals: int = 14  # hypotheses to align of the first search
+    proposals: int = 60  # and of each other one
+    distance: float = 0.04  # between hypotheses, of the side of the overlap
+    frames: int = 6  # of a rig that are searched
+
+
+@dataclass(frozen=True)
+class BlockConfig(_Checked):
+    """Block matching and the joint least-squares adjustment of its cost surfaces."""
+
+    half: int = 47  # half the width of a block; with its margin, a size that Fourier transforms are fast for
+    covered: float = 0.5  # part of a block that both images must show
+    noise: float = 0.1  # of the median lowest cost: added to all, so that no block counts without limit
+    weights: tuple[float, float] = (0.2, 4.5)  # least and most of a block in the adjustment
+    bound: float = 3.0  # pixels that a block may be off
+    simpler: float = 0.12  # log-likelihood a block by which a simpler model may be worse and still be taken
+
+
+@dataclass(frozen=True)
+class AlignConfig(_Checked):
+    """Hypotheses aligned in small images, a round for each entry of the tuples."""
+
+    side: int = 232  # pixels: root of the area of the overlap
+    half: int = 24  # half the width of a block
+    radii: tuple[int, ...] = (12, 8)  # pixels that blocks are searched
+    cells: tuple[int, ...] = (5, 7)  # blocks in each direction
+    kept: tuple[int, ...] = (8, 6)  # hypotheses that are left
+
+
+@dataclass(frozen=True)
+class RefineConfig(_Checked):
+    """Alignment on ever finer levels."""
+
+    first_side: int = 464  # of the first level, see AlignConfig.side
+    finest_pixels: int = 3_000_000  # of the overlap on the finest level
+    least_side: int = 200  # small overlaps are enlarged to this, at most by `enlarged`
+    enlarged: float = 4.0
+    radii: tuple[int, ...] = (10, 6)  # of the rounds on the finest level; on the others there is only the first
+    cells: tuple[int, ...] = (10, 14)  # blocks in each direction of these rounds
+
+
+@dataclass(frozen=True)
+class VerifyConfig(_Checked):
+    """Judgement by RRL-Net, evidence, and what is asked of it."""
+
+    pixels: int = 400_000  # of the overlap, of which patches are cut
+    patch_known: float = 0.7  # part of a patch that both images must show
+    quick_locations: int = 10  # of each hypothesis
+    quick_prior: float = 3.0  # locations that do not match, added to these
+    quick_support: float = 0.45  # hypotheses with less are refined only after everything was searched
+    agreement_weight: float = 0.3  # of the channels' agreement in the order of hypotheses
+    attempts: int = 2  # hypotheses to refine in each stage of the search
+    locations: int = 48
+    prior: float = 6.0  # locations that do not match, added to these
+    nearby: float = 0.35  # of the median distance: locations that are not told apart by descriptors
+    bias: float = field(default=-15.4, metadata={"signed": True})  # log odds that a transform is right, by logistic
+    weights: tuple[float, float, float] = (8.0, 9.9, 2.5)  # regression: mutual neighbours, log ratio, peak to sidelobes
+    most_ratio: float = 2.0  # ratios count up to this
+    most_peak: float = 6.0  # and peaks to sidelobes up to this
+    certain: float = 4.0  # log odds at which the search stops
+    whole_patches: float = 24.0  # the peak counts less in overlaps of fewer patches
+    sidelobe_radii: tuple[int, int] = (5, 24)  # pixels beside a transform that it is compared with
+    sidelobe_cells: int = 8  # blocks in each direction
+    distinct: float = 0.12  # distance of other hypotheses, of the side of the overlap
+    rival_support: float = 0.5  # of a candidate's own, which they must have to count,
+    rival_margin: float = 5.0  # and once refined, their log odds may be lower by this
+    clear_ratio: float = 1.5  # a transform with a lower ratio is refused
+    min_matches: int = 10
+    min_agreeing: float = 0.2  # of the blocks
+    max_move: float = 0.02  # by the last fit, of the side of the overlap
+    min_spread: float = 0.3  # area that the matches span, of that of all locations
+    off: float = 8.0  # pixels: where blocks of a region agree on so much, the transform does not explain it
+    most_off: float = 0.1  # part of the overlap that it may leave unexplained
+
+
+@dataclass(frozen=True)
+class Config:
+    """Numbers of :func:`register`; the defaults were chosen on training images."""
+
+    channels: ChannelConfig = ChannelConfig()
+    search: DenseSearchConfig = DenseSearchConfig()
+    blocks: BlockConfig = BlockConfig()
+    align: AlignConfig = AlignConfig()
+    refine: RefineConfig = RefineConfig()
+    verify: VerifyConfig = VerifyConfig()

@@ -1,0 +1,121 @@
+"""Image A warped onto B, where both overlap, at one level."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from rrl_match.registration.channels import Channels, block_channels
+from rrl_match.registration.config import ChannelConfig
+from rrl_match.registration.images import Frame, Grey
+from rrl_match.transforms import Matrix, MatrixTransform, Points, compose, similarity
+
+_GRID = 32  # pixels of a level that windows of B are rounded to, so that their channels are found again
+
+
+class Overlap(NamedTuple):
+    """Where two images overlap under a transform.
+
+    Attributes:
+        outline: (K, 2) xy in B, a convex polygon.
+        area: square pixels of B.
+        unit: pixels of B for a pixel of the coarser image.
+        of_a: part of what A shows that B shows, too.
+    """
+
+    outline: Points
+    area: float
+    unit: float
+    of_a: float
+
+    @property
+    def side(self) -> float:
+        """Root of the area, in units."""
+        return math.sqrt(self.area) / self.unit
+
+
+def overlap_of(frame: Frame, transform: MatrixTransform) -> Overlap | None:
+    """Where the known parts of A and B overlap; None if they do not, or the transform folds A."""
+    outline_a = frame.a.outline
+    if (outline_a @ transform.full[2, :2] + 1 <= 1e-6).any():
+        return None
+    outline_a = transform(outline_a)
+    area, outline = cv2.intersectConvexConvex(outline_a.astype(np.float32), frame.b.outline.astype(np.float32))
+    if outline is None or area < 4:
+        return None
+    points = outline.reshape(-1, 2).astype(np.float64)
+    middle = transform.inverse()(points.mean(0))
+    whole = float(cv2.contourArea(outline_a.astype(np.float32)))
+    return Overlap(points, float(area), max(1.0, transform.scale(middle)), min(1.0, float(area) / max(whole, 1e-9)))
+
+
+@dataclass(frozen=True, eq=False)
+class Overlay:
+    """A, warped, and B, both (H, W), cut to where they overlap.
+
+    Attributes:
+        a, b: grey values in [0, 1].
+        known_a, known_b: in [0, 1].
+        channels_a, channels_b: see :class:`Channels`.
+        to_level: takes pixels of B to those of the level.
+        pixel: pixels of B that one of the level covers.
+    """
+
+    a: Grey
+    b: Grey
+    known_a: Grey
+    known_b: Grey
+    channels_a: Channels
+    channels_b: Channels
+    to_level: MatrixTransform
+    pixel: float
+
+
+def overlay_of(
+    frame: Frame, transform: MatrixTransform, overlap: Overlap, pixel: float, config: ChannelConfig, margin: int = 0
+) -> Overlay:
+    """A warped onto B at a level.
+
+    Args:
+        frame: the images.
+        transform: from A to B.
+        overlap: under the transform.
+        pixel: pixels of B that one of the level covers, below 1 to enlarge; rounded to a sixteenth of an octave.
+        config: of the channels.
+        margin: pixels of the level beside the overlap that are kept.
+    """
+    pixel = 2 ** (round(16 * math.log2(pixel)) / 16)
+    level_b = frame.b.level(pixel)
+    left, top, right, bottom = _window(level_b.from_full(overlap.outline), level_b.image.shape, margin)
+    to_level = compose(level_b.from_full, similarity(shift=(-left, -top)))
+    key = "channels", pixel, left, top, right, bottom, config
+    b, known_b = (one[top:bottom, left:right] for one in (level_b.image, level_b.known))
+    if key not in frame.b.cache:
+        frame.b.cache[key] = block_channels(b, known_b, config)
+    a, known_a = _warped(frame, compose(transform, to_level), (right - left, bottom - top))
+    return Overlay(a, b, known_a, known_b, block_channels(a, known_a, config), frame.b.cache[key], to_level, pixel)
+
+
+def _window(outline: Points, shape: Sequence[int], margin: int) -> tuple[int, int, int, int]:
+    """The part of a level of this shape that holds an outline: left, top, right and bottom, on a coarse grid."""
+    first = np.floor((outline.min(0) - margin) / _GRID) * _GRID
+    last = np.ceil((outline.max(0) + 1 + margin) / _GRID) * _GRID
+    (left, top), (right, bottom) = first.clip(0).astype(int), np.minimum(last, shape[::-1]).astype(int)
+    return int(left), int(top), int(max(right, left + 1)), int(max(bottom, top + 1))
+
+
+def _warped(frame: Frame, whole: MatrixTransform, size: tuple[int, int]) -> tuple[Grey, Grey]:
+    """A and what is known of it, warped by the transform to the level, from a smaller version where that shrinks."""
+    middle = np.array([(size[0] - 1) / 2, (size[1] - 1) / 2])
+    scale = whole.scale(whole.inverse()(middle))
+    shrink = 2.0 ** max(0, math.floor(math.log2(1 / scale) + 0.3)) if 0 < scale < 1 else 1.0
+    level = frame.a.level(shrink)
+    matrix: Matrix = compose(level.from_full.inverse(), whole).full
+    a = cv2.warpPerspective(level.image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    known = cv2.warpPerspective(level.known, matrix, size, flags=cv2.INTER_LINEAR)
+    return np.asarray(a, np.float32), np.asarray(known, np.float32)

@@ -1,0 +1,223 @@
+"""From two images to the transform between them, or a refusal."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rrl_match.errors import ScoringError
+from rrl_match.matcher import RRLMatcher
+from rrl_match.patches import ValueRanges, range_per_band
+from rrl_match.registration.block_matching import align
+from rrl_match.registration.config import Config, Search
+from rrl_match.registration.dense_search import Region, propose, stages
+from rrl_match.registration.images import Frame, prepare
+from rrl_match.registration.refinement import Freedom, refine
+from rrl_match.registration.result import Registration, TiePoints
+from rrl_match.registration.verification import Evidence, Judged, Verdict, judge, measure, verify
+from rrl_match.transforms import MatrixTransform, Similarity, Transform, matrix_kind
+
+Array: TypeAlias = "NDArray[np.generic] | Tensor"
+Images: TypeAlias = "Array | Sequence[Array]"
+
+SMALLEST = 32  # pixels, of either side of an image
+
+
+def register(
+    matcher: RRLMatcher,
+    image_a: Images,
+    image_b: Images,
+    model: str = "affine",
+    *,
+    mask_a: Images | None = None,
+    mask_b: Images | None = None,
+    value_range: ValueRanges | None = None,
+    search: Search = Search(),  # noqa: B008
+    initial: Transform | None = None,
+    simplify: bool = True,
+    progress: bool = False,
+    config: Config = Config(),  # noqa: B008
+) -> Registration:
+    """Estimate the transform that takes image A to image B.
+
+    Dense search proposes hypotheses: orientation channels are correlated over shift, rotation, scale and stretch.
+    RRL-Net judges them. Block matching refines the best ones, on ever finer levels, by what all blocks together say.
+    The result is verified by how many locations RRL-Net's descriptors tell from all others, and by how far its edges
+    agree better than those of other transforms.
+
+    Lists of images are frames of a rig, two cameras that do not move against each other: one transform is estimated
+    from all frames.
+
+    Args:
+        matcher: its modalities are those of A and B.
+        image_a, image_b: (H, W), (H, W, 1), RGB (H, W, 3) or RGBA (H, W, 4); uint8, uint16 or floating point; at least
+            32 pixels wide and high. Other than uint8, they are mapped from their :func:`percentile_range` if no
+            `value_range` is given. NaN and transparent pixels show nothing. Or lists of as many such images, all
+            images of a band of one size.
+        model: "translation", where scale and rotation are known, "similarity", "affine" or "homography".
+        mask_a, mask_b: (H, W), zero where an image shows nothing, as outside its footprint or under clouds; one for all
+            frames, or a list. If not given, borders of one value with a straight outline count as showing nothing.
+        value_range: as in :meth:`RRLMatcher.score`.
+        search: how far to look.
+        initial: a transform that is known beforehand, such as that of the last frame of a video: the search starts
+            there, and `search` counts from there.
+        simplify: whether a simpler model may be taken where it explains the images as well, since freedom that is not
+            needed costs accuracy at the corners.
+        progress: show a bar of the steps done; how many there will be depends on the images.
+        config: numbers of the method.
+
+    Returns:
+        The transform, or why there is none to trust. Mistakes in the arguments apart, this never raises.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    kind = _checked(model, search, initial)
+    frames = _prepared(image_a, image_b, mask_a, mask_b, value_range)
+    smallest = min(*frames[0].a.shape, *frames[0].b.shape)
+    if smallest < SMALLEST:
+        return Registration(reason=f"an image is {smallest} pixels wide or high, less than {SMALLEST}")
+    base = initial if isinstance(initial, MatrixTransform) else Similarity(np.eye(3))
+    freedom = Freedom(kind, base, simplify)
+    region = Region(base, initial is not None, math.inf if search.shift is None else search.shift)
+    if not kind.rotates:
+        search = dataclasses.replace(search, rotation=0.0, scale=(1.0, 1.0), aspect=1.0, mirrored=False)
+    if not kind.stretches:
+        search = dataclasses.replace(search, aspect=1.0)
+    try:
+        found = _searched(matcher, frames, freedom, search, region, config)
+        if not found.ok and any(image.guessed is not None for frame in frames for image in frame):
+            whole = [Frame(a.without_guess(), b.without_guess()) for a, b in frames]
+            again = _searched(matcher, whole, freedom, search, region, config)
+            return again if again.ok else found
+        return found
+    except ScoringError as error:
+        return Registration(reason=f"the patches could not be scored: {error}")
+
+
+def _checked(model: str, search: Search, initial: Transform | None) -> type[MatrixTransform]:
+    """The kind of transform that is asked for."""
+    known = [name for name, kind in Transform.kinds.items() if issubclass(kind, MatrixTransform)]
+    if not isinstance(model, str) or model not in known:
+        raise ValueError(f"model must be one of {', '.join(known)}, got {model!r}")
+    if not isinstance(search, Search):
+        raise TypeError(f"search must be a Search(rotation=..., scale=(low, high), ...), got {search!r}")
+    if initial is not None and not isinstance(initial, MatrixTransform):
+        raise TypeError(f"initial must be a Transform that a matrix describes, such as Affine(matrix), got {initial!r}")
+    return matrix_kind(model)
+
+
+def _prepared(
+    image_a: Images, image_b: Images, mask_a: Images | None, mask_b: Images | None, value_range: ValueRanges | None
+) -> list[Frame]:
+    """Checked frames, one or more, of equal shapes."""
+    ranges = range_per_band(value_range)
+    prepared = []
+    for images, masks, given, band in ((image_a, mask_a, ranges[0], "a"), (image_b, mask_b, ranges[1], "b")):
+        listed: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
+        of_each: list[Any] = list(masks) if isinstance(masks, (list, tuple)) else [masks] * len(listed)
+        if not listed:
+            raise ValueError(f"image_{band} is an empty list")
+        if len(of_each) != len(listed):
+            raise ValueError(f"mask_{band} must be one mask or {len(listed)}, one for each image, got {len(of_each)}")
+        prepared.append([prepare(i, m, given, band) for i, m in zip(listed, of_each, strict=True)])
+        shapes = {one.shape for one in prepared[-1]}
+        if len(shapes) > 1:
+            raise ValueError(f"image_{band} must be images of one size, got {sorted(shapes)}")
+    if len(prepared[0]) != len(prepared[1]):
+        counts = " and ".join(str(len(part)) for part in prepared)
+        raise ValueError(f"image_a and image_b must be lists of one length, got {counts}")
+    return [Frame(a, b) for a, b in zip(*prepared, strict=True)]
+
+
+def _searched(
+    matcher: RRLMatcher, frames: Sequence[Frame], freedom: Freedom, search: Search, region: Region, config: Config
+) -> Registration:
+    """Look at what is near first, and farther away if what is found there is not beyond doubt."""
+    trial = _Trial(matcher, frames, freedom, config)
+    grids = [grid for grid in stages(frames[0], search, region, config.search) if grid]
+    for number, grid in enumerate(grids):
+        most = config.search.proposals if number else config.search.near_proposals
+        hypotheses = propose(frames, grid, most, region, config)
+        aligned = align(frames, hypotheses, freedom.kind.coarse(), config)
+        trial.waiting += judge(matcher, frames, aligned, config)
+        for one in trial.promising(last=number == len(grids) - 1):
+            trial.refine(one)
+            found = trial.best()
+            if found is not None and not found[1].reason and found[1].log_odds >= config.verify.certain:
+                return _registration(matcher, frames, *found)
+    found = trial.best()
+    if found is None:
+        return Registration(reason="no transform was found under which the images agree")
+    return _registration(matcher, frames, *found)
+
+
+class _Trial:
+    """Hypotheses that wait to be refined, and the evidence of those that were."""
+
+    def __init__(self, matcher: RRLMatcher, frames: Sequence[Frame], freedom: Freedom, config: Config) -> None:
+        self.matcher, self.frames, self.freedom, self.config = matcher, frames, freedom, config
+        self.waiting: list[Judged] = []
+        self.candidates: list[Evidence] = []
+
+    def promising(self, last: bool) -> list[Judged]:
+        """What to refine at this stage; at the last one, also the dense search's own choice, whatever the network says."""
+        settings = self.config.verify
+        self.waiting.sort(key=lambda one: -one.rank)
+        least = 0.0 if last else settings.quick_support
+        chosen = [one for one in self.waiting[: settings.attempts] if one.support >= least]
+        if last and self.waiting:
+            strongest = max(self.waiting, key=lambda one: one.hypothesis.score)
+            chosen += [strongest] if strongest not in chosen else []
+        return chosen
+
+    def refine(self, one: Judged) -> None:
+        """Refine a hypothesis that waits, and measure what speaks for it."""
+        self.waiting.remove(one)
+        refined = refine(self.frames, one.hypothesis.transform, self.freedom, self.config)
+        if refined is not None:
+            self.candidates.append(measure(self.matcher, self.frames, refined, self.config))
+
+    def best(self) -> tuple[Evidence, Verdict] | None:
+        """The candidate that is trusted most; rivals that would decide between refusal and acceptance are refined first."""
+        while self.candidates:
+            verdicts = [self._verdict(one) for one in self.candidates]
+            best = max(range(len(verdicts)), key=lambda k: (not verdicts[k].reason, verdicts[k].log_odds))
+            rival = verdicts[best].rival
+            if rival is None:
+                return self.candidates[best], verdicts[best]
+            self.refine(rival)
+        return None
+
+    def _verdict(self, candidate: Evidence) -> Verdict:
+        others = [one for one in self.candidates if one is not candidate]
+        return verify(candidate, others, self.waiting, self.frames[0], self.matcher.threshold, self.config)
+
+
+def _registration(matcher: RRLMatcher, frames: Sequence[Frame], evidence: Evidence, verdict: Verdict) -> Registration:
+    """What is said of the best candidate."""
+    refined, blocks = evidence.refined, evidence.refined.blocks
+    scores = np.full(len(blocks.points), np.nan, np.float32)
+    scores[evidence.judgement.rows] = evidence.judgement.scores
+    found, transform = blocks.found, refined.transform
+    residuals = np.linalg.norm(transform(blocks.points) - blocks.matched, axis=1)
+    points = TiePoints(
+        blocks.points[found], blocks.matched[found], scores[found], residuals[found], evidence.agreeing[found]
+    )
+    ok = not verdict.reason
+    return Registration(
+        transform=transform if ok else None,
+        rejected=None if ok else transform,
+        model=refined.kind.kind,
+        reason=verdict.reason,
+        probability=1 / (1 + math.exp(-min(max(verdict.log_odds, -30.0), 30.0))),
+        overlap=refined.overlap.of_a,
+        agreement=float(evidence.agreeing.mean()) if len(evidence.agreeing) else 0.0,
+        tie_points=points,
+    )

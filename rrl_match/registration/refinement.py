@@ -1,0 +1,109 @@
+"""A hypothesis refined on ever finer levels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rrl_match.registration.block_matching import Blocks, Grid, fit_simplest, match_blocks
+from rrl_match.registration.config import Config
+from rrl_match.registration.cost_surfaces import adjust
+from rrl_match.registration.images import Frame
+from rrl_match.registration.overlay import Overlap, overlap_of
+from rrl_match.transforms import MatrixTransform, compose, similarity
+
+
+class Freedom(NamedTuple):
+    """What may be fitted.
+
+    Attributes:
+        kind: the freest kind of transform,
+        base: which is composed with this one; the identity, but for a known scale and rotation.
+        simplify: whether a simpler kind is taken where it explains as much.
+    """
+
+    kind: type[MatrixTransform]
+    base: MatrixTransform
+    simplify: bool
+
+
+class Refined(NamedTuple):
+    """A transform that was aligned on the finest level.
+
+    Attributes:
+        transform: from A to B.
+        kind: of what was fitted.
+        moved: how far the last fit moved the corners of the overlap on average, of its side. A transform that is right
+            stays where it is.
+        blocks: those of the last round.
+        overlap: under the transform.
+    """
+
+    transform: MatrixTransform
+    kind: type[MatrixTransform]
+    moved: float
+    blocks: Blocks
+    overlap: Overlap
+
+
+def refine(frames: Sequence[Frame], transform: MatrixTransform, freedom: Freedom, config: Config) -> Refined | None:
+    """The transform under which most blocks coincide, near a hypothesis; None if there is none."""
+    settings = config.refine
+    overlap = overlap_of(frames[0], transform)
+    if overlap is None:
+        return None
+    finest = finest_pixel(overlap, config)
+    pixel = max(finest, overlap.unit * overlap.side / settings.first_side)
+    coarse = freedom._replace(kind=freedom.kind.coarse(), simplify=True)
+    while True:
+        last = pixel <= finest * 1.01
+        for radius, cells in list(zip(settings.radii, settings.cells, strict=True))[: None if last else 1]:
+            grid = Grid(cells, config.blocks.half, radius)
+            refined = _refitted(frames, transform, pixel, grid, freedom if last else coarse, config)
+            if refined is None:
+                return None
+            transform = refined.transform
+        if last:
+            return refined
+        pixel = max(finest, pixel / 2)
+
+
+def finest_pixel(overlap: Overlap, config: Config) -> float:
+    """Pixels of B for one of the finest level: one unit, more in large overlaps, less in small ones."""
+    settings = config.refine
+    large = overlap.side / math.sqrt(settings.finest_pixels)
+    small = max(1 / settings.enlarged, overlap.side / settings.least_side)
+    return overlap.unit * max(large, min(1.0, small))
+
+
+def _refitted(
+    frames: Sequence[Frame], transform: MatrixTransform, pixel: float, grid: Grid, freedom: Freedom, config: Config
+) -> Refined | None:
+    """The transform that fits where blocks are found around where another one takes them."""
+    overlap = overlap_of(frames[0], transform)
+    if overlap is None:
+        return None
+    blocks = match_blocks(frames, transform, overlap, pixel, grid, config)
+    found = fit_simplest(blocks, freedom.base, freedom.kind, config.blocks, freedom.simplify)
+    if found is None:
+        return None
+    kind = found[1]
+    fitted = _adjusted(found[0], transform, blocks, kind, config)
+    outline = transform.inverse()(overlap.outline)
+    moved = np.linalg.norm(fitted(outline) - overlap.outline, axis=1).mean() / math.sqrt(overlap.area)
+    after = overlap_of(frames[0], fitted)
+    return None if after is None else Refined(fitted, kind, float(moved), blocks, after)
+
+
+def _adjusted(
+    fitted: MatrixTransform, transform: MatrixTransform, blocks: Blocks, kind: type[MatrixTransform], config: Config
+) -> MatrixTransform:
+    """A fitted transform, adjusted to the surfaces of all blocks, which were looked for under another one."""
+    to_level = similarity(scale=1 / blocks.pixel)
+    back = compose(transform.inverse(), fitted)
+    step = compose(to_level.inverse(), compose(back, to_level))
+    after = adjust(step, kind, to_level(blocks.predicted), blocks.surfaces, config.blocks)
+    return compose(transform, compose(to_level, compose(after, to_level.inverse())))
