@@ -25,8 +25,10 @@ def test_script_measures_held_back_and_left_out_images(tmp_path, weights_folder,
     known, other = (write_folder(tmp_path / name, pairs=4, seed=k) for k, name in enumerate(("known", "other")))
     saved = tmp_path / "rates.json"
     main(
-        ["--weights", str(weights_folder), "--known", str(known), "--left-out", f"thermal={other}"]
-        + ["--locations", "8", "--dtype", "float32", "--save", str(saved)]
+        [
+            *("--weights", str(weights_folder), "--known", str(known), "--left-out", f"thermal={other}"),
+            *("--locations", "8", "--dtype", "float32", "--save", str(saved)),
+        ]
     )
     result = json.loads(saved.read_text(encoding="utf-8"))[str(weights_folder)]
     assert {group: list(sources) for group, sources in result["rates"].items()} == {
