@@ -1,7 +1,6 @@
 """Measure how fast this machine encodes, scores, matches and registers.
 
     python examples/benchmark.py [--device cuda] [--save results.json]
-    python examples/benchmark.py --runtimes    # PyTorch and OpenVINO; needs the extras onnx and openvino
     python examples/benchmark.py --weights universal-lite --against universal
 
 Compare rates within one run only. A plain matrix product in the same dtype alternates with the scoring: the ratio of
@@ -17,7 +16,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,8 +27,6 @@ from example_pair import read_pair
 from numpy.typing import NDArray
 
 from rrl_match import RRLMatcher, __version__, extract_patches, register
-from rrl_match.export import export_onnx
-from rrl_match.inference_openvino import load_openvino
 
 GFLOP_PER_PAIR = 1.253
 ROUNDS = 3  # the median counts
@@ -59,7 +55,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--matrix", type=int, default=500, help="patches per band for score_matrix; 0 to skip")
     parser.add_argument("--match", type=int, default=2000, help="patches per band for match; 0 to skip")
     parser.add_argument("--register", type=int, default=3, help="repetitions of register; 0 to skip")
-    parser.add_argument("--runtimes", action="store_true", help="only compare score in PyTorch and OpenVINO on the CPU")
     parser.add_argument("--against", metavar="WEIGHTS", help="only compare the speed of two sets of weights")
     parser.add_argument("--save", type=Path, metavar="FILE.json")
     return parser.parse_args()
@@ -67,19 +62,13 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
-    matcher = RRLMatcher.from_pretrained(args.weights, device="cpu" if args.runtimes else args.device)
+    matcher = RRLMatcher.from_pretrained(args.weights, device=args.device)
     image_a, image_b, a_to_b = read_pair("naip")
     count = max(*args.batch_sizes, args.matrix, args.match)
     points = np.random.default_rng(0).uniform(150, 500, (count, 2))
     patches_a, _ = extract_patches(image_a, points)
     patches_b, _ = extract_patches(image_b, points @ a_to_b[:, :2].T + a_to_b[:, 2])
 
-    if args.runtimes:
-        header = (
-            '| dtype | batch size | exported scorer in OpenVINO | `runtime="openvino"` |\n| --- | ---: | ---: | ---: |'
-        )
-        print_ratios("PyTorch", matcher.device, header, runtime_ratios(matcher, args, patches_a, patches_b))
-        return
     if args.against:
         header = f"| dtype | call | {args.weights} |\n| --- | --- | ---: |"
         print_ratios(args.against, matcher.device, header, weights_ratios(args, patches_a, patches_b))
@@ -141,33 +130,6 @@ def score_rates(
             "gflops": round(gflops, 1),
             "of_matrix_product": round(gflops / ceiling, 3),
         }
-
-
-def runtime_ratios(
-    matcher: RRLMatcher, args: argparse.Namespace, patches_a: NDArray[Any], patches_b: NDArray[Any]
-) -> Iterator[str]:
-    """A row for each dtype and batch size: pairs per second in OpenVINO over those in PyTorch."""
-    openvino = load_openvino()
-    with tempfile.TemporaryDirectory() as folder:
-        (exported,) = export_onnx(matcher, folder, ["scorer"])
-        model = openvino.Core().read_model(exported.path.read_bytes())
-    for dtype in args.dtypes:
-        runtimes = [
-            RRLMatcher.from_pretrained(args.weights, device="cpu", dtype=dtype, runtime=runtime)
-            for runtime in ("torch", "openvino")
-        ]
-        options = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "bf16" if dtype == "bfloat16" else "f32",
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        }
-        infer = openvino.Core().compile_model(model, "CPU", options).create_infer_request().infer
-        for batch_size in args.batch_sizes:
-            a, b = patches_a[:batch_size], patches_b[:batch_size]
-            floats = [np.float32(patches[:, None]) / 255 for patches in (a, b)]
-            calls = [*(functools.partial(scorer.score, a, b) for scorer in runtimes), functools.partial(infer, floats)]
-            in_torch, in_openvino, bare = rates(calls, args.seconds, matcher.device)
-            yield f"| {dtype} | {batch_size} | {bare / in_torch:.2f} | {in_openvino / in_torch:.2f} |"
 
 
 def weights_ratios(args: argparse.Namespace, patches_a: NDArray[Any], patches_b: NDArray[Any]) -> Iterator[str]:

@@ -19,7 +19,6 @@ from rrl_match.errors import RRLMatchError, WeightsError, WeightsNotFoundError
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 DEFAULT_WEIGHTS = "universal"
-RETIRED: dict[str, str] = {}  # former bundled names -> those to load instead
 
 _REPO_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -68,7 +67,7 @@ def find_folder(
         )
     if revision is not None and not isinstance(revision, str):
         raise TypeError(f"revision must be a branch, a tag or a commit, got {type(revision).__name__}")
-    name = _current_name(os.fspath(name_or_path))
+    name = os.fspath(name_or_path)
     local = _local_folder(name)
     if local is not None:
         if revision is not None:
@@ -89,14 +88,6 @@ def find_folder(
     folder = _download(name, revision, options)
     _verify_release(folder, name)
     return folder
-
-
-def _current_name(name: str) -> str:
-    """The name to load: another one if the bundled weights of this name were retired."""
-    if name not in RETIRED:
-        return name
-    _logger.warning("weights %r are retired: loading %r instead", name, RETIRED[name])
-    return RETIRED[name]
 
 
 def _local_folder(name: str) -> Path | None:

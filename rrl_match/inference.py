@@ -10,9 +10,9 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -317,10 +317,6 @@ def _metric_input(
     return joined
 
 
-Encode: TypeAlias = Callable[[Tensor], list[Tensor]]  # FusedEncoder
-Relate: TypeAlias = Callable[..., Tensor]  # FusedRelation
-
-
 class InferenceRRLNet:
     """An :class:`RRLNet` ready to score on one device; the same results up to the rounding of `dtype`.
 
@@ -342,22 +338,24 @@ class InferenceRRLNet:
         if self.config.descriptor_dim:
             self._descriptors = {"a": copy.deepcopy(folded.descriptor_a), "b": copy.deepcopy(folded.descriptor_b)}
         with self._computing():
-            self._encoders, self._relation = self._compile(folded)
-
-    def _compile(self, folded: RRLNet) -> tuple[dict[Band, Encode], Relate]:
-        """The encoders, and FIL with the metric network, of a network in float32 with folded norms."""
-        folded = folded.to(self.dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        packed = self.device.type == "cpu" and onednn_fuses(self.dtype)
-        size = self.config.map_size
-        encoder_a, encoder_b = (FusedEncoder(alfe, size, packed) for alfe in (folded.encoder_a, folded.encoder_b))
-        return {"a": encoder_a, "b": encoder_b}, FusedRelation(folded, packed)
+            cast = folded.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            packed = device.type == "cpu" and onednn_fuses(dtype)
+            size = self.config.map_size
+            self._encoders: dict[Band, FusedEncoder] = {
+                "a": FusedEncoder(cast.encoder_a, size, packed),
+                "b": FusedEncoder(cast.encoder_b, size, packed),
+            }
+            self._relation = FusedRelation(cast, packed)
 
     def encode(self, patches: Tensor, band: Band) -> list[Tensor]:
         """Patches (N, 1, S, S) in [0, 1] of one band to the maps of its encoder."""
         with self._computing():
             # Prepared in float32, to keep the small differences of a 16-bit frame.
             patches = self._prepare(patches.to(self.device, torch.float32))
-            return self._encoders[band](patches.to(self.dtype).contiguous(memory_format=torch.channels_last))
+            maps: list[Tensor] = self._encoders[band](
+                patches.to(self.dtype).contiguous(memory_format=torch.channels_last)
+            )
+            return maps
 
     def describe(self, maps: Sequence[Tensor], band: Band) -> Tensor:
         """Maps of one band to descriptors (N, descriptor_dim), float32 of unit length."""

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias, overload
+from typing import overload
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from rrl_match._process import limit_threads_after_fork
 from rrl_match.batching import BatchedInference
 from rrl_match.hub import DEFAULT_WEIGHTS
 from rrl_match.inference import InferenceRRLNet, choose_device, choose_dtype
-from rrl_match.inference_openvino import OpenVINORRLNet
 from rrl_match.matching import (
     ArrayIndexPairs,
     Candidates,
@@ -44,8 +43,6 @@ from rrl_match.patches import (
     range_per_band,
 )
 from rrl_match.pretrained import ModelConfig
-
-Runtime: TypeAlias = Literal["torch", "openvino"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,13 +79,10 @@ class RRLMatcher:
         dtype: to compute in: ``torch.float32``, ``bfloat16``, ``float16``, or "auto" for the fastest one that the
             device supports natively. Scores are always float32.
         card: text of the model card, written by :meth:`save_pretrained`.
-        runtime: "torch", or "openvino" for faster single pairs in bfloat16 on a CPU; float32 works, too. It needs
-            ``pip install 'rrl-match[openvino]'``. The first call compiles the network. Features of one runtime can be
-            scored by the other.
 
     Attributes:
         config: modalities, threshold, and what is known about the training.
-        device, dtype, runtime: those chosen.
+        device, dtype: those chosen.
     """
 
     def __init__(
@@ -99,7 +93,6 @@ class RRLMatcher:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         card: str = "",
-        runtime: Runtime = "torch",
     ) -> None:
         if config.network != network.config:
             raise ValueError(
@@ -107,18 +100,17 @@ class RRLMatcher:
                 "pass ModelConfig(..., network=network.config)"
             )
         self.config = config
-        self.runtime: Runtime = runtime
-        self.device, self.dtype = _choose(runtime, device, dtype)
+        self.device = choose_device(device)
+        self.dtype = choose_dtype(dtype, self.device)
         self._card = card
         self._network = network  # as trained, for saving
-        kind = OpenVINORRLNet if runtime == "openvino" else InferenceRRLNet
-        self._inference = BatchedInference(kind(network, self.device, self.dtype))
+        self._inference = BatchedInference(InferenceRRLNet(network, self.device, self.dtype))
         self._encoders: dict[Band, int] = {"a": _checksum(network.encoder_a), "b": _checksum(network.encoder_b)}
 
     def __reduce__(self) -> tuple[Callable[..., RRLMatcher], tuple[object, ...]]:
         # As bytes: tensors would take one file descriptor each on their way to another process.
         weights = pretrained.to_bytes(self._network)
-        return _unpickle, (type(self), weights, self.config, str(self.device), self.dtype, self._card, self.runtime)
+        return _unpickle, (type(self), weights, self.config, str(self.device), self.dtype, self._card)
 
     @classmethod
     def from_pretrained(
@@ -132,7 +124,6 @@ class RRLMatcher:
         local_files_only: bool = False,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
-        runtime: Runtime = "torch",
     ) -> Self:
         """Load weights.
 
@@ -141,16 +132,16 @@ class RRLMatcher:
                 :meth:`save_pretrained`, or a Hugging Face Hub repo id "owner/name".
             revision, cache_dir, token, force_download, local_files_only: for the Hub, see
                 ``huggingface_hub.hf_hub_download``.
-            device, dtype, runtime: see :class:`RRLMatcher`.
+            device, dtype: see :class:`RRLMatcher`.
 
         Raises:
             WeightsNotFoundError: there are no weights of this name, or the Hub cannot be reached.
             WeightsError: the files are truncated, changed, or of another network.
-            ValueError: the device, dtype or runtime is unknown or not available.
-            ImportError: the extra ``openvino`` is not installed.
+            ValueError: the device or dtype is unknown or not available.
         """
         limit_threads_after_fork()
-        device, dtype = _choose(runtime, device, dtype)
+        device = choose_device(device)
+        dtype = choose_dtype(dtype, device)
         folder = hub.find_folder(
             name_or_path,
             revision=revision,
@@ -161,7 +152,7 @@ class RRLMatcher:
         )
         network, config = pretrained.load_folder(folder)
         card = pretrained.read_card(folder)
-        return cls(network, config, device=device, dtype=dtype, card=card, runtime=runtime)
+        return cls(network, config, device=device, dtype=dtype, card=card)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``config.json``, ``model.safetensors`` and the model card; :meth:`from_pretrained` loads the folder."""
@@ -551,25 +542,6 @@ class RRLMatcher:
         return Candidates(n, m, candidates, near, index_pairs, described=self.config.network.descriptor_dim > 0)
 
 
-def _choose(runtime: Runtime, device: str | torch.device, dtype: str | torch.dtype) -> tuple[torch.device, torch.dtype]:
-    """The device and dtype of a runtime.
-
-    Raises:
-        ValueError: the runtime, device or dtype is unknown, not available, or does not go with the others.
-    """
-    if runtime not in ("torch", "openvino"):
-        raise ValueError(f"runtime must be 'torch' or 'openvino', got {runtime!r}")
-    on_cpu = runtime == "openvino"
-    chosen = choose_device("cpu" if on_cpu and device == "auto" else device)
-    precision = choose_dtype(dtype, chosen)
-    if on_cpu and (chosen.type != "cpu" or precision == torch.float16):
-        raise ValueError(
-            f"runtime 'openvino' computes on the CPU in float32 or bfloat16, got device {chosen} and {precision}: "
-            "use device='auto' and dtype='auto', or runtime='torch'"
-        )
-    return chosen, precision
-
-
 def _checksum(module: nn.Module) -> int:
     total = 0
     for value in pretrained.stored_values(module).values():
@@ -584,8 +556,7 @@ def _unpickle(
     device: str,
     dtype: torch.dtype,
     card: str,
-    runtime: Runtime,
 ) -> RRLMatcher:
     limit_threads_after_fork()
     network = pretrained.from_bytes(weights, config)
-    return kind(network, config, device=device, dtype=dtype, card=card, runtime=runtime)
+    return kind(network, config, device=device, dtype=dtype, card=card)

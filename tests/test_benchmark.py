@@ -41,11 +41,3 @@ def test_two_sets_of_weights_compared(weights_folder):
     ratios = ratios_printed(weights_folder, "--against", str(weights_folder))
     assert len(ratios) == 4
     assert all(ratio > 0 for ratio in ratios)
-
-
-@pytest.mark.slow
-def test_runtimes_compared(weights_folder):
-    pytest.importorskip("openvino")
-    ratios = ratios_printed(weights_folder, "--runtimes")
-    assert len(ratios) == 2
-    assert all(ratio > 0 for ratio in ratios)

@@ -38,7 +38,7 @@ LAYERS = [
     ["modeling.network"],
     ["modeling"],
     ["inference", "hub", "patches", "registration.geometry", "registration.settings"],
-    ["batching", "inference_openvino", "matching", "pretrained", "registration.images"],
+    ["batching", "matching", "pretrained", "registration.images"],
     ["matcher", "registration.fields", "registration.surfaces"],
     ["export", "registration.judge", "selftest", "training.commands"],
     ["registration.coarse"],
@@ -180,7 +180,6 @@ def test_import_and_use_change_no_global_setting(fresh_process):
         "torchvision",
         "pandas",
         "onnx",
-        "openvino",
     ],
 )
 def test_import_leaves_extras_alone(fresh_process, module):

@@ -279,18 +279,6 @@ def test_released_weights_load_by_name(released):
     RRLMatcher.from_pretrained("tiny", device="cpu")
 
 
-def test_a_retired_name_loads_the_weights_that_replace_it(released, monkeypatch, caplog):
-    monkeypatch.setattr(hub, "RETIRED", {"old": "tiny"})
-    with caplog.at_level("WARNING", "rrl_match"):
-        assert find_folder("old") == released / "tiny"
-    assert [record.getMessage() for record in caplog.records] == ["weights 'old' are retired: loading 'tiny' instead"]
-
-
-def test_retired_names_lead_to_bundled_ones():
-    assert set(hub.RETIRED.values()) <= set(bundled_names())
-    assert not set(hub.RETIRED) & set(bundled_names())
-
-
 def test_the_default_weights_are_bundled():
     assert hub.DEFAULT_WEIGHTS in bundled_names()
 

@@ -119,8 +119,6 @@ def test_arguments_reach_the_trainer(tmp_path, recorder, data, capsys):
         "vis-nir",
         "--start",
         "vis-nir",
-        "--teacher",
-        "vis-nir",
         "--checkpoint-every",
         7,
         "--validate-every",
@@ -132,7 +130,6 @@ def test_arguments_reach_the_trainer(tmp_path, recorder, data, capsys):
     assert (recipe.modalities, out) == (("vis", "nir"), tmp_path)
     assert [(source.name, source.weight) for source in sources] == [("images", 0.5)]
     assert isinstance(given.pop("start"), RRLNet)
-    assert isinstance(given.pop("teacher"), RRLNet)
     assert given == {
         "seed": 0,
         "precision": "bf16",

@@ -39,7 +39,6 @@ def _add_train(subparsers: Subparsers) -> None:
         metavar="WEIGHTS[=WEIGHT]",
         help="weights to start from, a bundled name or a folder; repeat it for the weighted mean of several",
     )
-    parser.add_argument("--teacher", metavar="WEIGHTS", help="trained weights to learn from, for recipes that distil")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
@@ -55,8 +54,6 @@ def _add_train(subparsers: Subparsers) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     _require_extra("accelerate", "sklearn", "tensorboard", "tqdm")
-    from rrl_match.hub import find_folder
-    from rrl_match.pretrained import load_folder
     from rrl_match.training.datasets import read_source
     from rrl_match.training.recipe import Recipe
     from rrl_match.training.start import read_start
@@ -71,7 +68,6 @@ def _train(args: argparse.Namespace) -> int:
         device=args.device,
         compile=args.compile,
         start=read_start(args.start),
-        teacher=load_folder(find_folder(args.teacher))[0] if args.teacher else None,
         checkpoint_every=args.checkpoint_every,
         validate_every=args.validate_every,
     )

@@ -34,7 +34,6 @@ class TrainingPhase(abc.ABC):
     """
 
     name: str
-    pairs_per_location: int  # that the losses see
     averaged = False  # whether an average of the weights over the steps is kept
     validated = False  # whether the network can be validated in this phase
 
@@ -77,7 +76,6 @@ class Pretraining(TrainingPhase):
     """Contrastive training of the encoders and descriptor heads."""
 
     name = "pretraining"
-    pairs_per_location = 1
 
     def __init__(self, recipe: Recipe, schedule: Phase, network: RRLNet, precision: torch.dtype) -> None:
         super().__init__(recipe, schedule, ContrastivePretraining(network), network, precision)
@@ -92,7 +90,6 @@ class FullTraining(TrainingPhase):
     """Training of the whole graph: matching, auxiliary heads, reconstruction and descriptors."""
 
     name = "training"
-    pairs_per_location = 2
     averaged = True
     validated = True
 

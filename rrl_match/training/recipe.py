@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import math
 from dataclasses import dataclass, field
 from importlib import resources
@@ -13,8 +12,6 @@ from typing import Any
 
 from rrl_match.modeling import RRLNetConfig
 from rrl_match.training.network import TrainingConfig
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,10 +70,7 @@ class SyntheticBands:
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weight of each term of the sum.
-
-    If `perceptual` is not 0, VGG features replace `gradient`. `teacher` and `teacher_descriptors` are for distillation.
-    """
+    """Weight of each term of the sum. If `perceptual` is not 0, VGG features replace `gradient`."""
 
     interaction: float = 1.0
     metric_stages: float = 1.0
@@ -84,8 +78,6 @@ class LossWeights:
     gradient: float = 1.0
     perceptual: float = 0.0
     contrastive: float = 0.0
-    teacher: float = 0.0
-    teacher_descriptors: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -232,7 +224,6 @@ class Recipe:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(values, dict):
                 raise ValueError(f"expected an object with the fields of Recipe, got {type(values).__name__}")
-            _rename_old_fields(values, path)
             for key, kind in _NESTED.items():
                 if values.get(key) is not None:
                     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in values[key].items()}
@@ -258,20 +249,6 @@ def _check_phase(name: str, phase: Phase) -> None:
         raise ValueError(f"{name}: batch_size and images_per_batch must be at least sources_per_batch, got {phase}")
 
 
-def _rename_old_fields(values: dict[str, Any], path: Path) -> None:
-    """Translate, in place, the field names of version 0.1, which are read for one more version."""
-    renamed = []
-    for key, names in _OLD_FIELDS.items():
-        fields = values if key == "" else values.get(key)
-        for old, new in names.items():
-            if isinstance(fields, dict) and old in fields:
-                value = fields.pop(old)
-                fields[new] = round(1 / value, 4) if old == "held_back" else value
-                renamed.append(f"{old} -> {new}")
-    if renamed:
-        logger.warning("%s: fields have new names, please change them: %s", path, ", ".join(renamed))
-
-
 _NESTED: dict[str, type] = {
     "pretraining": Phase,
     "training": Phase,
@@ -281,19 +258,4 @@ _NESTED: dict[str, type] = {
     "losses": LossWeights,
     "network": RRLNetConfig,
     "heads": TrainingConfig,
-}
-
-_OLD_PHASE = {"places": "batch_size", "pictures": "images_per_batch"}
-_OLD_FIELDS = {
-    "": {"encoder_learning_rate": "encoder_lr_scale", "held_back": "val_fraction"},
-    "pretraining": _OLD_PHASE,
-    "training": _OLD_PHASE,
-    "geometry": {
-        "flips_and_quarter_turns": "flips_and_right_angles",
-        "common_turn": "common_rotation",
-        "place_jitter": "location_jitter",
-        "share": "probability",
-        "turn": "rotation",
-    },
-    "photometry": {"share": "probability"},
 }

@@ -26,14 +26,12 @@ from rrl_match.training.alignment import align
 from rrl_match.training.batches import draw_batch
 from rrl_match.training.card import calibrated_config, model_card, rounded
 from rrl_match.training.datasets import Source, hold_back
-from rrl_match.training.distillation import Distillation, StudentGraph
 from rrl_match.training.network import TrainingRRLNet, set_norm_momentum
 from rrl_match.training.norms import BATCHES, reestimate_norms
 from rrl_match.training.phases import FullTraining, Pretraining, TrainingPhase
 from rrl_match.training.recipe import Recipe
 from rrl_match.training.run_folder import RunFolder
 from rrl_match.training.sampling import PatchSampler
-from rrl_match.training.throughput import StepRates
 from rrl_match.training.validation import MOST_LOCATIONS, ValidationSet
 
 logger = logging.getLogger(__name__)
@@ -54,7 +52,6 @@ class Trainer:
         device: "auto" for CUDA if available, or "cpu".
         compile: compile all parts but the heads, which fuses the memory-bound norms and activations.
         start: weights to start from instead of random ones.
-        teacher: trained network to learn from, for recipes of distillation (`losses.teacher`).
         checkpoint_every, validate_every: steps between checkpoints, and between validations.
 
     Raises:
@@ -75,7 +72,6 @@ class Trainer:
         device: str = "auto",
         compile: bool = False,
         start: RRLNet | None = None,
-        teacher: RRLNet | None = None,
         checkpoint_every: int = 100,
         validate_every: int = 400,
     ) -> None:
@@ -93,11 +89,10 @@ class Trainer:
         self.device = self.accelerator.device
         self.folder = RunFolder(out, writable=self.accelerator.is_main_process)
         torch.manual_seed(seed)
-        _check_teacher(recipe, teacher)
         self.model = build_model(recipe, start, self.device)
         self.network = self.model.prune()
         self._split(align(sources, out / "alignment.json") if recipe.align else sources)
-        self.phases = build_phases(recipe, self.model, teacher, self.precision)
+        self.phases = build_phases(recipe, self.model, self.precision)
         self.average: AveragedModel | None = None
         self.best: dict[str, Any] = {"fpr95": math.inf}
         self.done = 0  # steps, over all phases
@@ -153,18 +148,15 @@ class Trainer:
         """
         last = first + phase.schedule.steps
         optimizer, lr_schedule = self._optimizer(phase, state)
-        pairs = phase.schedule.batch_size * phase.pairs_per_location * self.accelerator.num_processes
-        size = self.network.config.patch_size
-        rates = StepRates(phase.model, phase.schedule.batch_size, size, pairs, self.device, self.precision)
         model, optimizer = self.accelerator.prepare(phase.model.train(), optimizer)
         with self._progress(phase, first) as bar:
             for step in bar:
                 began = time.perf_counter()
                 values = self._step(phase, model, optimizer, step, first)
                 lr_schedule.step()
-                self.done, elapsed = step + 1, time.perf_counter() - began
-                self.seconds += elapsed
-                bar.set_postfix(loss=values["loss"], **rates.of(elapsed), **self._best_so_far(), refresh=False)
+                self.done = step + 1
+                self.seconds += time.perf_counter() - began
+                bar.set_postfix(loss=values["loss"], **self._best_so_far(), refresh=False)
                 self.folder.log(self.done, phase.name, {"seconds": round(self.seconds, 1), **values})
                 if phase.validated and (self.done == last or self.done % self.validate_every == 0):
                     self._validate()
@@ -290,7 +282,7 @@ class Trainer:
         save_folder(self.folder.path / "weights", network, config, model_card(config))
 
 
-def build_model(recipe: Recipe, start: RRLNet | None, device: torch.device) -> TrainingRRLNet | StudentGraph:
+def build_model(recipe: Recipe, start: RRLNet | None, device: torch.device) -> TrainingRRLNet:
     """The training graph of a recipe, with random weights or those to start from.
 
     Raises:
@@ -306,24 +298,19 @@ def build_model(recipe: Recipe, start: RRLNet | None, device: torch.device) -> T
     network = RRLNet(config)
     if start:
         network.load_state_dict(start.state_dict())
-    model = StudentGraph(network) if recipe.losses.teacher else TrainingRRLNet(network, recipe.heads)
+    model = TrainingRRLNet(network, recipe.heads)
     model.to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     set_norm_momentum(model, recipe.norm_momentum)
     return model
 
 
-def build_phases(
-    recipe: Recipe, model: TrainingRRLNet | StudentGraph, teacher: RRLNet | None, precision: torch.dtype
-) -> list[TrainingPhase]:
+def build_phases(recipe: Recipe, model: TrainingRRLNet, precision: torch.dtype) -> list[TrainingPhase]:
     """The phases of a recipe, in order."""
     phases: list[TrainingPhase] = []
     if recipe.pretraining:
         phases.append(Pretraining(recipe, recipe.pretraining, model.prune(), precision))
-    if isinstance(model, TrainingRRLNet):
-        phases.append(FullTraining(recipe, recipe.training, model, precision))
-    elif teacher:
-        phases.append(Distillation(recipe, recipe.training, model, teacher, precision))
+    phases.append(FullTraining(recipe, recipe.training, model, precision))
     return phases
 
 
@@ -338,19 +325,6 @@ def _as_numbers(loss: Tensor, terms: dict[str, Tensor], step: int) -> dict[str, 
     if not math.isfinite(numbers[0]):
         raise RRLMatchError(f"the loss of step {step} is not finite: {values}")
     return values
-
-
-def _check_teacher(recipe: Recipe, teacher: RRLNet | None) -> None:
-    if (teacher is None) == (recipe.losses.teacher > 0):
-        raise ValueError(
-            "a teacher and a recipe with losses.teacher go together, "
-            f"got {'no' if teacher is None else 'a'} teacher and losses.teacher {recipe.losses.teacher:g}"
-        )
-    if teacher and teacher.config.descriptor_dim != recipe.descriptor_dim:
-        raise ValueError(
-            f"the teacher has descriptors of length {teacher.config.descriptor_dim}, "
-            f"the recipe asks for {recipe.descriptor_dim}"
-        )
 
 
 def _check_names(sources: Sequence[Source]) -> None:

@@ -1,7 +1,6 @@
 """A user's file that uses everything public; test_typing.py checks it with mypy --strict."""
 
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -48,10 +47,8 @@ assert_type(matcher.threshold, float)
 assert_type(matcher.patch_size, int)
 assert_type(matcher.device, torch.device)
 assert_type(matcher.dtype, torch.dtype)
-assert_type(matcher.runtime, Literal["torch", "openvino"])
 assert_type(matcher.config, ModelConfig)
 assert_type(RRLMatcher(RRLNet(), ModelConfig(("vis", "nir")), device="cpu", dtype="auto"), RRLMatcher)
-assert_type(RRLMatcher.from_pretrained(runtime="openvino"), RRLMatcher)
 
 visible, infrared = np.zeros((5, 64, 64), np.uint8), np.zeros((5, 64, 64), np.uint16)
 one_visible, one_infrared = np.zeros((64, 64), np.uint8), np.zeros((64, 64), np.uint16)
