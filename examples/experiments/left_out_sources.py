@@ -106,12 +106,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = {}
     for name in args.weights:
         rates = measure(load_folder(find_folder(name))[0].eval(), groups, getattr(torch, args.dtype))
-        results[name] = {"rates": rates, "selection": selection_score(rates)}
+        selection = selection_score(rates)
+        results[name] = {"rates": rates, "selection": selection}
         print(f"{name}, FPR95 in percent, random / near:", flush=True)
         for group, sources in rates.items():
             for source, kinds in sources.items():
                 print(f"  {group:12} {source:20}" + " / ".join(f"{value:6.2f}" for value in kinds.values()))
-        print("  " + ", ".join(f"{key} {value:.3f}" for key, value in results[name]["selection"].items()), flush=True)
+        print("  " + ", ".join(f"{key} {value:.3f}" for key, value in selection.items()), flush=True)
         if args.save:
             args.save.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
