@@ -38,7 +38,9 @@ LAYERS = [
     ["modeling.network"],
     ["modeling"],
     ["inference", "hub", "patches", "registration.geometry", "registration.settings"],
-    ["batching", "matching", "pretrained", "registration.images"],
+    ["batching", "extraction", "pretrained", "registration.images"],
+    ["features", "matching"],
+    ["options"],
     ["matcher", "registration.fields", "registration.surfaces"],
     ["export", "registration.judge", "selftest", "training.commands"],
     ["registration.coarse"],
@@ -213,7 +215,7 @@ def test_modeling_imports_only_modeling_and_torch(path):
 @pytest.mark.parametrize(
     ("package", "users"),
     [
-        ("cv2", {"rrl_match.patches", "rrl_match.matching", *REGISTRATION}),
+        ("cv2", {"rrl_match.patches", "rrl_match.extraction", "rrl_match.matching", *REGISTRATION}),
         ("rasterio", {"rrl_match.registration.raster"}),
         ("safetensors", {"rrl_match.pretrained"}),
         ("onnx", {"rrl_match.export"}),

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from rrl_match.extraction import extract_patches
 from rrl_match.matcher import RRLMatcher
-from rrl_match.patches import extract_patches
 from rrl_match.registration.geometry import Matrix, Points, apply, inverse, jacobian, scale_of
 from rrl_match.registration.images import Frame, Grey, Mask
 from rrl_match.registration.settings import Settings
@@ -180,7 +180,7 @@ def _shown(mask: Mask, points: Points) -> NDArray[np.bool_]:
 def _patches_b(view: _View, points: Points, size: int) -> NDArray[np.float32]:
     """Patches of B, warped to A's frame, that belong to points (N, 2) of A."""
     laf = np.concatenate([jacobian(view.a_to_b, points) * (size / 2), apply(view.a_to_b, points)[:, :, None]], axis=2)
-    return extract_patches(view.b, laf, size, upright=False)[0]
+    return extract_patches(view.b, laf, size, orientation=True, scale=True)[0]
 
 
 def _factors(frame: Frame, matrix: Matrix, settings: Settings) -> tuple[float, float]:
