@@ -14,7 +14,7 @@ from rrl_match.registration.channels import agreement
 from rrl_match.registration.config import BlockConfig, Config
 from rrl_match.registration.cost_surfaces import Surfaces, cost_surfaces, lowest
 from rrl_match.registration.dense_search import Hypothesis, distinct
-from rrl_match.registration.images import Frame
+from rrl_match.registration.images import Frame, Grey
 from rrl_match.registration.overlay import Overlap, Overlay, overlap_of, overlay_of
 from rrl_match.transforms import MatrixTransform, Points, Transform, compose, simpler_kinds
 
@@ -97,7 +97,9 @@ def _block_centres(overlay: Overlay, grid: Grid, config: BlockConfig) -> tuple[N
     if half < 6:
         return np.empty((0, 2), np.int64), half
     corners = np.asarray(cv2.cornerMinEigenVal(overlay.a, 5), np.float32) * both
-    area, first, side = cv2.integral(both), half + grid.radius, 2 * half + 1
+    first, side = half + grid.radius, 2 * half + 1
+    known = _inner_part(both, side) >= config.known
+    known &= _inner_part(both + (1 - overlay.channels_a.whole * overlay.channels_b.whole), side) >= config.covered
     lines = []
     for n in both.shape:
         count = max(1, min(grid.cells, (n - 2 * first) // max(4, half // 4)))
@@ -107,11 +109,14 @@ def _block_centres(overlay: Overlay, grid: Grid, config: BlockConfig) -> tuple[N
         for left, right in zip(lines[1][:-1], lines[1][1:], strict=True):
             cell = corners[top:bottom, left:right]
             dy, dx = divmod(int(cell.argmax()), cell.shape[1])
-            y, x = top + dy - half, left + dx - half
-            known = area[y + side, x + side] - area[y, x + side] - area[y + side, x] + area[y, x]
-            if cell[dy, dx] > 0 and known >= config.covered * side**2:
+            if cell[dy, dx] > 0 and known[top + dy, left + dx]:
                 centres.append((left + dx, top + dy))
     return np.array(centres, np.int64).reshape(-1, 2), half
+
+
+def _inner_part(image: Grey, side: int) -> Grey:
+    """Mean (H, W) of an image over a square around each pixel."""
+    return np.asarray(cv2.boxFilter(image, -1, (side, side), borderType=cv2.BORDER_CONSTANT), np.float32)
 
 
 def fit_simplest(
@@ -120,7 +125,7 @@ def fit_simplest(
     """Robust transform from A to where the blocks were found, and its kind; a simpler one where that explains as much.
 
     Freedom that the blocks do not need follows their errors, and takes the corners of an image along. Kinds are compared
-    by the likelihood of the blocks' residuals under a Cauchy distribution, whose width is that of the freest kind.
+    by the likelihood of the blocks' residuals: blocks that a kind leaves far off count more than those nearly reached.
 
     Args:
         blocks: of all frames.
@@ -135,16 +140,17 @@ def fit_simplest(
     fitted = kind.estimate_robust(start, matched, bound)
     if not isinstance(fitted, MatrixTransform):
         return None
-    squared = ((fitted(start) - matched) ** 2).sum(1)
-    width = max((0.5 * blocks.pixel) ** 2, float(np.median(squared)))
-    least = float(np.log1p(squared / width).mean())
+    most = config.simpler * _cost(fitted, start, matched, bound) + 0.01
     for simpler in simpler_kinds(kind) if simplify else []:
         found = simpler.estimate_robust(start, matched, bound)
-        if isinstance(found, MatrixTransform):
-            cost = float(np.log1p(((found(start) - matched) ** 2).sum(1) / width).mean())
-            if cost <= least + config.simpler:
-                return compose(base, found), simpler
+        if isinstance(found, MatrixTransform) and _cost(found, start, matched, bound) <= most:
+            return compose(base, found), simpler
     return compose(base, fitted), kind
+
+
+def _cost(transform: MatrixTransform, points: Points, matched: Points, bound: float) -> float:
+    """Negative log-likelihood of a block's residual, of a Cauchy distribution as wide as `bound`."""
+    return float(np.log1p(((transform(points) - matched) ** 2).sum(1) / bound**2).mean())
 
 
 def align(

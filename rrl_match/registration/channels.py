@@ -26,10 +26,13 @@ class Channels:
         values: (H, W, 3) float32: about unit length wherever there is structure, zero where nothing is known. The second
             and third are the strength times cosine and sine of twice the angle.
         known: (H, W) float32, 1 where an image is known, 0 elsewhere.
+        whole: (H, W) float32, 0 in holes, 1 elsewhere. Outside its footprint an image has no structure; in a hole it may
+            have any.
     """
 
     values: NDArray[np.float32]
     known: Grey
+    whole: Grey
 
     @property
     def energy(self) -> Grey:
@@ -72,18 +75,18 @@ def agreement(a: Channels, b: Channels) -> tuple[float, float]:
     return total - strength_a * strength_b / count, count
 
 
-def block_channels(image: Grey, known: Grey, config: ChannelConfig) -> Channels:
-    """Channels for block matching, of a level.
+def block_channels(image: Grey, known: Grey, holes: Grey, config: ChannelConfig) -> Channels:
+    """Channels for block matching, of a level: its grey values, what is known and what is missing, (H, W) each.
 
     With smoothed gradients, this is a compact form of CFOG (Ye et al., "Fast and robust matching for multimodal remote
     sensing image registration", TGRS 2019): the two lowest harmonics of its channels hold nearly all of their energy.
     """
-    whole = bool(known.all())
-    gradients = _gradients(image) if whole else _gradients(image) * _inner(known)[..., None]
-    smooth = np.asarray(cv2.GaussianBlur(gradients, (0, 0), config.blur), np.float32)
-    if not whole:
-        smooth, known = _renormalised(smooth, known, config.blur, config)
-    return Channels(_scaled(smooth, known, config), known)
+    smooth, enough = _smoothed(_gradients(image), known, config.blur, config)
+    whole = np.ones_like(enough)
+    if holes.any():
+        footprint = _smoothed(None, known + holes, config.blur, config)[1]
+        whole -= footprint * (1 - enough)
+    return Channels(_scaled(smooth, enough, config), enough, whole)
 
 
 def pooled_channels(
@@ -109,13 +112,13 @@ def pooled_channels(
             np.asarray(cv2.resize(one, size, interpolation=how), np.float32) for one in (gradients, known)
         )
     smooth = np.asarray(cv2.GaussianBlur(gradients, (0, 0), config.pooled_blur), np.float32)
-    smooth, known = _renormalised(smooth, known, config.pooled_blur, config)
+    known = (known >= config.known).astype(np.float32)
     values = _scaled(smooth, known, config)
     weight = cv2.GaussianBlur(known, (0, 0), config.highpass)
     values -= cv2.GaussianBlur(values, (0, 0), config.highpass) / np.maximum(weight, 1e-3)[..., None]
     values *= known[..., None]
     to_small = compose(from_full, resizing((w / size[0], h / size[1])))
-    return Channels(values, known), Affine(to_small.full)
+    return Channels(values, known, known), Affine(to_small.full)
 
 
 def _resampled(image: PreparedImage, linear: Matrix, factor: float) -> tuple[Level, MatrixTransform]:
@@ -131,7 +134,8 @@ def _resampled(image: PreparedImage, linear: Matrix, factor: float) -> tuple[Lev
     warped = cv2.warpAffine(level.image, move.full[:2], size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     known = cv2.warpAffine(level.known, move.full[:2], size, flags=cv2.INTER_LINEAR)
     from_full = compose(level.from_full, move)
-    return Level(np.asarray(warped, np.float32), np.asarray(known, np.float32), Affine(from_full.full)), from_full
+    known = np.asarray(known, np.float32)
+    return Level(np.asarray(warped, np.float32), known, np.zeros_like(known), Affine(from_full.full)), from_full
 
 
 def _gradients(image: Grey) -> NDArray[np.float32]:
@@ -149,12 +153,16 @@ def _inner(known: Grey) -> Grey:
     )
 
 
-def _renormalised(
-    smooth: NDArray[np.float32], known: Grey, blur: float, config: ChannelConfig
+def _smoothed(
+    gradients: NDArray[np.float32] | None, known: Grey, blur: float, config: ChannelConfig
 ) -> tuple[NDArray[np.float32], Grey]:
-    """Smoothed gradients as if only known ones had been averaged, and where enough were known for it, as 0 or 1."""
-    part = np.asarray(cv2.GaussianBlur(_inner(known), (0, 0), blur), np.float32)
-    enough = (part >= min(config.known, 0.999)).astype(np.float32)
+    """Gradients (H, W, 3), smoothed as if only known ones were there, and where enough were known for it, as 0 or 1."""
+    inner = _inner(known)
+    part = np.asarray(cv2.GaussianBlur(inner, (0, 0), blur), np.float32)
+    enough = (part >= config.known).astype(np.float32)
+    if gradients is None:
+        return np.empty(0, np.float32), enough
+    smooth = np.asarray(cv2.GaussianBlur(gradients * inner[..., None], (0, 0), blur), np.float32)
     return smooth * (enough / np.maximum(part, 1e-3))[..., None], enough
 
 

@@ -107,11 +107,12 @@ class BlockConfig(_Checked):
     """Block matching and the joint least-squares adjustment of its cost surfaces."""
 
     half: int = 47  # half the width of a block; with its margin, a size that Fourier transforms are fast for
-    covered: float = 0.5  # part of a block that both images must show
+    covered: float = 0.8  # part of a block that must lie in both footprints
+    known: float = 0.4  # part of it that both images must know
     noise: float = 0.1  # of the median lowest cost: added to all, so that no block counts without limit
     weights: tuple[float, float] = (0.2, 4.5)  # least and most of a block in the adjustment
     bound: float = 3.0  # pixels that a block may be off
-    simpler: float = 0.12  # log-likelihood a block by which a simpler model may be worse and still be taken
+    simpler: float = 1.4  # factor by which the cost of a simpler model may exceed that of the freest and be taken
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class _Quadratics(NamedTuple):
 
 
 def cost_surfaces(a: Channels, b: Channels, centres: NDArray[np.int64], half: int, radius: int) -> Surfaces:
-    """How much blocks of A differ from B at offsets within the radius, over the pixels that both know.
+    """How much blocks of A differ from B at offsets within the radius, but for holes.
 
     Args:
         a, b: channels of one shape.
@@ -42,8 +42,8 @@ def cost_surfaces(a: Channels, b: Channels, centres: NDArray[np.int64], half: in
     """
     side, outer = 2 * half + 1, 2 * (half + radius) + 1
     x, y = centres.T
-    known_a = _box_sums(a.known, side)[y - half, x - half] >= side**2
-    known_b = _box_sums(b.known, outer)[y - half - radius, x - half - radius] >= outer**2
+    known_a = _box_sums(a.whole, side)[y - half, x - half] >= side**2
+    known_b = _box_sums(b.whole, outer)[y - half - radius, x - half - radius] >= outer**2
     costs = np.empty((len(centres), 2 * radius + 1, 2 * radius + 1))
     whole = known_a & known_b
     for rows, differences in ((np.flatnonzero(whole), _whole_blocks), (np.flatnonzero(~whole), _partial_blocks)):
@@ -64,11 +64,11 @@ def _whole_blocks(a: Channels, b: Channels, centres: NDArray[np.int64], half: in
 
 
 def _partial_blocks(a: Channels, b: Channels, centres: NDArray[np.int64], half: int, radius: int) -> Surfaces:
-    """The same where pixels are missing: costs are averaged over those that both images know at each offset."""
-    layers = -2 * a.values, a.energy[..., None], a.known[..., None]
-    others = b.values, b.known[..., None], b.energy[..., None]
+    """The same where there are holes: costs are averaged over the pixels at which neither image has one, at each offset."""
+    layers = -2 * a.values, a.energy[..., None], a.whole[..., None]
+    others = b.values, b.whole[..., None], b.energy[..., None]
     total = _correlated(layers, others, centres, half, radius).astype(np.float64)
-    count = _correlated([a.known[..., None]], [b.known[..., None]], centres, half, radius).astype(np.float64)
+    count = _correlated([a.whole[..., None]], [b.whole[..., None]], centres, half, radius).astype(np.float64)
     least = 0.25 * count.max((1, 2), keepdims=True)
     costs = np.maximum(total, 0.0) / np.maximum(count, np.maximum(least, 1.0))
     result: Surfaces = np.where(count >= least, costs, costs.max((1, 2), keepdims=True))

@@ -25,11 +25,13 @@ class Level(NamedTuple):
     Attributes:
         image: (H, W) in [0, 1]; missing pixels are filled from their surroundings.
         known: (H, W) in [0, 1], the part of each pixel that is known.
+        holes: (H, W) in [0, 1], the part that is missing although it lies inside the footprint.
         from_full: takes pixels of the full image to pixels of this one.
     """
 
     image: Grey
     known: Grey
+    holes: Grey
     from_full: Affine
 
 
@@ -52,6 +54,7 @@ class PreparedImage:
         self._levels: dict[tuple[int, int], Level] = {}
         self.cache: dict[object, Any] = {}
         self.outline = _outline(known)
+        self._holes = _holes(known, self.outline)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -63,12 +66,12 @@ class PreparedImage:
         h, w = self.shape
         size = (max(1, round(w / factor)), max(1, round(h / factor)))
         if size not in self._levels:
-            small, known = self.grey, self.known.astype(np.float32)
+            layers = [self.grey, self.known.astype(np.float32), self._holes]
             if size != (w, h):
-                small = cv2.resize(small, size, interpolation=cv2.INTER_AREA if factor > 1 else cv2.INTER_CUBIC)
-                known = cv2.resize(known, size, interpolation=cv2.INTER_AREA if factor > 1 else cv2.INTER_LINEAR)
+                how = cv2.INTER_AREA if factor > 1 else cv2.INTER_LINEAR
+                layers = [cv2.resize(layer, size, interpolation=how) for layer in layers]
             from_full = resizing((w / size[0], h / size[1]))
-            self._levels[size] = Level(self._normalised(small), np.asarray(known, np.float32), from_full)
+            self._levels[size] = Level(self._normalised(layers[0]), layers[1], layers[2], from_full)
         return self._levels[size]
 
     def without_guess(self) -> PreparedImage:
@@ -162,6 +165,15 @@ def _outline(known: Mask) -> Points:
         points = np.array([[0, 0], [w - 1, 0], [w - 1, h - 1], [0, h - 1]], np.float32)
     hull = cv2.approxPolyDP(cv2.convexHull(points), 0.005 * max(known.shape), True)
     return np.asarray(cv2.convexHull(hull)[:, 0], np.float64)
+
+
+def _holes(known: Mask, outline: Points) -> Grey:
+    """What is missing inside a footprint: (H, W), 0 or 1."""
+    if known.all():
+        return np.zeros(known.shape, np.float32)
+    inside = cv2.fillConvexPoly(np.zeros(known.shape, np.uint8), outline.round().astype(np.int32), 1)
+    around = cv2.erode(inside, np.ones((5, 5), np.uint8), borderValue=1.0)  # the outline is only approximate
+    return (around.astype(bool) & ~known).astype(np.float32)
 
 
 def filled(grey: Pixels, known: Mask) -> Pixels:

@@ -13,7 +13,7 @@ import numpy as np
 from rrl_match.registration.channels import Channels, block_channels
 from rrl_match.registration.config import ChannelConfig
 from rrl_match.registration.images import Frame, Grey
-from rrl_match.transforms import Matrix, MatrixTransform, Points, compose, similarity
+from rrl_match.transforms import MatrixTransform, Points, compose, similarity
 
 _GRID = 32  # pixels of a level that windows of B are rounded to, so that their channels are found again
 
@@ -94,11 +94,12 @@ def overlay_of(
     left, top, right, bottom = _window(level_b.from_full(overlap.outline), level_b.image.shape, margin)
     to_level = compose(level_b.from_full, similarity(shift=(-left, -top)))
     key = "channels", pixel, left, top, right, bottom, config
-    b, known_b = (one[top:bottom, left:right] for one in (level_b.image, level_b.known))
+    b, known_b, holes_b = (one[top:bottom, left:right] for one in level_b[:3])
     if key not in frame.b.cache:
-        frame.b.cache[key] = block_channels(b, known_b, config)
-    a, known_a = _warped(frame, compose(transform, to_level), (right - left, bottom - top))
-    return Overlay(a, b, known_a, known_b, block_channels(a, known_a, config), frame.b.cache[key], to_level, pixel)
+        frame.b.cache[key] = block_channels(b, known_b, holes_b, config)
+    a, known_a, holes_a = _warped(frame, compose(transform, to_level), (right - left, bottom - top))
+    channels_a = block_channels(a, known_a, holes_a, config)
+    return Overlay(a, b, known_a, known_b, channels_a, frame.b.cache[key], to_level, pixel)
 
 
 def _window(outline: Points, shape: Sequence[int], margin: int) -> tuple[int, int, int, int]:
@@ -109,13 +110,14 @@ def _window(outline: Points, shape: Sequence[int], margin: int) -> tuple[int, in
     return int(left), int(top), int(max(right, left + 1)), int(max(bottom, top + 1))
 
 
-def _warped(frame: Frame, whole: MatrixTransform, size: tuple[int, int]) -> tuple[Grey, Grey]:
-    """A and what is known of it, warped by the transform to the level, from a smaller version where that shrinks."""
+def _warped(frame: Frame, whole: MatrixTransform, size: tuple[int, int]) -> tuple[Grey, Grey, Grey]:
+    """A, what is known of it and its holes, warped by the transform to the level, from a smaller version if that shrinks."""
     middle = np.array([(size[0] - 1) / 2, (size[1] - 1) / 2])
     scale = whole.scale(whole.inverse()(middle))
     shrink = 2.0 ** max(0, math.floor(math.log2(1 / scale) + 0.3)) if 0 < scale < 1 else 1.0
     level = frame.a.level(shrink)
-    matrix: Matrix = compose(level.from_full.inverse(), whole).full
+    matrix = compose(level.from_full.inverse(), whole).full
     a = cv2.warpPerspective(level.image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     known = cv2.warpPerspective(level.known, matrix, size, flags=cv2.INTER_LINEAR)
-    return np.asarray(a, np.float32), np.asarray(known, np.float32)
+    holes = cv2.warpPerspective(level.holes, matrix, size, flags=cv2.INTER_LINEAR) if level.holes.any() else known * 0
+    return np.asarray(a, np.float32), np.asarray(known, np.float32), np.asarray(holes, np.float32)

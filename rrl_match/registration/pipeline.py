@@ -148,7 +148,8 @@ def _searched(
         aligned = align(frames, hypotheses, freedom.kind.coarse(), config)
         trial.waiting += judge(matcher, frames, aligned, config)
         for one in trial.promising(last=number == len(grids) - 1):
-            trial.refine(one)
+            if one in trial.waiting:
+                trial.refine(one)
             found = trial.best()
             if found is not None and not found[1].reason and found[1].log_odds >= config.verify.certain:
                 return _registration(matcher, frames, *found)
