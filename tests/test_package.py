@@ -88,6 +88,7 @@ def is_training(path):
 
 
 REGISTRATION = {module_name(path) for path in SOURCES if path.parent.name == "registration"}
+FILES = {f"rrl_match.io.{name}" for name in ("images", "results", "batch", "warping")}
 INFERENCE_SOURCES = [path for path in SOURCES if not is_training(path)]
 
 
