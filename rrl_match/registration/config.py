@@ -112,7 +112,7 @@ class BlockConfig(_Checked):
     noise: float = 0.1  # of the median lowest cost: added to all, so that no block counts without limit
     weights: tuple[float, float] = (0.2, 4.5)  # least and most of a block in the adjustment
     bound: float = 3.0  # pixels that a block may be off
-    simpler: float = 1.4  # factor by which the cost of a simpler model may exceed that of the freest and be taken
+    simpler: float = 2.0  # factor by which the cost of a simpler model may exceed that of the freest and be taken
 
 
 @dataclass(frozen=True)
