@@ -13,8 +13,8 @@ from torch import Tensor
 
 from rrl_match.patches import as_grey, kind_of, to_array
 
-Keypoints: TypeAlias = "NDArray[np.generic] | Tensor | Sequence[cv2.KeyPoint] | Sequence[Sequence[float]]"
-FloatImage: TypeAlias = "NDArray[np.float16] | NDArray[np.float32] | NDArray[np.float64]"
+Keypoints: TypeAlias = NDArray[np.generic] | Tensor | Sequence[cv2.KeyPoint] | Sequence[Sequence[float]]
+FloatImage: TypeAlias = NDArray[np.float16] | NDArray[np.float32] | NDArray[np.float64]
 ScalarT = TypeVar("ScalarT", bound=np.generic)
 
 _REMAP_LIMIT = 32766  # rows or columns that cv2.remap can address

@@ -16,8 +16,8 @@ from typing_extensions import TypeVar
 from rrl_match.extraction import Keypoints, as_points
 from rrl_match.patches import is_count, is_number
 
-ArrayIndexPairs: TypeAlias = "NDArray[np.generic] | Sequence[Sequence[int]]"
-IndexPairs: TypeAlias = "ArrayIndexPairs | Tensor"
+ArrayIndexPairs: TypeAlias = NDArray[np.generic] | Sequence[Sequence[int]]
+IndexPairs: TypeAlias = ArrayIndexPairs | Tensor
 
 IndicesT = TypeVar("IndicesT", bound="NDArray[np.int64] | Tensor", covariant=True, default=NDArray[np.int64])
 ScoresT = TypeVar("ScoresT", bound="NDArray[np.float32] | Tensor", covariant=True, default=NDArray[np.float32])

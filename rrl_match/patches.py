@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-ArrayPatches: TypeAlias = "NDArray[np.generic] | Sequence[NDArray[np.generic]]"
-TensorPatches: TypeAlias = "Tensor | Sequence[Tensor]"
-Patches: TypeAlias = "ArrayPatches | TensorPatches"
-ValueRange: TypeAlias = "tuple[float, float]"
-ValueRanges: TypeAlias = "ValueRange | tuple[ValueRange | None, ValueRange | None]"  # for both bands, or for each
+ArrayPatches: TypeAlias = NDArray[np.generic] | Sequence[NDArray[np.generic]]
+TensorPatches: TypeAlias = Tensor | Sequence[Tensor]
+Patches: TypeAlias = ArrayPatches | TensorPatches
+ValueRange: TypeAlias = tuple[float, float]
+ValueRanges: TypeAlias = ValueRange | tuple[ValueRange | None, ValueRange | None]  # for both bands, or for each
 
 BT601 = (0.299, 0.587, 0.114)
 _FULL_RANGE = {torch.uint8: 255.0, torch.uint16: 65535.0}

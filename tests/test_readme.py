@@ -1,4 +1,4 @@
-"""The README stays one page, its code runs as written, and its metrics are those of the weights."""
+"""The code of the README runs as written, and its metrics are those of the weights."""
 
 import json
 import re
@@ -9,11 +9,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
-
-
-def test_it_is_one_page():
-    assert len(README.split()) <= 900
-    assert len(re.findall(r"(?<![\w.])\d[\d.,]*", README)) <= 40
 
 
 @pytest.mark.slow
