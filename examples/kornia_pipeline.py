@@ -44,7 +44,7 @@ def detect(image: Tensor, count: int = 300, spacing: int = 15) -> Tensor:
 lafs, patches = [], []
 for image in (image_a, image_b):
     found = detect(image)
-    cut, inside = extract_patches(image, found, upright=False)
+    cut, inside = extract_patches(image, found, orientation=True, scale=True)
     lafs.append(found[:, inside])
     patches.append(cut[inside])
 print(f"{lafs[0].shape[1]} and {lafs[1].shape[1]} LAFs")

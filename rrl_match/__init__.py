@@ -9,10 +9,12 @@
 """
 
 from rrl_match._version import __version__
-from rrl_match.errors import DataError, ExportError, RRLMatchError, WeightsError, WeightsNotFoundError
-from rrl_match.matcher import Features, RRLMatcher
+from rrl_match.errors import DataError, ExportError, RRLMatchError, ScoringError, WeightsError, WeightsNotFoundError
+from rrl_match.extraction import extract_patches
+from rrl_match.features import Features
+from rrl_match.matcher import RRLMatcher
 from rrl_match.matching import Matches, Near
-from rrl_match.patches import extract_patches, percentile_range
+from rrl_match.patches import percentile_range
 from rrl_match.registration import Registration, Search, register
 from rrl_match.transforms import Transform
 
@@ -25,6 +27,7 @@ __all__ = [
     "RRLMatchError",
     "RRLMatcher",
     "Registration",
+    "ScoringError",
     "Search",
     "Transform",
     "WeightsError",

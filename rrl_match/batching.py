@@ -12,6 +12,7 @@ from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 from torch import Tensor
 
 from rrl_match._process import limit_threads_after_fork
+from rrl_match.errors import ScoringError
 from rrl_match.inference import InferenceRRLNet
 from rrl_match.modeling import Band
 from rrl_match.patches import PatchSource, is_count

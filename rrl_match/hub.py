@@ -204,7 +204,13 @@ def _verify(folder: Path, sums: dict[str, str], way_out: str) -> None:
 
 
 def push_folder(
-    folder: Path, repo_id: str, *, revision: str | None, token: str | bool | None, private: bool | None, message: str
+    folder: Path,
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    private: bool | None = None,
+    commit_message: str = "Upload RRL-Net weights",
 ) -> str:
     """Upload a weights folder; the repo and the branch are created if they do not exist.
 
@@ -219,7 +225,9 @@ def push_folder(
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=message))
+        return str(
+            api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message)
+        )
     except Exception as error:  # of the client, its HTTP library or the operating system
         raise RRLMatchError(
             f"could not upload to {repo_id!r} on the Hugging Face Hub: {_describe(error)}. "

@@ -4,67 +4,27 @@ from __future__ import annotations
 
 import os
 import tempfile
-import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from typing_extensions import Self
+from torch import Tensor
+from typing_extensions import Self, Unpack
 
-from rrl_match import hub, pretrained
+from rrl_match import hub, matching, pretrained
 from rrl_match._process import limit_threads_after_fork
 from rrl_match.batching import BatchedInference
+from rrl_match.features import Features, check_features, encoder_checksum
 from rrl_match.hub import DEFAULT_WEIGHTS
 from rrl_match.inference import InferenceRRLNet, choose_device, choose_dtype
-from rrl_match.matching import (
-    ArrayIndexPairs,
-    Candidates,
-    IndexPairs,
-    Matches,
-    Near,
-    all_pairs,
-    as_index_pairs,
-    select_matches,
-)
+from rrl_match.matching import ArrayIndexPairs, Candidates, IndexPairs, Matches, Near
 from rrl_match.modeling import Band, RRLNet
-from rrl_match.patches import (
-    ArrayPatches,
-    Patches,
-    PatchSource,
-    TensorPatches,
-    ValueRange,
-    ValueRanges,
-    is_number,
-    range_per_band,
-)
+from rrl_match.options import BatchOptions, DownloadOptions, MatchOptions, PatchOptions, UploadOptions
+from rrl_match.patches import ArrayPatches, Patches, PatchSource, TensorPatches, ValueRange, ValueRanges, paired_sources
 from rrl_match.pretrained import ModelConfig
-
-
-@dataclass(frozen=True, eq=False)
-class Features:
-    """Encoded patches of one band, from :meth:`RRLMatcher.encode`.
-
-    They are on the device of the matcher, in its dtype: 127,000 values per patch, 254 kB in bfloat16.
-
-    Attributes:
-        band: "a" or "b".
-        maps: the five maps of the encoder, (N, C, H, W) each.
-        descriptors: (N, dim) float32 of unit length; dim is 0 if the weights have no descriptor heads.
-        encoder: checksum of the encoder's weights, to refuse features of other weights.
-    """
-
-    band: Band
-    maps: tuple[Tensor, ...]
-    descriptors: Tensor
-    encoder: int
-
-    def __len__(self) -> int:
-        return len(self.maps[0])
 
 
 class RRLMatcher:
@@ -103,14 +63,19 @@ class RRLMatcher:
         self.device = choose_device(device)
         self.dtype = choose_dtype(dtype, self.device)
         self._card = card
+        self._has_descriptors = network.config.descriptor_dim > 0
         self._network = network  # as trained, for saving
         self._inference = BatchedInference(InferenceRRLNet(network, self.device, self.dtype))
-        self._encoders: dict[Band, int] = {"a": _checksum(network.encoder_a), "b": _checksum(network.encoder_b)}
+        self._encoders: dict[Band, int] = {
+            "a": encoder_checksum(network.encoder_a),
+            "b": encoder_checksum(network.encoder_b),
+        }
 
     def __reduce__(self) -> tuple[Callable[..., RRLMatcher], tuple[object, ...]]:
         # As bytes: tensors would take one file descriptor each on their way to another process.
         weights = pretrained.to_bytes(self._network)
-        return _unpickle, (type(self), weights, self.config, str(self.device), self.dtype, self._card)
+        options = {"device": str(self.device), "dtype": self.dtype, "card": self._card}
+        return _unpickle, (type(self), weights, self.config, options)
 
     @classmethod
     def from_pretrained(
@@ -118,21 +83,18 @@ class RRLMatcher:
         name_or_path: str | os.PathLike[str] = DEFAULT_WEIGHTS,
         *,
         revision: str | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        token: str | bool | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
+        **download: Unpack[DownloadOptions],
     ) -> Self:
         """Load weights.
 
         Args:
             name_or_path: a bundled name such as "vis-nir" (part of the package, no download), a folder written by
                 :meth:`save_pretrained`, or a Hugging Face Hub repo id "owner/name".
-            revision, cache_dir, token, force_download, local_files_only: for the Hub, see
-                ``huggingface_hub.hf_hub_download``.
+            revision: branch, tag or commit of a Hub repo.
             device, dtype: see :class:`RRLMatcher`.
+            cache_dir, token, force_download, local_files_only: for the Hub, see ``huggingface_hub.hf_hub_download``.
 
         Raises:
             WeightsNotFoundError: there are no weights of this name, or the Hub cannot be reached.
@@ -142,41 +104,26 @@ class RRLMatcher:
         limit_threads_after_fork()
         device = choose_device(device)
         dtype = choose_dtype(dtype, device)
-        folder = hub.find_folder(
-            name_or_path,
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
-            force_download=force_download,
-            local_files_only=local_files_only,
-        )
+        folder = hub.find_folder(name_or_path, revision=revision, **download)
         network, config = pretrained.load_folder(folder)
-        card = pretrained.read_card(folder)
-        return cls(network, config, device=device, dtype=dtype, card=card)
+        return cls(network, config, device=device, dtype=dtype, card=pretrained.read_card(folder))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``config.json``, ``model.safetensors`` and the model card; :meth:`from_pretrained` loads the folder."""
         return pretrained.save_folder(folder, self._network, self.config, self._card)
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        private: bool | None = None,
-        commit_message: str = "Upload RRL-Net weights",
-    ) -> str:
+    def push_to_hub(self, repo_id: str, **upload: Unpack[UploadOptions]) -> str:
         """Upload the files of :meth:`save_pretrained` to the Hugging Face Hub, and return the URL of the commit.
+
+        Args:
+            repo_id: "owner/name"; the repo is created if it does not exist.
+            revision, token, private, commit_message: as ``huggingface_hub.HfApi`` takes them.
 
         Raises:
             RRLMatchError: the Hub cannot be reached or refuses the files.
         """
         with tempfile.TemporaryDirectory() as folder:
-            saved = self.save_pretrained(folder)
-            return hub.push_folder(
-                saved, repo_id, revision=revision, token=token, private=private, message=commit_message
-            )
+            return hub.push_folder(self.save_pretrained(folder), repo_id, **upload)
 
     @property
     def modalities(self) -> tuple[str, str]:
@@ -199,25 +146,11 @@ class RRLMatcher:
 
     @overload
     def score(
-        self,
-        patches_a: ArrayPatches,
-        patches_b: ArrayPatches,
-        *,
-        batch_size: int | None = ...,
-        progress: bool = ...,
-        value_range: ValueRanges | None = ...,
+        self, patches_a: ArrayPatches, patches_b: ArrayPatches, **options: Unpack[PatchOptions]
     ) -> NDArray[np.float32]: ...
 
     @overload
-    def score(
-        self,
-        patches_a: TensorPatches,
-        patches_b: TensorPatches,
-        *,
-        batch_size: int | None = ...,
-        progress: bool = ...,
-        value_range: ValueRanges | None = ...,
-    ) -> Tensor: ...
+    def score(self, patches_a: TensorPatches, patches_b: TensorPatches, **options: Unpack[PatchOptions]) -> Tensor: ...
 
     def score(
         self,
@@ -257,7 +190,7 @@ class RRLMatcher:
         >>> bool(np.abs(scores - matcher.score(visible, infrared)).max() < 1e-3)
         True
         """
-        source_a, source_b = self._sources(patches_a, patches_b, value_range)
+        source_a, source_b = paired_sources(patches_a, patches_b, self.patch_size, value_range)
         if len(source_a) != len(source_b):
             raise ValueError(
                 f"patches_a and patches_b must have the same length, got {len(source_a)} and {len(source_b)}: "
@@ -291,24 +224,12 @@ class RRLMatcher:
 
     @overload
     def score_features(
-        self,
-        features_a: Features,
-        features_b: Features,
-        index_pairs: ArrayIndexPairs,
-        *,
-        batch_size: int | None = ...,
-        progress: bool = ...,
+        self, features_a: Features, features_b: Features, index_pairs: ArrayIndexPairs, **batching: Unpack[BatchOptions]
     ) -> NDArray[np.float32]: ...
 
     @overload
     def score_features(
-        self,
-        features_a: Features,
-        features_b: Features,
-        index_pairs: Tensor,
-        *,
-        batch_size: int | None = ...,
-        progress: bool = ...,
+        self, features_a: Features, features_b: Features, index_pairs: Tensor, **batching: Unpack[BatchOptions]
     ) -> Tensor: ...
 
     def score_features(
@@ -336,30 +257,18 @@ class RRLMatcher:
         (3,)
         """
         self._check_features(features_a, features_b)
-        pairs = as_index_pairs(index_pairs, len(features_a), len(features_b))
+        pairs = matching.as_index_pairs(index_pairs, len(features_a), len(features_b))
         scores = self._inference.score_pairs(features_a.maps, features_b.maps, pairs, batch_size, progress)
         return scores.to(index_pairs.device) if isinstance(index_pairs, Tensor) else scores.numpy()
 
     @overload
     def score_matrix(
-        self,
-        patches_a: ArrayPatches,
-        patches_b: ArrayPatches,
-        *,
-        batch_size: int | None = ...,
-        progress: bool = ...,
-        value_range: ValueRanges | None = ...,
+        self, patches_a: ArrayPatches, patches_b: ArrayPatches, **options: Unpack[PatchOptions]
     ) -> NDArray[np.float32]: ...
 
     @overload
     def score_matrix(
-        self,
-        patches_a: TensorPatches,
-        patches_b: TensorPatches,
-        *,
-        batch_size: int | None = ...,
-        progress: bool = ...,
-        value_range: ValueRanges | None = ...,
+        self, patches_a: TensorPatches, patches_b: TensorPatches, **options: Unpack[PatchOptions]
     ) -> Tensor: ...
 
     def score_matrix(
@@ -378,41 +287,17 @@ class RRLMatcher:
 
         Args: as in :meth:`score`, but the numbers of patches may differ.
         """
-        source_a, source_b = self._sources(patches_a, patches_b, value_range)
+        source_a, source_b = paired_sources(patches_a, patches_b, self.patch_size, value_range)
         scores = self._inference.score_all(source_a, source_b, batch_size, progress)
         result: NDArray[np.float32] | Tensor = source_a.like_input(scores)
         return result
 
     @overload
-    def match(
-        self,
-        patches_a: ArrayPatches,
-        patches_b: ArrayPatches,
-        *,
-        candidates: int | None = ...,
-        mutual: bool = ...,
-        threshold: float | None = ...,
-        near: Near | None = ...,
-        index_pairs: IndexPairs | None = ...,
-        batch_size: int | None = ...,
-        progress: bool = ...,
-        value_range: ValueRanges | None = ...,
-    ) -> Matches: ...
+    def match(self, patches_a: ArrayPatches, patches_b: ArrayPatches, **options: Unpack[MatchOptions]) -> Matches: ...
 
     @overload
     def match(
-        self,
-        patches_a: TensorPatches,
-        patches_b: TensorPatches,
-        *,
-        candidates: int | None = ...,
-        mutual: bool = ...,
-        threshold: float | None = ...,
-        near: Near | None = ...,
-        index_pairs: IndexPairs | None = ...,
-        batch_size: int | None = ...,
-        progress: bool = ...,
-        value_range: ValueRanges | None = ...,
+        self, patches_a: TensorPatches, patches_b: TensorPatches, **options: Unpack[MatchOptions]
     ) -> Matches[Tensor, Tensor]: ...
 
     def match(
@@ -456,18 +341,18 @@ class RRLMatcher:
         >>> matches.indices[:, 0]  # every patch of A has a best partner
         array([0, 1, 2, 3, 4])
         """
-        threshold = self._checked_threshold(threshold)
-        source_a, source_b = self._sources(patches_a, patches_b, value_range)
-        wanted = self._candidates(len(source_a), len(source_b), candidates, near, index_pairs)
+        threshold = matching.checked_threshold(threshold, self.threshold)
+        source_a, source_b = paired_sources(patches_a, patches_b, self.patch_size, value_range)
+        wanted = Candidates(len(source_a), len(source_b), candidates, near, index_pairs, self._has_descriptors)
         if wanted.all_pairs:
-            pairs = all_pairs(wanted.n, wanted.m)
+            pairs = matching.all_pairs(wanted.n, wanted.m)
             scores = self._inference.score_all(source_a, source_b, batch_size, progress).flatten()
         else:
             features_a = self._encode(source_a, "a", batch_size)
             features_b = self._encode(source_b, "b", batch_size)
             pairs = wanted.pairs(features_a.descriptors, features_b.descriptors)
             scores = self._inference.score_pairs(features_a.maps, features_b.maps, pairs, batch_size, progress)
-        indices, scores = select_matches(pairs, scores, mutual=mutual, threshold=threshold)
+        indices, scores = matching.select_matches(pairs, scores, mutual=mutual, threshold=threshold)
         return Matches(source_a.like_input(indices), source_a.like_input(scores))
 
     def match_features(
@@ -489,74 +374,26 @@ class RRLMatcher:
             features_a, features_b: from :meth:`encode`, of band "a" and "b".
             candidates, mutual, threshold, near, index_pairs, batch_size, progress: as in :meth:`match`.
         """
-        threshold = self._checked_threshold(threshold)
+        threshold = matching.checked_threshold(threshold, self.threshold)
         self._check_features(features_a, features_b)
-        wanted = self._candidates(len(features_a), len(features_b), candidates, near, index_pairs)
+        wanted = Candidates(len(features_a), len(features_b), candidates, near, index_pairs, self._has_descriptors)
         pairs = wanted.pairs(features_a.descriptors, features_b.descriptors)
         if wanted.all_pairs:
             scores = self._inference.score_grid(features_a.maps, features_b.maps, batch_size, progress).flatten()
         else:
             scores = self._inference.score_pairs(features_a.maps, features_b.maps, pairs, batch_size, progress)
-        indices, scores = select_matches(pairs, scores, mutual=mutual, threshold=threshold)
+        indices, scores = matching.select_matches(pairs, scores, mutual=mutual, threshold=threshold)
         return Matches(indices.numpy(), scores.numpy())
-
-    def _sources(
-        self, patches_a: Patches, patches_b: Patches, value_range: ValueRanges | None
-    ) -> tuple[PatchSource, PatchSource]:
-        range_a, range_b = range_per_band(value_range)
-        source_a = PatchSource(patches_a, "patches_a", self.patch_size, range_a)
-        source_b = PatchSource(patches_b, "patches_b", self.patch_size, range_b)
-        if source_a.is_tensor != source_b.is_tensor and len(source_a) and len(source_b):
-            raise TypeError("patches_a and patches_b must both be arrays or both tensors: convert with torch.as_tensor")
-        return source_a, source_b
 
     def _encode(self, source: PatchSource, band: Band, batch_size: int | None, progress: bool = False) -> Features:
         maps, descriptors = self._inference.encode(source, band, batch_size, progress)
         return Features(band, tuple(maps), descriptors, self._encoders[band])
 
     def _check_features(self, features_a: Features, features_b: Features) -> None:
-        bands: tuple[tuple[Band, Features], ...] = (("a", features_a), ("b", features_b))
-        for band, features in bands:
-            if not isinstance(features, Features) or features.band != band:
-                kind = (
-                    f"features of band {features.band!r}" if isinstance(features, Features) else type(features).__name__
-                )
-                raise TypeError(f"features_{band} must come from encode(patches, {band!r}), got {kind}")
-            dtype, device = features.maps[0].dtype, features.maps[0].device
-            if features.encoder != self._encoders[band] or (dtype, device) != (self.dtype, self.device):
-                raise ValueError(
-                    f"features_{band} come from a matcher with other weights, dtype or device "
-                    f"({dtype} on {device}): encode the patches with this matcher"
-                )
-
-    def _checked_threshold(self, threshold: float | None) -> float:
-        if threshold is None:
-            return self.threshold
-        if not is_number(threshold) or not 0 <= threshold <= 1:
-            raise ValueError(f"threshold must lie in [0, 1], got {threshold!r}")
-        return threshold
-
-    def _candidates(
-        self, n: int, m: int, candidates: int | None, near: Near | None, index_pairs: IndexPairs | None
-    ) -> Candidates:
-        return Candidates(n, m, candidates, near, index_pairs, described=self.config.network.descriptor_dim > 0)
+        check_features(features_a, "a", self._encoders["a"], self.device, self.dtype)
+        check_features(features_b, "b", self._encoders["b"], self.device, self.dtype)
 
 
-def _checksum(module: nn.Module) -> int:
-    total = 0
-    for value in pretrained.stored_values(module).values():
-        total = zlib.crc32(value.detach().float().cpu().contiguous().numpy().tobytes(), total)
-    return total
-
-
-def _unpickle(
-    kind: type[RRLMatcher],
-    weights: bytes,
-    config: ModelConfig,
-    device: str,
-    dtype: torch.dtype,
-    card: str,
-) -> RRLMatcher:
+def _unpickle(kind: type[RRLMatcher], weights: bytes, config: ModelConfig, options: dict[str, Any]) -> RRLMatcher:
     limit_threads_after_fork()
-    network = pretrained.from_bytes(weights, config)
-    return kind(network, config, device=device, dtype=dtype, card=card)
+    return kind(pretrained.from_bytes(weights, config), config, **options)

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import TypeVar
 
-from rrl_match.patches import Keypoints, as_points, is_count, is_number
+from rrl_match.extraction import Keypoints, as_points
+from rrl_match.patches import is_count, is_number
 
-ArrayIndexPairs: TypeAlias = "NDArray[np.generic] | Sequence[Sequence[int]]"
-IndexPairs: TypeAlias = "ArrayIndexPairs | Tensor"
+ArrayIndexPairs: TypeAlias = NDArray[np.generic] | Sequence[Sequence[int]]
+IndexPairs: TypeAlias = ArrayIndexPairs | Tensor
 
 IndicesT = TypeVar("IndicesT", bound="NDArray[np.int64] | Tensor", covariant=True, default=NDArray[np.int64])
 ScoresT = TypeVar("ScoresT", bound="NDArray[np.float32] | Tensor", covariant=True, default=NDArray[np.float32])
@@ -202,6 +203,19 @@ def as_index_pairs(index_pairs: IndexPairs, n: int, m: int) -> Tensor:
             f"got values from {values.min(0).tolist()} to {values.max(0).tolist()}"
         )
     return torch.from_numpy(values.astype(np.int64))
+
+
+def checked_threshold(threshold: float | None, default: float) -> float:
+    """The threshold of :meth:`RRLMatcher.match`, or the default for `None`.
+
+    Raises:
+        ValueError: not a number in [0, 1].
+    """
+    if threshold is None:
+        return default
+    if not is_number(threshold) or not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must lie in [0, 1], got {threshold!r}")
+    return threshold
 
 
 def all_pairs(n: int, m: int) -> Tensor:

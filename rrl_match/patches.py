@@ -1,10 +1,10 @@
-"""Patches of any accepted kind -> tensors (N, 1, S, S) in [0, 1]; and patches cut out of images."""
+"""Arrays and tensors of any accepted kind -> (N, 1, S, S) in [0, 1]: shapes, value ranges, grey from colours."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypeAlias, TypeVar, overload
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
@@ -12,21 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-ArrayPatches: TypeAlias = "NDArray[np.generic] | Sequence[NDArray[np.generic]]"
-TensorPatches: TypeAlias = "Tensor | Sequence[Tensor]"
-Patches: TypeAlias = "ArrayPatches | TensorPatches"
-Keypoints: TypeAlias = "NDArray[np.generic] | Tensor | Sequence[cv2.KeyPoint] | Sequence[Sequence[float]]"
-ValueRange: TypeAlias = "tuple[float, float]"
-ValueRanges: TypeAlias = "ValueRange | tuple[ValueRange | None, ValueRange | None]"  # for both bands, or for each
-
-FloatImage: TypeAlias = "NDArray[np.float16] | NDArray[np.float32] | NDArray[np.float64]"
-ScalarT = TypeVar("ScalarT", bound=np.generic)
+ArrayPatches: TypeAlias = NDArray[np.generic] | Sequence[NDArray[np.generic]]
+TensorPatches: TypeAlias = Tensor | Sequence[Tensor]
+Patches: TypeAlias = ArrayPatches | TensorPatches
+ValueRange: TypeAlias = tuple[float, float]
+ValueRanges: TypeAlias = ValueRange | tuple[ValueRange | None, ValueRange | None]  # for both bands, or for each
 
 BT601 = (0.299, 0.587, 0.114)
 _FULL_RANGE = {torch.uint8: 255.0, torch.uint16: 65535.0}
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _ROUNDING = 1e-5  # tolerated overshoot of floats beyond [0, 1], as resampling produces it
-_REMAP_LIMIT = 32766  # rows or columns that cv2.remap can address
 
 
 class PatchSource:
@@ -66,7 +61,7 @@ class PatchSource:
                 _check_kind(item, f"{name}[{k}]")
                 if isinstance(item, Tensor) != self.is_tensor:
                     raise TypeError(
-                        f"{name} mixes arrays and tensors: {name}[{k}] is {_kind(item)}, {name}[0] {_kind(first)}"
+                        f"{name} mixes arrays and tensors: {name}[{k}] is {kind_of(item)}, {name}[0] {kind_of(first)}"
                     )
                 _check_shape(tuple(item.shape), size, f"{name}[{k}]", batched=False)
             self._items = items
@@ -129,6 +124,22 @@ class PatchSource:
         return x.clamp(0, 1).float()
 
 
+def paired_sources(
+    patches_a: Patches, patches_b: Patches, size: int, value_range: ValueRanges | None
+) -> tuple[PatchSource, PatchSource]:
+    """Checked patches of both bands, both arrays or both tensors.
+
+    Raises:
+        TypeError, ValueError: naming `patches_a`, `patches_b` or `value_range`.
+    """
+    range_a, range_b = range_per_band(value_range)
+    source_a = PatchSource(patches_a, "patches_a", size, range_a)
+    source_b = PatchSource(patches_b, "patches_b", size, range_b)
+    if source_a.is_tensor != source_b.is_tensor and len(source_a) and len(source_b):
+        raise TypeError("patches_a and patches_b must both be arrays or both tensors: convert with torch.as_tensor")
+    return source_a, source_b
+
+
 def _copy_to(x: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and x.device.type == "cpu":
         # Through pinned memory, neither side waits for the other. The copy is our own, because the caller may write to
@@ -148,12 +159,12 @@ def _check_kind(value: Any, name: str) -> None:
         raise TypeError(f"{name} is a masked array, which is not supported: fill masked values with .filled(value)")
     if not isinstance(value, (np.ndarray, Tensor)):
         raise TypeError(
-            f"{name} must be a NumPy array, a torch tensor or a list of them, got {_kind(value)}: "
+            f"{name} must be a NumPy array, a torch tensor or a list of them, got {kind_of(value)}: "
             "convert it with numpy.asarray"
         )
     if isinstance(value, Tensor):
         _check_dense(value, name)
-    if not _is_accepted(value):
+    if not is_accepted(value):
         raise TypeError(
             f"{name} must be uint8, uint16 or floating point, got {value.dtype}: convert it to float32 and pass "
             "value_range=(low, high), the values that become black and white"
@@ -184,14 +195,14 @@ def _check_dense(value: Tensor, name: str) -> None:
         )
 
 
-def _to_array(value: Tensor, name: str) -> NDArray[Any]:
+def to_array(value: Tensor, name: str) -> NDArray[Any]:
     """The values of a dense tensor; bfloat16, unknown to NumPy, as float32."""
     _check_dense(value, name)
     value = value.detach().cpu()
     return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
 
 
-def _is_accepted(value: NDArray[Any] | Tensor) -> bool:
+def is_accepted(value: NDArray[Any] | Tensor) -> bool:
     if isinstance(value, Tensor):
         return value.dtype in _FULL_RANGE or value.dtype in _FLOATS
     return value.dtype.kind == "f" or (value.dtype.kind == "u" and value.dtype.itemsize <= 2)
@@ -253,7 +264,7 @@ def is_count(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 1)
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
 
 
@@ -279,11 +290,11 @@ def percentile_range(image: NDArray[np.generic] | Tensor, low: float = 0.5, high
         TypeError, ValueError: an argument is wrong, or no value is finite.
     """
     if isinstance(image, Tensor):
-        image = _to_array(image, "image")
+        image = to_array(image, "image")
     if isinstance(image, np.ma.MaskedArray):
         raise TypeError("image is a masked array, which is not supported: pass image.compressed()")
-    if not isinstance(image, np.ndarray) or not _is_accepted(image):
-        what = image.dtype if isinstance(image, np.ndarray) else _kind(image)
+    if not isinstance(image, np.ndarray) or not is_accepted(image):
+        what = image.dtype if isinstance(image, np.ndarray) else kind_of(image)
         raise TypeError(f"image must be an array or a tensor, uint8, uint16 or floating point, got {what}")
     if not (is_number(low) and is_number(high) and 0 <= low < high <= 100):
         raise ValueError(f"low and high must be percentiles, 0 <= low < high <= 100, got {low!r} and {high!r}")
@@ -298,173 +309,6 @@ def percentile_range(image: NDArray[np.generic] | Tensor, low: float = 0.5, high
     return black, white if white > black else float(np.nextafter(np.float32(black), np.float32(np.inf)))
 
 
-@overload
-def extract_patches(
-    image: FloatImage, keypoints: Keypoints, patch_size: int = 64, *, upright: bool = True
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]: ...
-
-
-@overload
-def extract_patches(
-    image: NDArray[ScalarT], keypoints: Keypoints, patch_size: int = 64, *, upright: bool = True
-) -> tuple[NDArray[ScalarT], NDArray[np.bool_]]: ...
-
-
-@overload
-def extract_patches(
-    image: Tensor, keypoints: Keypoints, patch_size: int = 64, *, upright: bool = True
-) -> tuple[Tensor, Tensor]: ...
-
-
-def extract_patches(
-    image: NDArray[np.generic] | Tensor, keypoints: Keypoints, patch_size: int = 64, *, upright: bool = True
-) -> tuple[NDArray[np.generic] | Tensor, NDArray[np.bool_] | Tensor]:
-    """Cut patches around keypoints.
-
-    An upright patch at (x, y) covers [x - S/2, x + S/2) x [y - S/2, y + S/2), where S is `patch_size`: pixel (x, y) of
-    the image, with pixel centres at integers, is pixel (S/2, S/2) of the patch. At fractional centres, patches are
-    interpolated bilinearly (to 1/32 pixel, the resolution of OpenCV).
-
-    Args:
-        image: (H, W), (H, W, 1) or RGB (H, W, 3), converted to grey by BT.601; uint8, uint16 or floating point.
-        keypoints: (N, 2) xy in pixels, a list of ``cv2.KeyPoint``, or kornia's LAFs (N, 2, 3) or (1, N, 2, 3).
-        patch_size: S, even, at most 4096.
-        upright: use the centres of the keypoints only. If false, apply their rotation and scale too: the patch of a LAF
-            covers the image of [-1, 1) x [-1, 1) under its matrix; that of a ``cv2.KeyPoint`` is rotated by its angle
-            and is six times its size wide, as for a SIFT descriptor. Patches that shrink by more than half are cut from
-            a smaller version of the image.
-
-    Returns:
-        patches (N, S, S) of the image's dtype (float32 for any float), and valid (N,) bool: whether a patch lies inside
-        the image. Pixels outside it are filled by reflection. Arrays for an array; tensors on its device for a tensor.
-
-    Raises:
-        TypeError, ValueError: naming the argument.
-
-    >>> image = np.arange(100 * 100, dtype=np.uint16).reshape(100, 100)
-    >>> patches, valid = extract_patches(image, [(50, 40), (99, 40)])
-    >>> patches.shape
-    (2, 64, 64)
-    >>> valid
-    array([ True, False])
-    >>> bool(patches[0, 32, 32] == image[40, 50])
-    True
-    """
-    if not isinstance(patch_size, (int, np.integer)) or not 2 <= patch_size <= 4096 or patch_size % 2:
-        raise ValueError(f"patch_size must be even, from 2 to 4096, got {patch_size!r}")
-    grey = as_grey(image, "image")
-    if upright:
-        patches, valid = _upright(grey, as_points(keypoints, "keypoints"), patch_size)
-    else:
-        patches, valid = _warped(grey, as_frames(keypoints, "keypoints", patch_size), patch_size)
-    if isinstance(image, Tensor):
-        return torch.from_numpy(patches).to(image.device), torch.from_numpy(valid).to(image.device)
-    return patches, valid
-
-
-def _upright(
-    grey: NDArray[Any], centres: NDArray[np.float64], patch_size: int
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    h, w = grey.shape
-    corner = centres - patch_size // 2  # position of the patch's first pixel
-    valid: NDArray[np.bool_] = np.all((corner >= 0) & (corner + patch_size <= (w, h)), axis=1)
-    patches = np.empty((len(centres), patch_size, patch_size), grey.dtype)
-    whole = valid & np.all(centres == np.floor(centres), axis=1)
-    if whole.any():  # copied without interpolation
-        windows = np.lib.stride_tricks.sliding_window_view(grey, (patch_size, patch_size))
-        x, y = corner[whole].astype(np.int64).T
-        patches[whole] = windows[y, x]
-    rest = np.flatnonzero(~whole)
-    at_once = 1 if max(h, w) > _REMAP_LIMIT else _REMAP_LIMIT // patch_size
-    for rows in (rest[k : k + at_once] for k in range(0, len(rest), at_once)):
-        patches[rows] = _interpolated(grey, corner[rows], patch_size)
-    return patches, valid
-
-
-def _warped(grey: NDArray[Any], frames: NDArray[np.float64], size: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Patches of frames (N, 2, 3), which map offsets from pixel (S/2, S/2) of a patch to positions in the image."""
-    h, w = grey.shape
-    side = np.arange(size) - size / 2
-    offsets = np.stack([*np.meshgrid(side, side), np.ones((size, size))])  # (3, S, S)
-    corners = frames @ offsets[:, [0, 0, -1, -1], [0, -1, 0, -1]]  # (N, 2, 4)
-    valid: NDArray[np.bool_] = np.all((corners >= 0) & (corners <= np.array([[w - 1], [h - 1]])), axis=(1, 2))
-    patches = np.empty((len(frames), size, size), grey.dtype)
-    shrunk = np.sqrt(np.abs(np.linalg.det(frames[:, :, :2])))
-    levels = np.floor(np.log2(np.clip(shrunk, 1, 2**10))).astype(int)
-    to_offsets = np.array([[1, 0, -size / 2], [0, 1, -size / 2], [0, 0, 1]])  # from pixels of a patch
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    reduced = grey
-    for level in range(levels.max(initial=0) + 1):
-        rows = np.flatnonzero((levels == level) & valid)
-        # The part of the image that a patch needs, from its first pixel to beyond its last one.
-        first = np.floor(corners[rows].min(2) / 2**level).astype(int)
-        last = np.floor(corners[rows].max(2) / 2**level).astype(int) + 2
-        matrices = frames[rows] @ to_offsets / 2**level
-        matrices[:, :, 2] -= first
-        for row, matrix, (x0, y0), (x1, y1) in zip(rows, matrices, first.tolist(), last.tolist(), strict=True):
-            part = reduced[y0:y1, x0:x1]
-            patches[row] = cv2.warpAffine(part, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-        for row in np.flatnonzero((levels == level) & ~valid):  # may lie anywhere, and needs reflection
-            x, y = frames[row].reshape(2, 3) @ offsets.reshape(3, -1) / 2**level
-            patches[row] = _remapped(reduced, x.reshape(size, size), y.reshape(size, size))
-        if level < levels.max(initial=0):
-            reduced = cv2.pyrDown(reduced)
-    return patches, valid
-
-
-def _remapped(grey: NDArray[Any], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[Any]:
-    """Values at (x, y), reflected at the border of the image; only the part of it that they need is read."""
-    h, w = grey.shape
-    x, y = np.clip(x, -w + 1, 2 * w - 2), np.clip(y, -h + 1, 2 * h - 2)  # the end of the first reflection
-    x, y = np.minimum(np.abs(x), 2 * (w - 1) - np.abs(x)), np.minimum(np.abs(y), 2 * (h - 1) - np.abs(y))
-    x0, y0 = int(x.min()), int(y.min())
-    part = grey[y0 : int(y.max()) + 2, x0 : int(x.max()) + 2]
-    at = (x - x0).astype(np.float32), (y - y0).astype(np.float32)
-    values: NDArray[Any] = cv2.remap(part, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return values
-
-
-def as_frames(keypoints: Any, name: str, patch_size: int) -> NDArray[np.float64]:
-    """LAFs or ``cv2.KeyPoint`` as (N, 2, 3), which map pixel offsets from a patch's centre to positions in the image.
-
-    Raises:
-        TypeError, ValueError: naming the argument; positions alone have no frame.
-    """
-    centres = as_points(keypoints, name)
-    if not len(centres):
-        return np.empty((0, 2, 3))
-    if isinstance(keypoints, (list, tuple)) and isinstance(keypoints[0], cv2.KeyPoint):
-        angle = np.deg2rad([max(k.angle, 0.0) for k in keypoints])  # -1 means no angle
-        scale = np.array([6 * k.size / patch_size for k in keypoints])
-        c, s = scale * np.cos(angle), scale * np.sin(angle)
-        frames = np.stack([np.stack([c, -s, centres[:, 0]], 1), np.stack([s, c, centres[:, 1]], 1)], 1)
-    else:
-        values = _to_array(keypoints, name) if isinstance(keypoints, Tensor) else np.asarray(keypoints)
-        if values.shape[-2:] != (2, 3):
-            raise ValueError(f"{name} must be LAFs (N, 2, 3) or cv2.KeyPoint for upright=False, got {values.shape}")
-        frames = values.reshape(-1, 2, 3).astype(np.float64)
-        frames[:, :, :2] *= 2 / patch_size
-    if not np.isfinite(frames).all():
-        raise ValueError(f"{name} holds NaN or infinite sizes or angles: remove these keypoints")
-    return frames
-
-
-def _interpolated(grey: NDArray[Any], corner: NDArray[np.float64], size: int) -> NDArray[Any]:
-    """Patches (n, size, size) whose first pixels lie at `corner` (n, 2) xy; one at a time in very large images."""
-    h, w = grey.shape
-    # Corners far away would overflow remap's integers; nearer ones give reflections just as well.
-    corner = np.clip(corner, -2.0 * size, np.array([w, h]) + 2.0 * size)
-    if max(h, w) > _REMAP_LIMIT:  # only the neighbourhood, with room for reflections
-        x0, y0 = np.maximum(corner[0] - 6 * size, 0).astype(int)
-        grey = grey[y0 : y0 + 13 * size, x0 : x0 + 13 * size]
-        corner = corner - (x0, y0)
-    side = np.arange(size, dtype=np.float32)
-    shape = len(corner), size, size
-    x = np.broadcast_to(corner[:, :1, None].astype(np.float32) + side, shape).reshape(-1, size)
-    y = np.broadcast_to(corner[:, 1:, None].astype(np.float32) + side[:, None], shape).reshape(-1, size)
-    return cv2.remap(grey, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101).reshape(shape)
-
-
 def as_grey(image: NDArray[Any] | Tensor, name: str) -> NDArray[Any]:
     """An image as (H, W) uint8, uint16 or float32 in native byte order.
 
@@ -472,10 +316,10 @@ def as_grey(image: NDArray[Any] | Tensor, name: str) -> NDArray[Any]:
         TypeError, ValueError: naming the argument.
     """
     if isinstance(image, Tensor):
-        image = _to_array(image, name)
+        image = to_array(image, name)
     if not isinstance(image, np.ndarray) or isinstance(image, np.ma.MaskedArray):
-        raise TypeError(f"{name} must be a NumPy array or a torch tensor, got {_kind(image)}")
-    if not _is_accepted(image):
+        raise TypeError(f"{name} must be a NumPy array or a torch tensor, got {kind_of(image)}")
+    if not is_accepted(image):
         raise TypeError(f"{name} must be uint8, uint16 or floating point, got {image.dtype}: convert it")
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[..., 0]
@@ -495,33 +339,3 @@ def as_grey(image: NDArray[Any] | Tensor, name: str) -> NDArray[Any]:
     if dtype == np.float32 and not np.isfinite(image).all():
         raise ValueError(f"{name} holds NaN or infinite values: fill them first, e.g. with numpy.nan_to_num")
     return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.ndim == 3 else image
-
-
-def as_points(keypoints: Any, name: str) -> NDArray[np.float64]:
-    """Keypoints of any accepted kind as (N, 2) xy, float64.
-
-    Raises:
-        TypeError, ValueError: naming the argument.
-    """
-    if isinstance(keypoints, Tensor):
-        keypoints = _to_array(keypoints, name)
-    if isinstance(keypoints, (list, tuple)) and keypoints and all(isinstance(k, cv2.KeyPoint) for k in keypoints):
-        keypoints = [k.pt for k in keypoints]
-    try:
-        points = np.asarray(keypoints)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be (N, 2) xy, cv2.KeyPoint or LAFs, got {_kind(keypoints)}") from error
-    if points.dtype.kind not in "fiu":
-        raise TypeError(f"{name} must be (N, 2) xy, cv2.KeyPoint or LAFs, got {_kind(keypoints)} of {points.dtype}")
-    points = points.astype(np.float64)
-    if points.size == 0 and points.ndim <= 2:
-        return np.empty((0, 2))
-    if points.ndim == 4 and points.shape[0] == 1:
-        points = points[0]
-    if points.ndim == 3 and points.shape[1:] == (2, 3):
-        points = points[..., 2]
-    if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError(f"{name} must have shape (N, 2), xy in pixels, or be LAFs (1, N, 2, 3), got {points.shape}")
-    if not np.isfinite(points).all():
-        raise ValueError(f"{name} holds NaN or infinite coordinates: remove these keypoints")
-    return points

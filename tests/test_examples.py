@@ -78,7 +78,7 @@ def test_kornia_pipeline_takes_lafs_and_returns_matches(small):
     centres = torch.tensor([(30.0, 40.0), (70.0, 60.0), (100.0, 90.0)])
     half = small.patch_size / 2
     lafs = torch.cat([half * torch.eye(2).expand(3, 2, 2), centres[:, :, None]], 2)[None]
-    patches, valid = extract_patches(image, lafs, small.patch_size, upright=False)
+    patches, valid = extract_patches(image, lafs, small.patch_size, orientation=True, scale=True)
     assert valid.all()
     assert lafs[:, valid].shape == (1, 3, 2, 3)
     upright, _ = extract_patches(image, centres, small.patch_size)

@@ -1,7 +1,9 @@
+import json
+
 import numpy as np
 import pytest
 import torch
-from shortlist_recall import main, shortlist_recall, table
+from shortlist_recall import main, shortlist_recall
 
 from rrl_match import Features
 from rrl_match.training.evaluation import Benchmark
@@ -31,21 +33,25 @@ def test_recall_by_hand():
     # it first, that of 2 second.
     # wood: all descriptors are equal, so the partner is not found. Categories do not compete with each other.
     given = benchmark([10, 50, 90, 7, 7], [10, 64, 60, 7, 7], ["sea"] * 3 + ["wood"] * 2)
-    result = shortlist_recall(Directions(), given, (1, 2))
-    third = 100 / 3
-    assert result["sea"] == pytest.approx({"pool": 3, "1 of A": third, "2 of A": 100, "1": 2 * third, "2": 100})
-    assert result["wood"] == pytest.approx({"pool": 2, "1 of A": 0, "2 of A": 100, "1": 0, "2": 100})
-    assert result["mean"]["1 of A"] == pytest.approx(third / 2)
-    assert list(result) == ["sea", "wood", "mean"]
+    rows = list(shortlist_recall(Directions(), given, (1, 2)))
+    assert [tuple(row.values()) for row in rows] == [
+        ("sea", 3, 1, 66.7),
+        ("sea", 3, 2, 100),
+        ("wood", 2, 1, 0),
+        ("wood", 2, 2, 100),
+        ("mean", 2, 1, 33.3),
+        ("mean", 2, 2, 100),
+    ]
 
 
-def test_script_prints_recall(weights_folder, benchmark_file, capsys):
+def test_script_saves_rows(weights_folder, benchmark_file, tmp_path, capsys):
     arguments = ["--weights", weights_folder, "--benchmark", benchmark_file, "--candidates", 3, 6]
-    main([*map(str, arguments), "--device", "cpu", "--dtype", "float32"])
-    line = capsys.readouterr().out.splitlines()[2].split()
-    assert line[:2] == ["forest", "6"]
-    assert float(line[2]) <= float(line[4])  # recall at 3: proposed by A, by A or B
-    assert line[3] == line[5] == "100.00"
+    main([*map(str, arguments), "--device", "cpu", "--dtype", "float32", "--save", str(tmp_path / "recall.json")])
+    rows = json.loads((tmp_path / "recall.json").read_text())["rows"]
+    assert [row["category"] for row in rows] == ["forest", "forest", "harbour", "harbour", "mean", "mean"]
+    assert {row["data"] for row in rows} == {"locations"}
+    assert [row["recall"] for row in rows if row["candidates"] == 6] == [100, 100, 100]
+    assert "6 of     6: 100.0 %" in capsys.readouterr().out
 
 
 def test_weights_without_descriptors():
@@ -55,13 +61,4 @@ def test_weights_without_descriptors():
                 descriptor_dim = 0
 
     with pytest.raises(ValueError, match="no descriptors"):
-        shortlist_recall(Plain(), benchmark([1], [1], ["x"]))
-
-
-def test_table():
-    lines = list(table({"x": {"pool": 5.0, "8": 50.0}, "mean": {"pool": 5.0, "8": 50.0}}))
-    assert [line.split() for line in lines] == [
-        ["candidates", "pool", "8"],
-        ["x", "5", "50.00"],
-        ["mean", "5", "50.00"],
-    ]
+        next(shortlist_recall(Plain(), benchmark([1], [1], ["x"])))

@@ -1,4 +1,4 @@
-"""The README stays one page, its code runs as written, and its metrics are those of the weights."""
+"""The code of the README runs as written, and its metrics are those of the weights."""
 
 import json
 import re
@@ -9,11 +9,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
-
-
-def test_it_is_one_page():
-    assert len(README.split()) <= 900
-    assert len(re.findall(r"(?<![\w.])\d[\d.,]*", README)) <= 40
 
 
 @pytest.mark.slow
@@ -46,31 +41,21 @@ SPECIALISTS = sorted({path.parent.name for path in (ROOT / "weights").glob("*/co
 @pytest.mark.parametrize("name", OF_ANY_SENSOR)
 def test_metrics_by_sensor_are_those_of_the_weights(name):
     config = json.loads((ROOT / "weights" / name / "config.json").read_text(encoding="utf-8"))
-    tables = (ROOT / "weights" / "README.md").read_text(encoding="utf-8")
     card = (ROOT / "weights" / name / "README.md").read_text(encoding="utf-8")
     assert f"above {config['threshold']:.3f} " in card
     assert len(config["metrics"]["benchmark_fpr95"]) == 15
-    table = tables[tables.index("| SIFT | `universal` | `universal-lite` |") :]
     for benchmark, kinds in config["metrics"]["benchmark_fpr95"].items():
-        value = f"{kinds['random']['mean']:.2f} / {kinds['near']['mean']:.2f}"
-        assert f"| {benchmark} | {value} |" in card
-        row = next(line for line in table.splitlines() if line.startswith(f"| {benchmark} |"))
-        assert row.strip("| ").split(" | ")[2 + OF_ANY_SENSOR.index(name)] == value
+        assert f"| {benchmark} | {kinds['random']['mean']:.2f} / {kinds['near']['mean']:.2f} |" in card
 
 
 @pytest.mark.parametrize("name", SPECIALISTS)
 def test_metrics_are_those_of_the_weights(name):
-    """Of README, of weights/README.md and of the card."""
+    """Of README and of the card."""
     config = json.loads((ROOT / "weights" / name / "config.json").read_text(encoding="utf-8"))
     fpr95 = config["metrics"]["benchmark_fpr95"]
     random, near = (f"{fpr95[kind]['mean']:.2f}" for kind in ("random", "near"))
     row = next(line for line in README.splitlines() if line.startswith(f"| [`{name}`]"))
     assert f"| {random} / {near} |" in row
-    tables = (ROOT / "weights" / "README.md").read_text(encoding="utf-8")
-    assert f"{random} / {near}" in tables
-    for category, value in fpr95["random"].items():
-        if category not in ("mean", name):
-            assert re.search(rf"\| .*{category} \| {value:.2f} \| {fpr95['near'][category]:.2f} \|", tables), category
     card = (ROOT / "weights" / name / "README.md").read_text(encoding="utf-8")
     assert f"above {config['threshold']:.3f} " in card
     assert random in card

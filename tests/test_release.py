@@ -20,8 +20,8 @@ def run_weights(tmp_path):
 
 def test_release_adds_weights_to_the_manifest(tmp_path, run_weights, capsys):
     released = tmp_path / "released"
-    by_kind = {"random": {"forest": {"FPR95": 1.234, "AUC": 99}, "mean": {"FPR95": 1.234, "AUC": 99}}}
-    (tmp_path / "metrics.json").write_text(json.dumps({"vis-nir": by_kind}))
+    rows = [{"data": "vis-nir", "negatives": "random", "category": c, "FPR95": 1.23} for c in ("forest", "mean")]
+    (tmp_path / "metrics.json").write_text(json.dumps({"rows": rows}))
     card = tmp_path / "card.md"
     card.write_text("written by hand", encoding="utf-8")
     options = ["--metrics", str(tmp_path / "metrics.json"), "--card", str(card)]
@@ -39,6 +39,7 @@ def test_release_adds_weights_to_the_manifest(tmp_path, run_weights, capsys):
         "benchmark_fpr95": {"vis-nir": {"random": {"forest": 1.23, "mean": 1.23}}},
     }
     assert (released / "one" / "README.md").read_text(encoding="utf-8") == "written by hand"
+    assert json.loads((released / "results" / "patches_one.json").read_text()) == {"rows": rows}
 
 
 def test_card_of_the_run_is_kept_by_default(tmp_path, run_weights):

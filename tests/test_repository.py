@@ -36,9 +36,8 @@ def test_links_resolve(page):
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.parent.name)
-def test_cards_are_short_and_complete(card):
+def test_cards_are_complete(card):
     text = card.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 70
     found = re.findall(r"^## (.*)$", text, re.M)
     assert found == ["Input", "Training data and terms", "Training", "Accuracy", "Limits"]
 

@@ -77,7 +77,13 @@ def test_weights_trained_on_two_sources_are_evaluated(tmp_path, recipe_file, sta
     run("evaluate", "--weights", out / "weights", *benchmarks, *how)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("on locations.npz, torch.float32 on cpu; all metrics in percent")
-    metrics = json.loads(saved.read_text())
+    results = json.loads(saved.read_text())
+    assert results["command"]
+    metrics = {}
+    for row in results["rows"]:
+        assert row.pop("dtype") == "float32"
+        by_kind = metrics.setdefault(row.pop("data"), {})
+        by_kind.setdefault(row.pop("negatives"), {})[row.pop("category")] = row
     assert list(metrics) == ["locations", "other"]
     assert metrics["locations"] == metrics["other"]
     assert list(metrics["other"]) == ["random", "near"]

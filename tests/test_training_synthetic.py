@@ -6,6 +6,7 @@ from rrl_match.training import synthetic
 from rrl_match.training.synthetic import synthetic_band
 
 SENSORS = sorted({sensor.__name__ for sensor in synthetic.SENSORS})
+CONDITIONS = sorted({condition.__name__ for condition in synthetic.CONDITIONS})
 
 
 def generator(seed=0):
@@ -120,3 +121,77 @@ def test_tone_curve_spans_the_range_and_is_a_function_of_the_value():
         assert float(y.min()) == pytest.approx(0, abs=0.01)
         assert float(y.max()) == pytest.approx(1, abs=0.01)
         torch.testing.assert_close(synthetic.random_curve(x.flip(3), generator(seed)).flip(3), y)
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_conditions_change_colours_within_range(name):
+    for seed in range(4):
+        colour = patches()
+        changed = getattr(synthetic, name)(colour, generator(seed))
+        assert changed.shape == colour.shape
+        assert 0 <= changed.min() <= changed.max() <= 1
+        assert (changed - colour).abs().mean() > 0.005
+
+
+def bright_square():
+    """(1, 3, 64, 64), grey ground with a bright square at 28..35."""
+    colour = torch.full((1, 3, 64, 64), 0.4)
+    colour[:, :, 28:36, 28:36] = 0.9
+    return colour
+
+
+def test_shadows_fall_beside_what_is_bright_to_different_sides():
+    sides = set()
+    for seed in range(16):
+        change = (synthetic._cast_shadows(bright_square(), generator(seed)) - bright_square())[0, 0]
+        dark = torch.nonzero(change < -0.08).float()
+        assert len(dark) >= 8
+        assert (dark - 31.5).abs().max() <= 4 + 9  # the side of the square and the longest shadow
+        assert change[28:36, 28:36].mean() > -0.05
+        sides.add(tuple((dark.mean(0) > 31.5).tolist()))
+    assert len(sides) >= 3
+
+
+def test_radar_lies_over_to_the_side_that_is_lit():
+    """A bright edge on one side of the square, spread outwards; none on the other side."""
+    for seed in range(6):
+        weights = synthetic.radar(bright_square(), generator(seed))[0, 0]
+        assert torch.isfinite(weights).all()
+        assert weights[20:44, 20:44].std() > 2 * weights[:12].std()
+
+
+def test_contour_maps_are_flat_between_their_lines():
+    ramp = torch.linspace(0, 1, 64).expand(2, 3, 64, 64).contiguous()
+    for seed in range(6):
+        values = synthetic._contour_map(ramp, generator(seed)).unique()
+        assert 3 <= len(values) <= 12
+
+
+def test_surface_has_steps_without_texture():
+    colour = step_edge() + 0.1 * (torch.rand(4, 1, 64, 64, generator=generator()) > 0.9)
+    for seed in range(3):
+        surface = synthetic._surface(colour, generator(seed))
+        away = torch.cat([surface[..., 4:16], surface[..., 34:60]], 3)
+        across = (surface[..., 4:16].mean() - surface[..., 34:60].mean()).abs()
+        assert away.diff(dim=2).abs().mean() < 0.05 * across
+
+
+def test_smear_is_along_one_direction_and_keeps_the_mean():
+    point = torch.zeros(1, 1, 64, 64)
+    point[..., 32, 30] = 1
+    seen = set()
+    for seed in range(8):
+        out = synthetic.smeared(point, generator(seed))[0, 0]
+        assert float(out.sum()) == pytest.approx(1)
+        rows, columns = ((out.sum(k) > 0).sum().item() for k in (1, 0))
+        assert min(rows, columns) == 1
+        assert max(rows, columns) in (3, 5, 7)
+        seen.add(rows > columns)
+    assert seen == {True, False}
+
+
+def test_moved_by_whole_pixels():
+    x = torch.arange(16.0).reshape(1, 1, 4, 4)
+    moved = synthetic._moved(x, 1, -2)
+    assert moved[0, 0, 0].tolist() == [8, 8, 9, 10]
+    assert moved[0, 0, 3].tolist() == [12, 12, 13, 14]

@@ -1,6 +1,6 @@
 """How often the descriptors propose the true partner, which limits the matches of :meth:`RRLMatcher.match`.
 
-``python shortlist_recall.py --weights NAME --benchmark FILE`` prints the recall by category, in percent.
+``python shortlist_recall.py --weights NAME ... --benchmark FILE ...`` prints the recall by category, in percent.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,53 +18,47 @@ from torch import Tensor
 from rrl_match.matcher import RRLMatcher
 from rrl_match.modeling import Band
 from rrl_match.training.evaluation import Benchmark
+from rrl_match.training.results import save_results
 
-Recall = dict[str, dict[str, float]]
 
-
-def shortlist_recall(matcher: RRLMatcher, benchmark: Benchmark, candidates: Sequence[int] = (8, 16, 32)) -> Recall:
+def shortlist_recall(
+    matcher: RRLMatcher, benchmark: Benchmark, candidates: Sequence[int] = (8, 16, 32)
+) -> Iterator[dict[str, Any]]:
     """Percentage of locations whose true partner is among the first candidates of their category.
+
+    :meth:`RRLMatcher.match` scores a pair if it is among the candidates of either patch.
 
     Args:
         matcher: with descriptors.
         benchmark: its patches are used, its pairs are not.
         candidates: numbers k of candidates.
 
-    Returns:
-        ``result[category or "mean"]``: "pool", the number of patches of B in the category; "k of A", how often the
-        first k candidates of a patch of A contain its partner; "k", how often they do so for A or for B, which is when
-        :meth:`RRLMatcher.match` scores the pair.
+    Yields:
+        for each category, then for their mean, and each number: "category", "patches_of_b", which compete with each
+        other, "candidates" and "recall".
 
     Raises:
         ValueError: the weights have no descriptors.
     """
     if not matcher.config.network.descriptor_dim:
         raise ValueError("these weights have no descriptors to propose candidates by")
-    descriptors = [
-        _descriptors(matcher, benchmark.patches_a, "a"),
-        _descriptors(matcher, benchmark.patches_b, "b"),
-    ]
-    result: Recall = {}
-    for name in np.unique(benchmark.category).tolist():
-        rows = torch.from_numpy(np.flatnonzero(benchmark.category == name))
-        similarity = descriptors[0][rows] @ descriptors[1][rows].T
+    a, b = _descriptors(matcher, benchmark.patches_a, "a"), _descriptors(matcher, benchmark.patches_b, "b")
+    categories = np.unique(benchmark.category).tolist()
+    recall = np.zeros((len(categories), len(candidates)))
+    for n, category in enumerate(categories):
+        rows = torch.from_numpy(np.flatnonzero(benchmark.category == category))
+        similarity = a[rows] @ b[rows].T
         true = similarity.diagonal()
-        rank_a = (similarity >= true[:, None]).sum(1)  # of equal ones, the true one counts as the last
-        rank_either = torch.minimum(rank_a, (similarity >= true).sum(0))
-        result[name] = {"pool": float(len(rows))}
-        for label, rank in ((" of A", rank_a), ("", rank_either)):
-            result[name] |= {f"{k}{label}": 100 * float((rank <= k).double().mean()) for k in candidates}
-    result["mean"] = {key: float(np.mean([row[key] for row in result.values()])) for key in next(iter(result.values()))}
-    return result
+        # of equal ones, the true one counts as the last
+        rank = torch.minimum((similarity >= true[:, None]).sum(1), (similarity >= true).sum(0))
+        recall[n] = [100 * float((rank <= k).double().mean()) for k in candidates]
+        yield from _rows(category, len(rows), candidates, recall[n])
+    yield from _rows("mean", len(a) / len(categories), candidates, recall.mean(0))
 
 
-def table(result: Recall) -> Iterator[str]:
-    """Lines of a table of :func:`shortlist_recall`'s result."""
-    columns = list(result["mean"])
-    yield "candidates".ljust(20) + "".join(column.rjust(10) for column in columns)
-    for name, row in result.items():
-        values = (f"{row[column]:10.0f}" if column == "pool" else f"{row[column]:10.2f}" for column in columns)
-        yield f"  {name}".ljust(20) + "".join(values)
+def _rows(category: str, patches: float, candidates: Sequence[int], recall: NDArray[Any]) -> Iterator[dict[str, Any]]:
+    for k, percent in zip(candidates, recall.tolist(), strict=True):
+        yield {"category": category, "patches_of_b": round(patches), "candidates": k, "recall": round(percent, 1)}
 
 
 def _descriptors(matcher: RRLMatcher, patches: NDArray[np.uint8], band: Band, at_once: int = 256) -> Tensor:
@@ -73,19 +68,25 @@ def _descriptors(matcher: RRLMatcher, patches: NDArray[np.uint8], band: Band, at
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print a table of the categories."""
+    """Print a line for each category and number of candidates."""
     parser = argparse.ArgumentParser(description="Print how often the descriptors propose the true partner.")
-    parser.add_argument("--weights", required=True, help="a bundled name, a folder or a Hub repo id")
-    parser.add_argument("--benchmark", type=Path, required=True, help=".npz as rrl-match evaluate reads it")
+    parser.add_argument("--weights", nargs="+", required=True, help="bundled names, folders or Hub repo ids")
+    parser.add_argument("--benchmark", nargs="+", type=Path, required=True, help=".npz as rrl-match evaluate reads it")
     parser.add_argument("--candidates", type=int, nargs="+", default=[8, 16, 32], help="numbers of candidates")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("--save", type=Path, metavar="FILE.json", help="write the figures as JSON as well")
     args = parser.parse_args(arguments)
-    matcher = RRLMatcher.from_pretrained(args.weights, device=args.device, dtype=args.dtype)
-    result = shortlist_recall(matcher, Benchmark.load(args.benchmark), args.candidates)
-    print(f"{args.weights} on {args.benchmark.name}, {matcher.dtype} on {matcher.device}; recall in percent")
-    for line in table(result):
-        print(line)
+    rows = []
+    for weights in args.weights:
+        matcher = RRLMatcher.from_pretrained(weights, device=args.device, dtype=args.dtype)
+        for path in args.benchmark:
+            for row in shortlist_recall(matcher, Benchmark.load(path), args.candidates):
+                rows.append({"weights": weights, "data": path.stem, **row})
+                line = "{weights:16} {data:20} {category:16} {candidates:3} of {patches_of_b:5}: {recall:5.1f} %"
+                print(line.format(**rows[-1]), flush=True)
+    if args.save:
+        save_results(args.save, rows)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from rrl_match.extraction import extract_patches
 from rrl_match.matcher import RRLMatcher
-from rrl_match.patches import extract_patches
 from rrl_match.registration.block_matching import Grid, agreement_of, match_blocks
 from rrl_match.registration.config import Config, VerifyConfig
 from rrl_match.registration.cost_surfaces import log_costs, peak_to_sidelobes

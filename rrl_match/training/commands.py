@@ -6,7 +6,6 @@ What they need beyond rrl-match itself is imported when they run, so that ``rrl-
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -95,7 +94,8 @@ def _add_evaluate(subparsers: Subparsers) -> None:
 def _evaluate(args: argparse.Namespace) -> int:
     _require_extra("sklearn")
     from rrl_match.matcher import RRLMatcher
-    from rrl_match.training.evaluation import Benchmark, evaluate, summary, table
+    from rrl_match.training.evaluation import Benchmark, evaluate, rows_of, summary, table
+    from rrl_match.training.results import save_results
 
     if args.save and not args.save.parent.is_dir():
         raise FileNotFoundError(f"folder {args.save.parent} does not exist")  # before anything is measured
@@ -114,7 +114,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         for line in summary(results):
             write_line(line)
     if args.save:
-        args.save.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        save_results(args.save, rows_of(results, str(matcher.dtype).removeprefix("torch.")))
     return 0
 
 

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,6 +99,23 @@ def metrics_of(benchmark: Benchmark, scores: NDArray[np.float32]) -> Metrics:
         mean = {metric: float(np.mean([v[metric] for v in by_category.values()])) for metric in METRICS}
         result[kind] = {**by_category, "mean": mean}
     return result
+
+
+def rows_of(results: dict[str, Metrics], dtype: str | None = None) -> list[dict[str, Any]]:
+    """Rows for :func:`~rrl_match.training.results.save_results`: results of :func:`evaluate` by benchmark, in percent.
+
+    Args:
+        results: by name of the benchmark.
+        dtype: that the scores were computed in, if a network computed them.
+    """
+    return [
+        {"data": data, "negatives": kind, "category": category}
+        | ({"dtype": dtype} if dtype else {})
+        | {metric: round(value, 2) for metric, value in values.items()}
+        for data, by_kind in results.items()
+        for kind, by_category in by_kind.items()
+        for category, values in by_category.items()
+    ]
 
 
 def summary(results: dict[str, Metrics]) -> Iterator[str]:

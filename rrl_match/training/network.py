@@ -15,7 +15,7 @@ from rrl_match.modeling.network import RRLNet
 from rrl_match.training.decoder import Decoder
 from rrl_match.training.heads import InteractionHead
 
-Descriptors: TypeAlias = "tuple[Tensor, Tensor] | None"  # (N, dim) of both bands, if the network has heads for them
+Descriptors: TypeAlias = tuple[Tensor, Tensor] | None  # (N, dim) of both bands, if the network has heads for them
 PairUp: TypeAlias = Callable[[Descriptors], Tensor]
 
 

@@ -98,7 +98,7 @@ patches, valid = extract_patches(image, keypoints)
 assert_type(patches, NDArray[np.uint8])
 assert_type(valid, NDArray[np.bool_])
 assert_type(extract_patches(image.astype(np.float64), [(50, 40)])[0], NDArray[np.float32])
-assert_type(extract_patches(one_infrared, torch.zeros(1, 2), 32, upright=True)[0], NDArray[np.uint16])
+assert_type(extract_patches(one_infrared, torch.zeros(1, 2), 32, orientation=False)[0], NDArray[np.uint16])
 assert_type(extract_patches(visible_tensor[0, 0], keypoints), tuple[torch.Tensor, torch.Tensor])
 assert_type(percentile_range(image, 1, 99), tuple[float, float])
 

@@ -1,7 +1,7 @@
 """For maintainers: add the weights of a training run to the released ones.
 
 ``python weights/tools/release.py RUN/weights weights NAME --metrics FILE --card FILE`` copies the folder, adds the
-benchmark metrics to its config, and updates the manifest.
+benchmark metrics to its config and to ``weights/results``, and updates the manifest.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from rrl_match.hub import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from rrl_match.matcher import RRLMatcher
 from rrl_match.pretrained import load_folder
 from rrl_match.selftest import reference_scores
+from rrl_match.training.results import load_rows
 
 
 def release(run_weights: Path, released: Path, name: str, metrics: dict[str, Any], card: Path | None = None) -> Path:
@@ -56,15 +57,13 @@ def release(run_weights: Path, released: Path, name: str, metrics: dict[str, Any
     return folder
 
 
-def fpr95_of(saved: dict[str, Any]) -> dict[str, Any]:
-    """What ``rrl-match evaluate --save`` wrote, reduced to FPR95: ``[benchmark][kind of negatives][category]``."""
-    return {
-        benchmark: {
-            kind: {category: round(values["FPR95"], 2) for category, values in by_category.items()}
-            for kind, by_category in by_kind.items()
-        }
-        for benchmark, by_kind in saved.items()
-    }
+def fpr95_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """FPR95 of what ``rrl-match evaluate --save`` wrote: ``[benchmark][kind of negatives][category]``."""
+    result: dict[str, Any] = {}
+    for row in rows:
+        by_kind = result.setdefault(row["data"], {})
+        by_kind.setdefault(row["negatives"], {})[row["category"]] = row["FPR95"]
+    return result
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -78,8 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     metrics = {}
     if args.metrics:
-        metrics["benchmark_fpr95"] = fpr95_of(json.loads(args.metrics.read_text(encoding="utf-8")))
+        metrics["benchmark_fpr95"] = fpr95_of(load_rows(args.metrics))
     print(f"released: {release(args.run_weights, args.released, args.name, metrics, args.card)}")
+    if args.metrics:
+        (args.released / "results").mkdir(exist_ok=True)
+        shutil.copyfile(args.metrics, args.released / "results" / f"patches_{args.name}.json")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,119 @@
+"""How often `register` accepts images that do not belong together, and refuses images that do, by source.
+
+    python examples/experiments/false_acceptance.py ../shared/data/vis-lwir ../shared/data/lwir-solar --pairs 4
+
+Takes pairs of the folders (training pairs, as thresholds are chosen on them) and rotates image B by any angle, scales
+it by 0.9 to 1.1 and shifts it. `register` gets it as it is, where more than 20 px off is wrong; mirrored; and that of
+another pair, from another folder of images if there are several, as these may show one place at several dates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from rrl_match import Registration, RRLMatcher, register
+from rrl_match.training.results import save_results
+
+Image: TypeAlias = NDArray[np.uint8]
+PARTNERS = ("right", "mirrored", "another image")
+TOLERANCE = 20  # px, the largest mean distance of corners that is not wrong
+
+
+class Case(NamedTuple):
+    """Images RGB, the true (3, 3) from A to B, and the folder of image A."""
+
+    folder: Path
+    a: Image
+    b: Image
+    a_to_b: NDArray[np.float64]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, help="with a manifest.csv each")
+    parser.add_argument("--weights", default="universal")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--pairs", type=int, default=4, help="of each folder, evenly spaced")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save", type=Path, metavar="FILE.json", help="write the figures as JSON as well")
+    args = parser.parse_args()
+    if args.pairs < 2:
+        parser.error("--pairs must be at least 2: image B of another pair is a wrong partner")
+    torch.set_num_threads(1)
+    matcher = RRLMatcher.from_pretrained(args.weights)
+    rows = [row for folder in tqdm(args.folders, "folders", disable=None) for row in _rows(matcher, folder, args)]
+    for row in rows:
+        print("{data:20} {partner:15} {accepted} of {calls} accepted, {wrong} wrong".format(**row))
+    if args.save:
+        save_results(args.save, rows)
+
+
+def _rows(matcher: RRLMatcher, folder: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    random = np.random.default_rng(args.seed)
+    cases = list(_cases(folder, args.split, args.pairs))
+    results = [_call(matcher, cases, n, partner, random) for n in range(len(cases)) for partner in PARTNERS]
+    for k, partner in enumerate(PARTNERS):
+        accepted, wrong = np.sum(results[k :: len(PARTNERS)], axis=0).tolist()
+        calls = {"partner": partner, "calls": len(cases), "accepted": accepted, "wrong": wrong}
+        yield {"data": folder.name, "weights": args.weights, **calls}
+
+
+def _call(
+    matcher: RRLMatcher, cases: list[Case], n: int, partner: str, random: np.random.Generator
+) -> tuple[bool, bool]:
+    """Whether a result was accepted, and whether it should not have been."""
+    case, b = cases[n], cases[n].b
+    if partner == "mirrored":
+        b = np.ascontiguousarray(b[:, ::-1])
+    if partner == "another image":
+        half = (n + len(cases) // 2) % len(cases)
+        others = cases[half:] + cases[:half]
+        b = next((other for other in others if other.folder != case.folder), others[0]).b
+    move = _similarity(b, random)
+    result = register(matcher, case.a, cv2.warpAffine(b, move[:2], b.shape[1::-1]), "affine")
+    right = partner == "right" and _error(result, move @ case.a_to_b, case.a) <= TOLERANCE
+    return result.ok, result.ok and not right
+
+
+def _similarity(image: Image, random: np.random.Generator) -> NDArray[np.float64]:
+    """(3, 3), about the centre of the image: any rotation, scale 0.9 to 1.1, shift within 3 % of the size."""
+    h, w = image.shape[:2]
+    matrix = cv2.getRotationMatrix2D((w / 2, h / 2), random.uniform(-180, 180), random.uniform(0.9, 1.1))
+    shift = random.uniform(-0.03, 0.03, 2) * np.array([w, h])
+    return np.vstack([matrix + np.array([[0, 0, shift[0]], [0, 0, shift[1]]]), [0, 0, 1]])
+
+
+def _error(result: Registration, true: NDArray[np.float64], image: Image) -> float:
+    """Mean distance of the image's corners in pixels of B; infinite if the pair was refused."""
+    if result.matrix is None:
+        return float("inf")
+    h, w = image.shape[:2]
+    corners = np.array([[0, 0, 1], [w - 1, 0, 1], [w - 1, h - 1, 1], [0, h - 1, 1]], np.float64).T
+    return float(np.hypot(*((result.matrix[:2] - true[:2]) @ corners)).mean())
+
+
+def _cases(folder: Path, split: str, count: int) -> Iterator[Case]:
+    with open(folder / "manifest.csv", newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == split]
+    for row in rows[:: max(1, len(rows) // count)][:count]:
+        a, b = (cv2.imread(str(folder / row[k]), cv2.IMREAD_COLOR) for k in ("image_a", "image_b"))
+        if a is None or b is None:
+            sys.exit(f"{folder}: cannot read {row['image_a']} or {row['image_b']}")
+        values = [float(row[f"m{i}{j}"]) for i in (0, 1) for j in (0, 1, 2)]
+        rgb = [np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8) for image in (a, b)]
+        yield Case(Path(row["image_a"]).parent, rgb[0], rgb[1], np.array([*values, 0, 0, 1]).reshape(3, 3))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The pages show what ``weights/results`` holds."""
+
+import json
+
+import pytest
+import tables
+
+from rrl_match.training.results import load_rows
+
+RESULTS = sorted(tables.RESULTS.glob("*.json"))
+RELEASED = sorted((tables.ROOT / "weights").glob("*/config.json"))
+
+
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: str(page.relative_to(tables.ROOT)))
+def test_tables_are_made_from_the_results(page):
+    text = page.read_text(encoding="utf-8")
+    assert text == tables.rendered(text), "run python weights/tools/tables.py"
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_results_say_how_they_were_measured(path):
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    rows = saved.pop("rows")
+    assert rows
+    assert {"version", "command", "machine", "date"} < set(saved)
+    assert saved.get("commit") or saved["measured_at"]
+    assert not any(word.startswith("/") for word in saved["command"].split())  # a path of the machine
+
+
+@pytest.mark.parametrize("config", RELEASED, ids=lambda path: path.parent.name)
+def test_released_weights_state_the_same_metrics(config):
+    metrics = json.loads(config.read_text(encoding="utf-8"))["metrics"]["benchmark_fpr95"]
+    name = config.parent.name
+    rows = load_rows(tables.RESULTS / f"patches_{name}.json")
+    for row in rows:
+        by_kind = metrics.get(row["data"], metrics)  # of weights of one sensor, there is no level for the data
+        assert by_kind[row["negatives"]][row["category"]] == row["FPR95"]
+
+
+def test_page_is_one_page():
+    assert len((tables.ROOT / "weights" / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_cells(monkeypatch):
+    """By hand: cells of methods that were not measured are empty, fewer pairs are said."""
+    rows = [
+        {
+            "data": "sea",
+            "scene": "all",
+            "method": "register",
+            "weights": "universal",
+            "pairs": 4,
+            "auc10": 50,
+            "refused": 1,
+            "wrong": 0,
+        },
+        {
+            "data": "sea",
+            "scene": "all",
+            "method": "sift",
+            "weights": None,
+            "pairs": 2,
+            "auc10": 25.5,
+            "refused": 0,
+            "wrong": 1,
+        },
+        {
+            "data": "wood",
+            "scene": "all",
+            "method": "sift",
+            "weights": None,
+            "pairs": 3,
+            "auc10": 0,
+            "refused": 0,
+            "wrong": 3,
+        },
+    ]
+    monkeypatch.setattr(tables, "rows_of", lambda name: rows)
+    assert list(tables.registration()) == [
+        "| AUC@10px / refused / wrong | pairs | `register`, `universal` | SIFT |",
+        "| --- | ---: | ---: | ---: |",
+        "| sea | 4 | 50.0 / 1 / 0 | 25.5 / 0 / 1 of 2 |",
+        "| wood | 3 |  | 0.0 / 0 / 3 |",
+    ]
+    page = "before\n<!-- table: registration -->\nold\n<!-- end -->\nafter\n"
+    assert tables.rendered(page).splitlines()[1:3] == ["<!-- table: registration -->", next(tables.registration())]
+    assert tables.rendered(tables.rendered(page)) == tables.rendered(page)

@@ -1,0 +1,275 @@
+"""For maintainers: the tables of the pages and the plot, made from ``weights/results/*.json``.
+
+``python weights/tools/tables.py`` writes the tables between ``<!-- table: NAME -->`` and ``<!-- end -->``, and
+``examples/images/speed_accuracy.png``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "weights" / "results"
+PLOT = ROOT / "examples" / "images" / "speed_accuracy.png"
+PAGES = [ROOT / "README.md", ROOT / "weights" / "README.md"]
+UNIVERSAL = ("universal", "universal-lite")
+BANDS = {
+    "universal": "visible, any other",
+    "universal-lite": "the same, faster",
+    "vis-nir": "visible, near infrared",
+    "vis-lwir": "visible, thermal",
+    "optical-sar": "optical, radar",
+}
+OWN = ("vis-nir", "vis-lwir", "optical-sar")  # weights, and the data that they were trained for
+
+Row: TypeAlias = dict[str, Any]
+Lines: TypeAlias = Iterator[str]
+
+
+def rows_of(name: str) -> list[Row]:
+    """Rows of ``weights/results/NAME.json``."""
+    rows: list[Row] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+    return rows
+
+
+def find(rows: Iterable[Row], **values: Any) -> Row | None:
+    """The first row that has these values."""
+    return next((row for row in rows if all(row.get(key) == value for key, value in values.items())), None)
+
+
+def table(header: Sequence[str], body: Iterable[Sequence[str]], words: int = 1) -> Lines:
+    """Lines of a Markdown table, the first `words` columns of it to the left, the others to the right."""
+    yield f"| {' | '.join(header)} |"
+    yield "|" + " --- |" * words + " ---: |" * (len(header) - words)
+    for cells in body:
+        yield f"| {' | '.join(cells)} |"
+
+
+def fpr95(name: str, data: str) -> str:
+    """FPR95 against random and near negatives, "" if it was not measured; `name` as in ``patches_NAME.json``."""
+    rows = [row for row in rows_of(f"patches_{name}") if row["data"] == data and row["category"] == "mean"]
+    found = [find(rows, negatives=kind) for kind in ("random", "near")]
+    return " / ".join(f"{row['FPR95']:.2f}" for row in found if row)
+
+
+def patches() -> Lines:
+    """FPR95 and the recall of 16 candidates of all test sets."""
+    recall = [row for row in rows_of("shortlist_recall") if row["candidates"] == 16 and row["category"] == "mean"]
+
+    def body() -> Iterator[list[str]]:
+        for data in sorted({row["data"] for row in rows_of("patches_universal")}):
+            own = fpr95(data, data) if data in OWN else ""
+            found = [find(recall, weights=name, data=data) for name in UNIVERSAL]
+            recalled = " / ".join(f"{row['recall']:.1f}" for row in found if row)
+            yield [data, *(fpr95(name, data) for name in ("sift", *UNIVERSAL)), own, recalled]
+
+    header = ["test patches", "SIFT", *(f"`{name}`" for name in UNIVERSAL), "weights of that name", "recall"]
+    return table(header, body())
+
+
+def _outcome(row: Row | None, pairs: int) -> str:
+    """AUC@10px / refused / wrong, and of how many pairs if not of all."""
+    if row is None:
+        return ""
+    of = f" of {row['pairs']}" if row["pairs"] != pairs else ""
+    return f"{row['auc10']:.1f} / {row['refused']} / {row['wrong']}{of}"
+
+
+def _registration(rows: Sequence[Row], key: str) -> Lines:
+    names = list(dict.fromkeys(row[key] for row in rows))
+    columns = [column for column in METHODS if find(rows, method=column[0], weights=column[1])]
+
+    def body() -> Iterator[list[str]]:
+        for name in sorted(names):
+            of_name = [row for row in rows if row[key] == name]
+            pairs = max(row["pairs"] for row in of_name)
+            found = (find(of_name, method=method, weights=weights) for method, weights in columns)
+            yield [name, str(pairs), *(_outcome(row, pairs) for row in found)]
+
+    return table(["AUC@10px / refused / wrong", "pairs", *(METHODS[column] for column in columns)], body())
+
+
+METHODS = {
+    ("register", "universal"): "`register`, `universal`",
+    ("register", "universal-lite"): "`register`, `universal-lite`",
+    ("dense", None): "dense search",
+    ("sift", None): "SIFT",
+    ("orb", None): "ORB",
+    ("aliked-lightglue", None): "ALIKED + LightGlue",
+    ("disk-lightglue", None): "DISK + LightGlue",
+    ("elastix", None): "elastix",
+}
+
+
+def registration() -> Lines:
+    """All test pairs of each set."""
+    return _registration([row for row in rows_of("registration") if row["scene"] == "all"], "data")
+
+
+def scenes() -> Lines:
+    """The scenes of vis-nir."""
+    return _registration(
+        [row for row in rows_of("registration") if row["data"] == "vis-nir" and row["scene"] != "all"], "scene"
+    )
+
+
+def compared() -> list[Row]:
+    """One row for each method, on the same few pairs of each set: means over the sets, sums of refused and wrong."""
+    rows = rows_of("registration_register") + rows_of("registration_baselines")
+    result = []
+    for method, weights in METHODS:
+        of_sets = {
+            row["data"]: row
+            for row in rows
+            if (row["method"], row["weights"], row["scene"]) == (method, weights, "all")
+        }
+        if of_sets:
+            total = {key: sum(row[key] for row in of_sets.values()) for key in ("pairs", "refused", "wrong")}
+            mean = {key: sum(row[key] for row in of_sets.values()) / len(of_sets) for key in ("auc10", "seconds")}
+            result.append({"method": method, "weights": weights, "label": METHODS[method, weights]} | total | mean)
+    return result
+
+
+def weights() -> Lines:
+    """What the released weights are for, their FPR95 on the sets that have weights of their own, and seconds."""
+    seconds = {row["weights"]: f"{row['seconds']:.1f}" for row in compared() if row["method"] == "register"}
+    body = (
+        [
+            f"[`{name}`](weights/{name}/README.md)",
+            bands,
+            *(fpr95(name, data) for data in OWN),
+            seconds.get(name, seconds["universal"]),
+        ]
+        for name, bands in BANDS.items()
+    )
+    header = ["name", "band A, band B", "near infrared", "thermal", "radar", "seconds"]
+    return table(header, body, 2)
+
+
+def methods() -> Lines:
+    """All methods on the same pairs."""
+    body = (
+        [row["label"], f"{row['auc10']:.1f}", str(row["refused"]), str(row["wrong"]), f"{row['seconds']:.1f}"]
+        for row in compared()
+    )
+    return table(["", "AUC@10px", "refused", "wrong", "seconds"], body)
+
+
+def rig() -> Lines:
+    """One displacement, found from several frames."""
+    rows = rows_of("registration_rig")
+    frames = sorted({row["frames"] for row in rows})
+    body = (
+        [METHODS[method], *(_outcome(find(rows, method=method[0], weights=method[1], frames=n), 6) for n in frames)]
+        for method in METHODS
+        if find(rows, method=method[0], weights=method[1])
+    )
+    return table(["AUC@10px / refused / wrong", *(f"{n} frame{'s' * (n > 1)}" for n in frames)], body)
+
+
+def false_acceptance() -> Lines:
+    """Sums over the sources."""
+    rows = rows_of("false_acceptance")
+
+    def body() -> Iterator[list[str]]:
+        for partner in dict.fromkeys(row["partner"] for row in rows):
+            of_partner = [row for row in rows if row["partner"] == partner]
+            counted = ([row[key] for row in of_partner] for key in ("calls", "accepted", "wrong"))
+            yield [partner, *("not counted" if None in counts else str(sum(counts)) for counts in counted)]
+
+    return table(["image B", "calls", "accepted", "of these wrong"], body())
+
+
+def left_out() -> Lines:
+    """FPR95 on sensors that short training did not see."""
+    body = (
+        [row["data"], f"{row['left_out_random']:.1f} / {row['left_out_near']:.1f}", fpr95("universal", row["data"])]
+        for row in rows_of("left_out_sensors")
+    )
+    return table(["test patches", "trained without this kind of sensor", "`universal`"], body)
+
+
+def speed() -> Lines:
+    """Calls a second, of both universal weights."""
+    rows = rows_of("speed")
+    keys = dict.fromkeys((row["call"], row["size"], row["dtype"]) for row in rows)
+
+    def body() -> Iterator[list[str]]:
+        for call, size, dtype in keys:
+            found = [find(rows, weights=name, call=call, size=size, dtype=dtype) for name in UNIVERSAL]
+            yield [_call(call, size), dtype, *(_rate(row) for row in found)]
+
+    return table(["", "dtype", *(f"`{name}`" for name in UNIVERSAL)], body(), 2)
+
+
+def _call(call: str, size: int) -> str:
+    if call == "score":
+        return f"`score`, batch size {size}"
+    return f"`{call}`, {size} x {size} patches" if call in ("score_matrix", "match") else call
+
+
+def _rate(row: Row | None) -> str:
+    if row is None:
+        return ""
+    if row["call"] in ("score", "score_matrix"):
+        pairs = row["size"] ** (2 if row["call"] == "score_matrix" else 1)
+        return f"{pairs / row['seconds']:,.0f} pairs/s"
+    return f"{row['seconds']:.2f} s"
+
+
+TABLES: dict[str, Callable[[], Lines]] = {
+    "weights": weights,
+    "patches": patches,
+    "registration": registration,
+    "scenes": scenes,
+    "methods": methods,
+    "rig": rig,
+    "false acceptance": false_acceptance,
+    "left out": left_out,
+    "speed": speed,
+}
+
+
+def rendered(page: str) -> str:
+    """The text of a page with its tables made anew."""
+
+    def replaced(match: re.Match[str]) -> str:
+        lines = "\n".join(TABLES[match[1]]())
+        return f"<!-- table: {match[1]} -->\n{lines}\n<!-- end -->"
+
+    return re.sub(r"<!-- table: ([\w ]+) -->\n.*?<!-- end -->", replaced, page, flags=re.DOTALL)
+
+
+def draw(path: Path) -> None:
+    """Plot AUC@10px over seconds a pair, a dot for each method."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams["font.size"] = 9
+    figure = Figure(figsize=(6.4, 3.6), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for row in compared():
+        place, ours = (row["seconds"], row["auc10"]), row["method"] == "register"
+        axes.scatter(*place, s=60, color="tab:red" if ours else "tab:grey", zorder=2)
+        weight = "bold" if ours else "normal"
+        axes.annotate(row["label"].replace("`", ""), place, (7, 3), textcoords="offset points", fontweight=weight)
+    axes.set(xscale="log", xlabel="seconds a pair, one CPU core", ylabel="AUC@10px in percent", ylim=(0, 100))
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, 3 * high)  # room for the labels
+    axes.grid(alpha=0.3)
+    figure.savefig(path)
+
+
+def main() -> None:
+    """Write the tables of all pages, and the plot."""
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        path.write_text(rendered(text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
