@@ -136,6 +136,8 @@ class RefineConfig(_Checked):
     enlarged: float = 4.0
     radii: tuple[int, ...] = (10, 6)  # of the rounds on the finest level; on the others there is only the first
     cells: tuple[int, ...] = (10, 14)  # blocks in each direction of these rounds
+    settled: float = 0.01  # a round is repeated until it moves the corners by less, of the side of the overlap,
+    repeats: int = 3  # at most so often
 
 
 @dataclass(frozen=True)

@@ -62,10 +62,13 @@ def refine(frames: Sequence[Frame], transform: MatrixTransform, freedom: Freedom
         last = pixel <= finest * 1.01
         for radius, cells in list(zip(settings.radii, settings.cells, strict=True))[: None if last else 1]:
             grid = Grid(cells, config.blocks.half, radius)
-            refined = _refitted(frames, transform, pixel, grid, freedom if last else coarse, config)
-            if refined is None:
-                return None
-            transform = refined.transform
+            for _ in range(settings.repeats):
+                refined = _refitted(frames, transform, pixel, grid, freedom if last else coarse, config)
+                if refined is None:
+                    return None
+                transform = refined.transform
+                if refined.moved < settings.settled:
+                    break
         if last:
             return refined
         pixel = max(finest, pixel / 2)
