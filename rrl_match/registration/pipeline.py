@@ -14,6 +14,7 @@ from torch import Tensor
 from rrl_match.errors import ScoringError
 from rrl_match.matcher import RRLMatcher
 from rrl_match.patches import ValueRanges, range_per_band
+from rrl_match.registration.advice import advise, one_grey
 from rrl_match.registration.block_matching import align
 from rrl_match.registration.config import Config, Search
 from rrl_match.registration.dense_search import Region, propose, stages
@@ -83,22 +84,39 @@ def register(
     smallest = min(*frames[0].a.shape, *frames[0].b.shape)
     if smallest < SMALLEST:
         return Registration(reason=f"an image is {smallest} pixels wide or high, less than {SMALLEST}")
-    base = initial if isinstance(initial, MatrixTransform) else Similarity(np.eye(3))
-    freedom = Freedom(kind, base, simplify)
-    region = Region(base, initial is not None, math.inf if search.shift is None else search.shift)
+    blank = one_grey(frames)
+    if blank is not None:
+        return blank
     if not kind.rotates:
-        search = dataclasses.replace(search, rotation=0.0, scale=(1.0, 1.0), aspect=1.0, mirrored=False)
+        search = dataclasses.replace(search, rotation=0.0, scale=(1.0, 1.0), mirrored=False)
     if not kind.stretches:
         search = dataclasses.replace(search, aspect=1.0)
+    base = initial if isinstance(initial, MatrixTransform) else Similarity(np.eye(3))
+    region = Region(base, initial is not None, math.inf if search.shift is None else search.shift)
+    freedom = Freedom(kind, base, simplify)
+
+    def tried(search: Search, frames: Sequence[Frame]) -> Registration:
+        return _searched(matcher, frames, freedom, search, region, config)
+
     try:
-        found = _searched(matcher, frames, freedom, search, region, config)
-        if not found.ok and any(image.guessed is not None for frame in frames for image in frame):
-            whole = [Frame(a.without_guess(), b.without_guess()) for a, b in frames]
-            again = _searched(matcher, whole, freedom, search, region, config)
-            return again if again.ok else found
-        return found
+        found, notes = tried(search, frames), _notes(frames)
+        if not found and notes:
+            frames = [Frame(a.without_guess(), b.without_guess()) for a, b in frames]
+            found, notes = tried(search, frames), ()
+        advice = "" if found else advise(found, matcher, frames, search, initial is None, tried)
     except ScoringError as error:
         return Registration(reason=f"the patches could not be scored: {error}")
+    return dataclasses.replace(found, notes=notes, advice=advice)
+
+
+def _notes(frames: Sequence[Frame]) -> tuple[str, ...]:
+    """What was assumed about the images."""
+    notes = []
+    for band in ("a", "b"):
+        guessed = [image.guessed.mean() for image in (getattr(f, band) for f in frames) if image.guessed is not None]
+        if guessed:
+            notes.append(f"image_{band}: a border of one value, {max(guessed):.0%} of it, counts as having no data")
+    return tuple(notes)
 
 
 def _checked(model: str, search: Search, initial: Transform | None) -> type[MatrixTransform]:
