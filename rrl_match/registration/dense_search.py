@@ -61,7 +61,7 @@ class Region:
 
 
 def stages(frame: Frame, search: Search, region: Region, config: DenseSearchConfig) -> Iterator[list[Scale]]:
-    """What to search first, second and third: what is near; all rotations and scales, and what is near stretched; all.
+    """What to search first, second and third: near; all rotations and scales, or near and stretched; all rotations, too.
 
     Args:
         frame: images of the sizes that all have.
@@ -95,7 +95,7 @@ def stages(frame: Frame, search: Search, region: Region, config: DenseSearchConf
     small = config.stretched_side
     yield grid(near, plain, first)
     yield grid(near, plain, others) + grid(rest, plain, first, others) + grid(near, stretched, first, side=small)
-    yield grid(near, stretched, others, side=small) + grid(rest, stretched, first, others, side=small)
+    yield grid(near, stretched, others, side=small)
 
 
 class _Factor(NamedTuple):
