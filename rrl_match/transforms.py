@@ -20,7 +20,7 @@ Matrix: TypeAlias = NDArray[np.float64]
 Points: TypeAlias = NDArray[np.float64]
 Interpolation: TypeAlias = Literal["nearest", "linear", "cubic"]
 
-_FLAGS = {"nearest": cv2.INTER_NEAREST, "linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
+FLAGS = {"nearest": cv2.INTER_NEAREST, "linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
 _LARGEST = 32_000  # OpenCV counts the pixels of a warped image in 16 bits
 _WARPED_BY_OPENCV = ("uint8", "uint16", "int16", "float32", "float64")
 _ROUNDS = 30  # of reweighting in robust estimates
@@ -111,8 +111,8 @@ class Transform(ABC):
         Raises:
             ValueError: the interpolation is unknown, or the image has no two or three dimensions.
         """
-        if interpolation not in _FLAGS:
-            raise ValueError(f"interpolation must be one of {', '.join(_FLAGS)}, got {interpolation!r}")
+        if interpolation not in FLAGS:
+            raise ValueError(f"interpolation must be one of {', '.join(FLAGS)}, got {interpolation!r}")
         pixels = np.asarray(image)
         if pixels.ndim not in (2, 3) or pixels.dtype.kind not in "biuf":
             raise ValueError(f"image must be numbers (H, W) or (H, W, C), got {pixels.dtype} {pixels.shape}")
@@ -120,7 +120,7 @@ class Transform(ABC):
         if pixels.dtype.name in _WARPED_BY_OPENCV:
             layers = pixels.reshape(*pixels.shape[:2], -1)
             parts = [
-                self._warped(layers[..., k : k + 4], size, _FLAGS[interpolation]) for k in range(0, layers.shape[2], 4)
+                self._warped(layers[..., k : k + 4], size, FLAGS[interpolation]) for k in range(0, layers.shape[2], 4)
             ]
             return np.concatenate([p.reshape(*size, -1) for p in parts], axis=2).reshape(*size, *pixels.shape[2:])
         if interpolation == "nearest":

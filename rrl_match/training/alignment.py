@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rrl_match.borders import footprint
 from rrl_match.registration.images import Frame, prepare
 from rrl_match.registration.refine import refine
 from rrl_match.registration.settings import Settings
-from rrl_match.training.datasets import ImagePair, Source, footprint
+from rrl_match.training.datasets import ImagePair, Source
 
 logger = logging.getLogger(__name__)
 
