@@ -61,7 +61,9 @@ class Region:
 
 
 def stages(frame: Frame, search: Search, region: Region, config: DenseSearchConfig) -> Iterator[list[Scale]]:
-    """What to search first, second and third: near; all rotations and scales, or near and stretched; all rotations, too.
+    """What to search first, what next, and what last.
+
+    First what is near; then all rotations and scales, and what is near stretched; last all rotations stretched.
 
     Args:
         frame: images of the sizes that all have.
@@ -215,7 +217,7 @@ def _at_scale(frames: Sequence[Frame], scale: Scale, region: Region, config: Con
 def _pooled(frames: Sequence[Frame], scale: Scale, config: Config) -> tuple[list[_Pooled], list[_Pooled]]:
     """Channels of A under the linear map, and of B, at one resolution.
 
-    The smaller footprint gets fewer pixels, the larger one more than where both are equal, so that the smaller one still
+    The smaller footprint gets fewer pixels than where both are equal, the larger one more, so that the smaller one still
     shows enough and the larger one costs little.
     """
     (h, w), (hb, wb) = frames[0].a.shape, frames[0].b.shape

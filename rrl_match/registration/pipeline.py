@@ -193,7 +193,7 @@ class _Trial:
         self.candidates: list[Evidence] = []
 
     def promising(self, last: bool) -> list[Judged]:
-        """What to refine at this stage; at the last one, also the dense search's own choice, whatever the network says."""
+        """What to refine at this stage; at the last one, also what the dense search itself prefers."""
         settings = self.config.verify
         self.waiting.sort(key=lambda one: -one.rank)
         least = 0.0 if last else settings.quick_support
@@ -211,7 +211,7 @@ class _Trial:
             self.candidates.append(measure(self.matcher, self.frames, refined, self.config))
 
     def best(self) -> tuple[Evidence, Verdict] | None:
-        """The candidate that is trusted most; rivals that would decide between refusal and acceptance are refined first."""
+        """The candidate that is trusted most, after all rivals that could decide its verdict were refined."""
         while self.candidates:
             verdicts = [self._verdict(one) for one in self.candidates]
             best = max(range(len(verdicts)), key=lambda k: (not verdicts[k].reason, verdicts[k].log_odds))

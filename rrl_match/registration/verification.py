@@ -145,8 +145,8 @@ def measure(matcher: RRLMatcher, frames: Sequence[Frame], refined: Refined, conf
 def log_odds(evidence: Evidence, ratio: float, config: VerifyConfig) -> float:
     """Log odds that a transform is right: by its descriptors, its ratio to rivals and its peak together.
 
-    Each counts within bounds, so that none decides alone: on sensors that the network does not know, few descriptors are
-    nearest neighbours.
+    Each counts within bounds, so that none decides alone: on sensors that the network does not know, few descriptors
+    are nearest neighbours.
     """
     if evidence.fault:
         return -math.inf
@@ -165,8 +165,8 @@ def verify(
 ) -> Verdict:
     """The verdict on a candidate, beside everything else that is known.
 
-    Under wrong transforms, channels agree about equally well, whatever the sensors. A rival is a distinct transform that
-    is supported half as well: one that was refined and is trusted nearly as much, or one that was not refined.
+    Under wrong transforms, channels agree about equally well, whatever the sensors. A rival is a distinct transform:
+    one that was refined and is trusted nearly as much, or one that was not refined and is supported half as well.
 
     Args:
         candidate: what is judged.
