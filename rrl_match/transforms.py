@@ -128,11 +128,11 @@ class Transform(ABC):
             return self._gathered(pixels, size)
         warped = self.warp(pixels.astype(np.float64), shape, interpolation)
         if pixels.dtype.kind == "b":
-            return warped > 0.5
+            return np.asarray(warped > 0.5)
         if pixels.dtype.kind == "f":
-            return warped.astype(pixels.dtype)
+            return np.asarray(warped.astype(pixels.dtype))
         limits = np.iinfo(pixels.dtype)
-        return warped.round().clip(limits.min, limits.max).astype(pixels.dtype)
+        return np.asarray(warped.round().clip(limits.min, limits.max).astype(pixels.dtype))
 
     def _warped(self, pixels: NDArray[Any], size: tuple[int, int], flags: int) -> NDArray[Any]:
         """Up to four channels in one of OpenCV's dtypes."""

@@ -86,7 +86,9 @@ def match_blocks(
         points.append(transform.inverse()(predicted[-1]))
         found.append(inside)
     return Blocks(
-        *(np.concatenate(part) for part in (points, predicted, matched)),
+        points=np.concatenate(points),
+        predicted=np.concatenate(predicted),
+        matched=np.concatenate(matched),
         found=np.concatenate(found),
         surfaces=np.concatenate(surfaces),
         frame=np.array(frame, np.int64),

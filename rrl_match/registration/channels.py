@@ -132,9 +132,8 @@ def _resampled(image: PreparedImage, linear: Matrix, factor: float) -> tuple[Lev
     move = Affine(np.column_stack([linear, -first]))
     size = tuple(int(n) for n in last - first + 1)
     warped = cv2.warpAffine(level.image, move.full[:2], size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    known = cv2.warpAffine(level.known, move.full[:2], size, flags=cv2.INTER_LINEAR)
+    known = np.asarray(cv2.warpAffine(level.known, move.full[:2], size, flags=cv2.INTER_LINEAR), np.float32)
     from_full = compose(level.from_full, move)
-    known = np.asarray(known, np.float32)
     return Level(np.asarray(warped, np.float32), known, np.zeros_like(known), Affine(from_full.full)), from_full
 
 
@@ -163,7 +162,7 @@ def _smoothed(
     if gradients is None:
         return np.empty(0, np.float32), enough
     smooth = np.asarray(cv2.GaussianBlur(gradients * inner[..., None], (0, 0), blur), np.float32)
-    return smooth * (enough / np.maximum(part, 1e-3))[..., None], enough
+    return np.asarray(smooth * (enough / np.maximum(part, np.float32(1e-3)))[..., None], np.float32), enough
 
 
 def _scaled(gradients: NDArray[np.float32], known: Grey, config: ChannelConfig) -> NDArray[np.float32]:

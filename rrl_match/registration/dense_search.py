@@ -217,8 +217,8 @@ def _at_scale(frames: Sequence[Frame], scale: Scale, region: Region, config: Con
 def _pooled(frames: Sequence[Frame], scale: Scale, config: Config) -> tuple[list[_Pooled], list[_Pooled]]:
     """Channels of A under the linear map, and of B, at one resolution.
 
-    The smaller footprint gets fewer pixels than where both are equal, the larger one more, so that the smaller one still
-    shows enough and the larger one costs little.
+    The smaller footprint gets fewer pixels than where both are equal, the larger one more: so the smaller one still
+    shows enough, and the larger one costs little.
     """
     (h, w), (hb, wb) = frames[0].a.shape, frames[0].b.shape
     own = math.sqrt(abs(np.linalg.det(scale.linear)))

@@ -238,7 +238,7 @@ def _is_distinct(candidate: Evidence, other: MatrixTransform, frame: Frame, conf
 
 
 def _overlays(frames: Sequence[Frame], transform: MatrixTransform, patch_size: int, config: Config) -> list[Overlay]:
-    """The frames as patches are cut of them: a unit a pixel, more in large overlaps, less where few patches would fit."""
+    """The frames as patches are cut of them: a unit a pixel, larger in large overlaps, smaller in small ones."""
     overlap = overlap_of(frames[0], transform)
     if overlap is None:
         return []
@@ -317,8 +317,8 @@ def _mutual(
 def _peak(frames: Sequence[Frame], refined: Refined, patch_size: int, config: Config) -> tuple[float, float]:
     """Peak-to-sidelobe ratio of all blocks together, and the part of the overlap that the transform explains.
 
-    Blocks that were fitted to each other at random have one shallow minimum among many. Where the images overlap little,
-    few blocks agree by chance: the ratio falls with the root of the covered part.
+    Blocks that were fitted to each other at random have one shallow minimum among many. Where the images overlap
+    little, few blocks agree by chance: the ratio falls with the root of the covered part.
     """
     settings, overlap, transform = config.verify, refined.overlap, refined.transform
     beyond, radius = settings.sidelobe_radii
