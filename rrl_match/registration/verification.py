@@ -143,16 +143,16 @@ def measure(matcher: RRLMatcher, frames: Sequence[Frame], refined: Refined, conf
 
 
 def log_odds(evidence: Evidence, ratio: float, config: VerifyConfig) -> float:
-    """Log odds that a transform is right: by its descriptors, its ratio to rivals and its peak together.
+    """Log odds that a transform is right: by its descriptors, scores, ratio to rivals and peak together.
 
     Each counts within bounds, so that none decides alone: on sensors that the network does not know, few descriptors
     are nearest neighbours.
     """
     if evidence.fault:
         return -math.inf
-    of_mutual, of_ratio, of_peak = config.weights
-    ahead = math.log(min(max(ratio, 1.0), config.most_ratio))
-    return config.bias + of_mutual * evidence.mutual + of_ratio * ahead + of_peak * min(evidence.peak, config.most_peak)
+    ahead, peak = math.log(min(max(ratio, 1.0), config.most_ratio)), min(evidence.peak, config.most_peak)
+    measured = evidence.mutual, evidence.support, ahead, peak
+    return config.bias + sum(weight * value for weight, value in zip(config.weights, measured, strict=True))
 
 
 def verify(
