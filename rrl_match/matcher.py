@@ -322,19 +322,15 @@ class RRLMatcher:
         Args:
             patches_a, patches_b: N and M patches, as in :meth:`score`.
             candidates: number of partners that the descriptors propose for each patch of either band, and the metric
-                network then scores; `None` scores all N * M pairs.
+                network then scores; `None` scores all N * M pairs, also with weights that have no descriptors.
             mutual: keep a pair only if each is the best partner of the other.
             threshold: keep pairs with a score above it (default: :attr:`threshold`).
-            near: limits the partners to those near a predicted position. Weights without descriptors score all of
-                these.
+            near: limits the partners to those near a predicted position; weights without descriptors score them all.
             index_pairs: (P, 2) integers, the candidates to score instead.
             batch_size, progress, value_range: as in :meth:`score`.
 
         Returns:
             indices (K, 2) int64 and scores (K,): arrays for arrays, tensors on their device for tensors.
-
-        Raises:
-            TypeError, ValueError: naming the argument, or if the weights have no descriptors to find candidates by.
 
         >>> visible, infrared = np.random.default_rng(0).integers(0, 256, (2, 5, 64, 64), dtype=np.uint8)
         >>> matches = matcher.match(visible, infrared, mutual=False, threshold=0)
