@@ -339,7 +339,7 @@ class RRLMatcher:
         """
         threshold = matching.checked_threshold(threshold, self.threshold)
         source_a, source_b = paired_sources(patches_a, patches_b, self.patch_size, value_range)
-        wanted = Candidates(len(source_a), len(source_b), candidates, near, index_pairs, self._has_descriptors)
+        wanted = Candidates((len(source_a), len(source_b)), candidates, near, index_pairs, self._has_descriptors)
         if wanted.all_pairs:
             pairs = matching.all_pairs(wanted.n, wanted.m)
             scores = self._inference.score_all(source_a, source_b, batch_size, progress).flatten()
@@ -372,7 +372,7 @@ class RRLMatcher:
         """
         threshold = matching.checked_threshold(threshold, self.threshold)
         self._check_features(features_a, features_b)
-        wanted = Candidates(len(features_a), len(features_b), candidates, near, index_pairs, self._has_descriptors)
+        wanted = Candidates((len(features_a), len(features_b)), candidates, near, index_pairs, self._has_descriptors)
         pairs = wanted.pairs(features_a.descriptors, features_b.descriptors)
         if wanted.all_pairs:
             scores = self._inference.score_grid(features_a.maps, features_b.maps, batch_size, progress).flatten()

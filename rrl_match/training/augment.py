@@ -83,9 +83,6 @@ def augment(patches: Tensor, photometry: Photometry, generator: torch.Generator)
         value = low + (high - low) * torch.rand(n, generator=generator)
         return to_device(torch.where(torch.rand(n, generator=generator) < probability, value, neutral), device)
 
-    def per_pixel(parameter: Tensor) -> Tensor:
-        return parameter[:, None, None, None]
-
     p = photometry
     if p.inversion:
         inverted = per_pixel(draw(1.0, 1.0, 0.0, p.inversion))
