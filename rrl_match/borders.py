@@ -13,6 +13,10 @@ _LEAST = 0.002  # of the image: less is no border
 _NOISE = 0.04  # of the range of values: what JPEG adds along the edge of a footprint
 _EXACT = 0.7  # part of a border that has exactly its value
 
+_BLACK = 2  # highest value of an area without data, for JPEG's noise
+_SMALLEST = 64  # pixels of such an area
+_RIM = 7  # pixels wide around it, 3 on each side, that JPEG or interpolation mixed
+
 
 def border_without_data(grey: NDArray[Any], known: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
     """Where an image (H, W) has a border without data: (H, W) bool.
@@ -57,3 +61,13 @@ def _outside(grey: NDArray[np.float32], value: float, hidden: NDArray[np.bool_])
     if outside.mean() < _LEAST or (grey[outside] == value).mean() < _EXACT:
         return nothing
     return np.asarray(outside)
+
+
+def footprint(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Where an image (H, W) or (H, W, 3) has data: (H, W) of 1, but 0 in black areas at its border and 3 px around."""
+    black = np.asarray(image.reshape(*image.shape[:2], -1).max(2) <= _BLACK, np.uint8)
+    _, labels = cv2.connectedComponents(black, connectivity=4)
+    border = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
+    areas = np.bincount(labels.ravel())
+    outside = np.isin(labels, [k for k in border if k and areas[k] >= _SMALLEST])
+    return np.asarray(1 - cv2.dilate(outside.astype(np.uint8), np.ones((_RIM, _RIM), np.uint8)), np.uint8)

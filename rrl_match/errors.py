@@ -16,7 +16,15 @@ class WeightsNotFoundError(WeightsError, FileNotFoundError):
 
 
 class DataError(RRLMatchError, ValueError):
-    """Training or benchmark data cannot be used; the message names the file, and the row if there is one."""
+    """A list of pairs, a manifest, a recipe or a benchmark cannot be used; the message names the file and the row."""
+
+
+class ImageError(RRLMatchError, ValueError):
+    """An image file cannot be read or used; the message names it."""
+
+
+class MissingExtraError(RRLMatchError, ImportError):
+    """A package is missing that comes with an extra; the message is the command that installs it."""
 
 
 class ScoringError(RRLMatchError, ValueError):

@@ -12,7 +12,6 @@ The conversion of patches to float32 in [0, 1] is not part of the files, see :mo
 
 from __future__ import annotations
 
-import argparse
 import copy
 import inspect
 import io
@@ -34,9 +33,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rrl_match._command_line import Subparsers, write_line
 from rrl_match._version import __version__
-from rrl_match.errors import ExportError
+from rrl_match.errors import ExportError, MissingExtraError
 from rrl_match.inference import fold_norms
 from rrl_match.matcher import RRLMatcher
 from rrl_match.modeling import Band, RRLNet
@@ -76,7 +74,7 @@ def export_onnx(matcher: RRLMatcher, folder: str | os.PathLike[str], parts: Sequ
         parts: some of :data:`PARTS`.
 
     Raises:
-        ImportError: the extra ``onnx`` is not installed.
+        MissingExtraError: the extra ``onnx`` is not installed.
         ValueError: unknown part.
         ExportError: a file differs from PyTorch by more than :data:`BOUND`; it is deleted.
     """
@@ -296,27 +294,4 @@ def _extra(name: str) -> ModuleType:
     try:
         return import_module(name)
     except ImportError as error:
-        raise ImportError(f"ONNX export needs {name}: pip install 'rrl-match[onnx]'") from error
-
-
-def add_command(subparsers: Subparsers) -> None:
-    """Add ``rrl-match export``."""
-    parser = subparsers.add_parser("export", help="export a network for ONNX Runtime or torch.export.load")
-    parser.add_argument("weights", help="a bundled name, a folder or a Hub repo id")
-    parser.add_argument("folder", type=Path, help="output folder")
-    parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="default: onnx")
-    parser.add_argument(
-        "--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=f"{', '.join(PARTS)} (default: all)"
-    )
-    parser.set_defaults(run=_run)
-
-
-def _run(args: argparse.Namespace) -> int:
-    export = {"onnx": export_onnx, "torch": export_torch}[args.format]
-    matcher = RRLMatcher.from_pretrained(args.weights, device="cpu", dtype="float32")
-    batches = ", ".join(map(str, BATCHES))
-    for file in export(matcher, args.folder, args.parts):
-        write_line(
-            f"{file.path}: differs from PyTorch by {file.deviation:.1e}, bound {BOUND:.0e}, in batches of {batches}"
-        )
-    return 0
+        raise MissingExtraError(f"ONNX export needs {name}: pip install 'rrl-match[onnx]'") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import platform
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rrl_match._command_line import Subparsers, write_line
 from rrl_match._version import __version__
 from rrl_match.hub import bundled_names, stored_scores
 from rrl_match.inference import cpu_has_bf16
@@ -133,27 +131,3 @@ def versions() -> dict[str, str]:
         major, minor = torch.cuda.get_device_capability(k)
         found[f"cuda:{k}"] = f"{torch.cuda.get_device_name(k)}, capability {major}.{minor}, CUDA {torch.version.cuda}"
     return found
-
-
-def add_command(subparsers: Subparsers) -> None:
-    """Add ``rrl-match selftest``."""
-    parser = subparsers.add_parser("selftest", help="check the bundled weights on this machine; output for bug reports")
-    parser.set_defaults(run=_run)
-
-
-def _run(_: argparse.Namespace) -> int:
-    """Print the versions and one line per check; 1 if a check failed or there was nothing to check."""
-    for name, version in versions().items():
-        write_line(f"{name:16s}{version}")
-    failed = 0
-    for check in run_checks():
-        where = f"{check.weights:16s}{check.device:10s}{str(check.dtype).removeprefix('torch.'):10s}"
-        result = check.problem or f"deviation {check.deviation:.1e}, bound {check.bound:.0e}"
-        reference = "" if check.released else " (no scores stored at release: compared with float32 on this CPU)"
-        write_line(f"{where}{'ok' if check.passed else 'FAILED':8s}{result}{reference}")
-        failed += not check.passed
-    if not bundled_names():
-        write_line("no bundled weights: rrl-match is not installed")
-        return 1
-    write_line(f"{failed} checks failed" if failed else "all checks passed")
-    return int(failed > 0)

@@ -1,4 +1,3 @@
-import argparse
 import re
 
 import h5py
@@ -7,8 +6,8 @@ import pytest
 import torch
 
 from rrl_match import RRLMatcher, WeightsError
+from rrl_match.cli.main import main
 from rrl_match.modeling import RRLNet
-from rrl_match.training import commands
 from rrl_match.training.convert import load_keras_weights
 from rrl_match.training.network import TrainingRRLNet
 
@@ -171,10 +170,7 @@ def test_file_without_a_weights_group(tmp_path):
 
 
 def run(*arguments):
-    parser = argparse.ArgumentParser()
-    commands.add_commands(parser.add_subparsers(required=True))
-    args = parser.parse_args([str(argument) for argument in arguments])
-    return args.run(args)
+    return main([str(argument) for argument in arguments])
 
 
 def test_command_writes_a_folder_that_loads(train_file, recorded, tmp_path, capsys):

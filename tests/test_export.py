@@ -12,7 +12,7 @@ import torch
 
 import rrl_match.export
 from rrl_match import RRLMatcher, __version__
-from rrl_match.__main__ import main
+from rrl_match.cli.main import main
 from rrl_match.errors import ExportError
 from rrl_match.export import BATCHES, BOUND, PARTS, export_onnx, export_torch
 from rrl_match.modeling import RRLNet, RRLNetConfig
@@ -201,16 +201,17 @@ def test_command(folder, tmp_path, capsys):
     assert [path.name for path in (tmp_path / "new" / "out").iterdir()] == ["scorer.pt2"]
 
 
-def refusal(*arguments):
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    message = str(caught.value)
-    assert message.startswith("error: ")
-    assert "\n" not in message
-    return message
+def test_command_reports_mistakes(folder, tmp_path, monkeypatch, capsys):
+    def refusal(*arguments):
+        assert main([str(argument) for argument in arguments]) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("error: ")
+        assert message.count("\n") == 1
+        return message
 
-
-def test_command_reports_mistakes(folder, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit):
+        main(["export", str(folder), str(tmp_path / "out"), "--parts", "decoder"])
+    assert "--parts must be some of scorer, " in capsys.readouterr().err
     assert "'nothing'" in refusal("export", "nothing", tmp_path / "out")
     assert str(folder / "config.json") in refusal("export", folder, folder / "config.json", "--format", "torch")
     for extra in ("onnx", "onnxruntime", "onnxscript"):

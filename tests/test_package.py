@@ -17,11 +17,15 @@ NAMES = [
     "DataError",
     "ExportError",
     "Features",
+    "ImageError",
     "Matches",
+    "MissingExtraError",
     "Near",
     "RRLMatchError",
     "RRLMatcher",
     "Registration",
+    "Search",
+    "Transform",
     "WeightsError",
     "WeightsNotFoundError",
     "__version__",
@@ -84,6 +88,7 @@ def is_training(path):
 
 
 REGISTRATION = {module_name(path) for path in SOURCES if path.parent.name == "registration"}
+FILES = {f"rrl_match.io.{name}" for name in ("images", "results", "batch", "warping")}
 INFERENCE_SOURCES = [path for path in SOURCES if not is_training(path)]
 
 
@@ -155,8 +160,19 @@ def test_import_leaves_extras_alone(fresh_process, module):
 @pytest.mark.parametrize(
     ("package", "users"),
     [
-        ("cv2", {"rrl_match.patches", "rrl_match.extraction", "rrl_match.matching", *REGISTRATION}),
-        ("rasterio", {"rrl_match.registration.raster"}),
+        (
+            "cv2",
+            {
+                "rrl_match.patches",
+                "rrl_match.extraction",
+                "rrl_match.matching",
+                "rrl_match.borders",
+                "rrl_match.transforms",
+                *REGISTRATION,
+                *FILES,
+            },
+        ),
+        ("rasterio", {"rrl_match.io.rasters", "rrl_match.io.warping"}),
         ("safetensors", {"rrl_match.pretrained"}),
         ("onnx", {"rrl_match.export"}),
         ("onnxruntime", {"rrl_match.export"}),
@@ -189,7 +205,11 @@ def test_functions_and_classes_are_short(path):
 
 def test_runtime_needs_only_what_it_declares():
     declared = {"cv2", "huggingface_hub", "numpy", "safetensors", "torch", "typing_extensions"}
-    extras = {"export.py": {"onnx", "onnxruntime", "onnxscript"}, "raster.py": {"rasterio"}}
+    extras = {
+        "export.py": {"onnx", "onnxruntime", "onnxscript"},
+        "rasters.py": {"rasterio"},
+        "warping.py": {"rasterio"},
+    }
     for path in INFERENCE_SOURCES:
         assert outer(path) <= declared | extras.get(path.name, set()), path.name
 

@@ -9,7 +9,7 @@ import torch
 
 import rrl_match.selftest
 from rrl_match import RRLMatcher, WeightsError, __version__
-from rrl_match.__main__ import main
+from rrl_match.cli.main import main
 from rrl_match.hub import bundled_names, stored_scores
 from rrl_match.selftest import BOUNDS, reference_scores, run_checks, stored_pairs, versions
 

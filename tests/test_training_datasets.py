@@ -5,7 +5,8 @@ import torch
 from image_folder import COLUMNS, colour, image_pair, textured, write_folder, write_manifest
 
 from rrl_match import DataError
-from rrl_match.training.datasets import Source, find_locations, footprint, hold_back, read_pairs, read_source
+from rrl_match.borders import footprint
+from rrl_match.training.datasets import Source, find_locations, hold_back, read_pairs, read_source
 from rrl_match.training.sampling import PatchSampler
 
 # Reading
@@ -67,8 +68,8 @@ def broken(tmp_path_factory):
 @pytest.mark.parametrize(
     ("file", "problem"),
     [
-        ("gone.png", "not found"),
-        ("", "not found"),
+        ("gone.png", "does not exist"),
+        ("", "is a folder"),
         ("noise.png", "cannot be read"),
         ("cut.png", "cannot be read"),
         ("cut.jpg", "truncated"),

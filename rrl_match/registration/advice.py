@@ -42,7 +42,7 @@ def advise(
     frames: Sequence[Frame],
     search: Search,
     free: bool,
-    tried: Callable[[Search, Sequence[Frame]], Registration],
+    tried: Callable[[Search, Sequence[Frame], bool], Registration],
 ) -> str:
     """What to try next.
 
@@ -52,13 +52,13 @@ def advise(
         frames: the images.
         search: what was searched.
         free: whether nothing was known beforehand.
-        tried: registers frames with a search.
+        tried: registers frames with a search, of what is near alone or of everything.
     """
     plain = dataclasses.replace(search, aspect=1.0)
-    if free and not search.mirrored and tried(dataclasses.replace(plain, mirrored=True), frames):
+    if free and not search.mirrored and tried(dataclasses.replace(plain, mirrored=True), frames, True):
         return "one image is mirrored: pass search=Search(mirrored=True), or --mirrored"
-    a, b = matcher.modalities
-    if free and search.scale is None and a != b and tried(plain, [Frame(frame.b, frame.a) for frame in frames]):
+    (a, b), swapped = matcher.modalities, [Frame(frame.b, frame.a) for frame in frames]
+    if free and search.scale is None and a != b and tried(plain, swapped, True):
         return f"the bands are swapped: image_a must be {a}, image_b {b}"
     if refused.rejected is None or refused.probability < 0.01:
         return "if one image shows a small part of the other, crop the other to it, or pass initial="

@@ -45,7 +45,7 @@ class Blocks(NamedTuple):
     def agreeing(self, transform: Transform, bound: float) -> NDArray[np.bool_]:
         """Which blocks (N,) were found within `bound` pixels of the level of where a transform takes them."""
         off = np.linalg.norm(transform(self.points) - self.matched, axis=1)
-        return self.found & (off < bound * self.pixel)
+        return np.asarray(self.found & (off < bound * self.pixel))
 
 
 class Grid(NamedTuple):
@@ -85,12 +85,20 @@ def match_blocks(
         matched.append(to_b(centres + offsets))
         points.append(transform.inverse()(predicted[-1]))
         found.append(inside)
-    arrays = (np.concatenate(part) for part in (points, predicted, matched, found, surfaces))
-    return Blocks(*arrays, np.array(frame, np.int64), pixel, len(frames) * grid.cells**2)
+    return Blocks(
+        points=np.concatenate(points),
+        predicted=np.concatenate(predicted),
+        matched=np.concatenate(matched),
+        found=np.concatenate(found),
+        surfaces=np.concatenate(surfaces),
+        frame=np.array(frame, np.int64),
+        pixel=pixel,
+        asked=len(frames) * grid.cells**2,
+    )
 
 
 def _block_centres(overlay: Overlay, grid: Grid, config: BlockConfig) -> tuple[NDArray[np.int64], int]:
-    """The strongest corner (x, y) of each cell, if both images know enough of the block around it; and its half width."""
+    """The strongest corner (x, y) of each cell whose block both images know well enough; and its half width."""
     both = np.minimum(overlay.channels_a.known, overlay.channels_b.known)
     smallest = min(both.shape)
     half = min(grid.half, int(0.14 * smallest), (smallest - 1) // 2 - grid.radius - 2)
@@ -122,10 +130,10 @@ def _inner_part(image: Grey, side: int) -> Grey:
 def fit_simplest(
     blocks: Blocks, base: MatrixTransform, kind: type[MatrixTransform], config: BlockConfig, simplify: bool
 ) -> tuple[MatrixTransform, type[MatrixTransform]] | None:
-    """Robust transform from A to where the blocks were found, and its kind; a simpler one where that explains as much.
+    """Robust transform from A to where the blocks were found, and its kind, a simpler one where that explains as much.
 
-    Freedom that the blocks do not need follows their errors, and takes the corners of an image along. Kinds are compared
-    by the likelihood of the blocks' residuals: blocks that a kind leaves far off count more than those nearly reached.
+    Freedom that the blocks do not need follows their errors, and takes the corners of an image along. Kinds are
+    compared by the likelihood of the blocks' residuals: blocks far off count more than those nearly reached.
 
     Args:
         blocks: of all frames.
@@ -189,7 +197,7 @@ def agreement_of(frames: Sequence[Frame], transform: MatrixTransform, config: Co
         of_frame, count = agreement(overlay.channels_a, overlay.channels_b)
         total, area = total + of_frame, area + count
     shown = min(1.0, overlap.side / config.align.side)  # small overlaps agree by chance
-    return shown * total / max(area, 1.0) ** 0.75
+    return float(shown * total / max(area, 1.0) ** 0.75)
 
 
 def _small_pixel(overlap: Overlap, config: Config) -> float:

@@ -95,14 +95,15 @@ def register(
     region = Region(base, initial is not None, math.inf if search.shift is None else search.shift)
     freedom = Freedom(kind, base, simplify)
 
-    def tried(search: Search, frames: Sequence[Frame]) -> Registration:
-        return _searched(matcher, frames, freedom, search, region, config)
+    def tried(search: Search, frames: Sequence[Frame], near: bool = False) -> Registration:
+        return _searched(matcher, frames, freedom, search, region, config, near)
 
     try:
         found, notes = tried(search, frames), _notes(frames)
         if not found and notes:
             frames = [Frame(a.without_guess(), b.without_guess()) for a, b in frames]
-            found, notes = tried(search, frames), ()
+            again = tried(search, frames, near=True)
+            found, notes = (again, ()) if again else (found, notes)
         advice = "" if found else advise(found, matcher, frames, search, initial is None, tried)
     except ScoringError as error:
         return Registration(reason=f"the patches could not be scored: {error}")
@@ -155,11 +156,17 @@ def _prepared(
 
 
 def _searched(
-    matcher: RRLMatcher, frames: Sequence[Frame], freedom: Freedom, search: Search, region: Region, config: Config
+    matcher: RRLMatcher,
+    frames: Sequence[Frame],
+    freedom: Freedom,
+    search: Search,
+    region: Region,
+    config: Config,
+    near: bool,
 ) -> Registration:
-    """Look at what is near first, and farther away if what is found there is not beyond doubt."""
+    """Look at what is near first and, if it is not to end there, farther away if what is found is not beyond doubt."""
     trial = _Trial(matcher, frames, freedom, config)
-    grids = [grid for grid in stages(frames[0], search, region, config.search) if grid]
+    grids = [grid for grid in stages(frames[0], search, region, config.search) if grid][: 1 if near else None]
     for number, grid in enumerate(grids):
         most = config.search.proposals if number else config.search.near_proposals
         hypotheses = propose(frames, grid, most, region, config)
@@ -186,7 +193,7 @@ class _Trial:
         self.candidates: list[Evidence] = []
 
     def promising(self, last: bool) -> list[Judged]:
-        """What to refine at this stage; at the last one, also the dense search's own choice, whatever the network says."""
+        """What to refine at this stage; at the last one, also what the dense search itself prefers."""
         settings = self.config.verify
         self.waiting.sort(key=lambda one: -one.rank)
         least = 0.0 if last else settings.quick_support
@@ -204,7 +211,7 @@ class _Trial:
             self.candidates.append(measure(self.matcher, self.frames, refined, self.config))
 
     def best(self) -> tuple[Evidence, Verdict] | None:
-        """The candidate that is trusted most; rivals that would decide between refusal and acceptance are refined first."""
+        """The candidate that is trusted most, after all rivals that could decide its verdict were refined."""
         while self.candidates:
             verdicts = [self._verdict(one) for one in self.candidates]
             best = max(range(len(verdicts)), key=lambda k: (not verdicts[k].reason, verdicts[k].log_odds))

@@ -66,6 +66,8 @@ def refine(frames: Sequence[Frame], transform: MatrixTransform, freedom: Freedom
                 refined = _refitted(frames, transform, pixel, grid, freedom if last else coarse, config)
                 if refined is None:
                     return None
+                if refined.blocks.agreeing(refined.transform, config.blocks.bound).mean() < settings.hopeless:
+                    return None
                 transform = refined.transform
                 if refined.moved < settings.settled:
                     break

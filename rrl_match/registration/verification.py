@@ -143,16 +143,16 @@ def measure(matcher: RRLMatcher, frames: Sequence[Frame], refined: Refined, conf
 
 
 def log_odds(evidence: Evidence, ratio: float, config: VerifyConfig) -> float:
-    """Log odds that a transform is right: by its descriptors, its ratio to rivals and its peak together.
+    """Log odds that a transform is right: by its descriptors, scores, ratio to rivals and peak together.
 
-    Each counts within bounds, so that none decides alone: on sensors that the network does not know, few descriptors are
-    nearest neighbours.
+    Each counts within bounds, so that none decides alone: on sensors that the network does not know, few descriptors
+    are nearest neighbours.
     """
     if evidence.fault:
         return -math.inf
-    of_mutual, of_ratio, of_peak = config.weights
-    ahead = math.log(min(max(ratio, 1.0), config.most_ratio))
-    return config.bias + of_mutual * evidence.mutual + of_ratio * ahead + of_peak * min(evidence.peak, config.most_peak)
+    ahead, peak = math.log(min(max(ratio, 1.0), config.most_ratio)), min(evidence.peak, config.most_peak)
+    measured = evidence.mutual, evidence.support, ahead, peak
+    return config.bias + sum(weight * value for weight, value in zip(config.weights, measured, strict=True))
 
 
 def verify(
@@ -165,8 +165,8 @@ def verify(
 ) -> Verdict:
     """The verdict on a candidate, beside everything else that is known.
 
-    Under wrong transforms, channels agree about equally well, whatever the sensors. A rival is a distinct transform that
-    is supported half as well: one that was refined and is trusted nearly as much, or one that was not refined.
+    Under wrong transforms, channels agree about equally well, whatever the sensors. A rival is a distinct transform:
+    one that was refined and is trusted nearly as much, or one that was not refined and is supported half as well.
 
     Args:
         candidate: what is judged.
@@ -238,7 +238,7 @@ def _is_distinct(candidate: Evidence, other: MatrixTransform, frame: Frame, conf
 
 
 def _overlays(frames: Sequence[Frame], transform: MatrixTransform, patch_size: int, config: Config) -> list[Overlay]:
-    """The frames as patches are cut of them: a unit a pixel, more in large overlaps, less where few patches would fit."""
+    """The frames as patches are cut of them: a unit a pixel, larger in large overlaps, smaller in small ones."""
     overlap = overlap_of(frames[0], transform)
     if overlap is None:
         return []
@@ -317,8 +317,8 @@ def _mutual(
 def _peak(frames: Sequence[Frame], refined: Refined, patch_size: int, config: Config) -> tuple[float, float]:
     """Peak-to-sidelobe ratio of all blocks together, and the part of the overlap that the transform explains.
 
-    Blocks that were fitted to each other at random have one shallow minimum among many. Where the images overlap little,
-    few blocks agree by chance: the ratio falls with the root of the covered part.
+    Blocks that were fitted to each other at random have one shallow minimum among many. Where the images overlap
+    little, few blocks agree by chance: the ratio falls with the root of the covered part.
     """
     settings, overlap, transform = config.verify, refined.overlap, refined.transform
     beyond, radius = settings.sidelobe_radii

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rrl_match.errors import DataError
+from rrl_match.borders import footprint
+from rrl_match.errors import DataError, ImageError
+from rrl_match.io.images import decode
+from rrl_match.io.tables import read_table
 
 _COLUMNS = ["pair", "split", "scene", "image_a", "image_b", *(f"m{i}{j}" for i in (0, 1) for j in (0, 1, 2))]
 
@@ -88,16 +90,10 @@ def read_pairs(folder: str | Path, split: str = "train") -> list[ImagePair]:
         DataError: no manifest, no such split, a name that occurs twice, or a row whose images are missing, broken, not
             8-bit, too small, or aligned by the identity without being of one size.
     """
-    folder = Path(folder)
-    manifest = folder / "manifest.csv"
+    manifest = Path(folder) / "manifest.csv"
     if not manifest.is_file():
         raise DataError(f"{manifest} not found: training reads a folder with a manifest.csv")
-    with open(manifest, newline="", encoding="utf-8-sig") as f:
-        reader = csv.DictReader(f)
-        missing = set(_COLUMNS) - set(reader.fieldnames or ())
-        if missing:
-            raise DataError(f"{manifest} lacks the columns {', '.join(sorted(missing))}")
-        rows = [(reader.line_num, row) for row in reader if row["split"] == split]
+    rows = [(line, row) for line, row in read_table(manifest, set(_COLUMNS)) if row["split"] == split]
     if not rows:
         raise DataError(f"{manifest} has no row with split {split!r}")
     names: set[str] = set()
@@ -105,7 +101,7 @@ def read_pairs(folder: str | Path, split: str = "train") -> list[ImagePair]:
         if row["pair"] in names:
             raise DataError(f"{manifest}, line {line}: there are two pairs {row['pair']!r} in split {split!r}")
         names.add(row["pair"])
-    return [_read_pair(folder, f"{manifest}, line {line} ({row['pair']})", row) for line, row in rows]
+    return [_read_pair(Path(folder), f"{manifest}, line {line} ({row['pair']})", row) for line, row in rows]
 
 
 def hold_back(source: Source, fraction: float) -> tuple[Source, Source]:
@@ -141,24 +137,19 @@ def hold_back(source: Source, fraction: float) -> tuple[Source, Source]:
 def _read_pair(folder: Path, where: str, row: dict[str, str]) -> ImagePair:
     images: list[NDArray[np.uint8]] = []
     for key, flag in (("image_a", cv2.IMREAD_COLOR), ("image_b", cv2.IMREAD_GRAYSCALE)):
-        path = folder / (row[key] or "")
-        if not path.is_file():
-            raise DataError(f"{where}: {key} {path} not found")
-        image = cv2.imread(str(path), flag | cv2.IMREAD_ANYDEPTH)
-        if image is not None and _is_truncated(path):
-            raise DataError(f"{where}: {key} {path} is a truncated JPEG")
-        if image is None:
-            raise DataError(f"{where}: {key} {path} cannot be read as an image")
-        if image.ndim == 3:
-            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        path = folder / row[key]
+        try:
+            image = decode(path, flag | cv2.IMREAD_ANYDEPTH)
+        except (ImageError, OSError) as error:
+            raise DataError(f"{where}: {key} {error}") from error
         if image.dtype != np.uint8:
             raise DataError(f"{where}: {key} {path} is {image.dtype}, not 8-bit: map its range of values to 0..255")
         if min(image.shape[:2]) < 96:
             raise DataError(f"{where}: {key} {path} is {image.shape[1]} x {image.shape[0]}, too small to cut patches")
-        images.append(image.astype(np.uint8, copy=False))
+        images.append(image)
     try:
         a_to_b = np.array([float(row[c]) for c in _COLUMNS[5:]]).reshape(2, 3)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise DataError(f"{where}: the matrix m00..m12 is not six numbers") from error
     if not np.isfinite(a_to_b).all() or abs(np.linalg.det(a_to_b[:, :2])) < 1e-6:
         raise DataError(f"{where}: the matrix m00..m12 cannot be inverted")
@@ -168,22 +159,6 @@ def _read_pair(folder: Path, where: str, row: dict[str, str]) -> ImagePair:
             f"{where}: the images differ in size, {a.shape[:2]} and {b.shape[:2]}, yet the matrix is the identity"
         )
     return ImagePair(row["pair"], row["scene"], a, b, a_to_b)
-
-
-def _is_truncated(path: Path) -> bool:
-    """Whether a JPEG lacks its end marker; OpenCV ignores that and fills with grey."""
-    data = path.read_bytes()
-    return data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-65536:]
-
-
-def footprint(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Where an image (H, W) or (H, W, 3) has data: (H, W) of 1, but 0 in black areas at its border and 3 px around."""
-    black = np.asarray(image.reshape(*image.shape[:2], -1).max(2) <= 2, np.uint8)
-    _, labels = cv2.connectedComponents(black, connectivity=4)
-    border = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
-    areas = np.bincount(labels.ravel())
-    outside = np.isin(labels, [k for k in border if k and areas[k] >= 64])
-    return np.asarray(1 - cv2.dilate(outside.astype(np.uint8), np.ones((7, 7), np.uint8)), np.uint8)
 
 
 def find_locations(pair: ImagePair, patch_size: int, spacing: int = 12) -> NDArray[np.float32]:

@@ -54,9 +54,9 @@ class Benchmark:
         """
         try:
             with open(path, "rb") as file:
+                if not zipfile.is_zipfile(file):
+                    raise ValueError("it is no .npz file")
                 arrays = np.load(file, allow_pickle=False)
-                if isinstance(arrays, np.ndarray):
-                    raise ValueError("it holds one array, not arrays by name")
                 read = cls(*(arrays[name] for name in ("patches_a", "patches_b", "category", "pairs", "kind")))
             n, p = len(read.patches_a), len(read.pairs)
         except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
@@ -75,7 +75,15 @@ class Benchmark:
 
 
 def evaluate(matcher: RRLMatcher, benchmark: Benchmark, progress: bool = False) -> Metrics:
-    """Metrics in percent."""
+    """Metrics in percent.
+
+    Raises:
+        DataError: the patches are not of the size that the weights take.
+    """
+    for patches in (benchmark.patches_a, benchmark.patches_b):
+        if patches.shape[1:3] != (matcher.patch_size,) * 2:
+            size = f"{matcher.patch_size} x {matcher.patch_size}"
+            raise DataError(f"patches of a benchmark must be {size} pixels, as the weights take, got {patches.shape}")
     features_a = matcher.encode(benchmark.patches_a, "a")
     features_b = matcher.encode(benchmark.patches_b, "b")
     scores = matcher.score_features(features_a, features_b, benchmark.pairs, progress=progress)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rrl_match.errors import MissingExtraError
+
 
 def matching_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Binary cross-entropy of logits (P,) against labels (P,) in {0, 1}; `smoothing` moves these towards 1/2."""
@@ -43,7 +45,7 @@ class PerceptualLoss(nn.Module):
     Needs torchvision and its ImageNet weights, which torchvision downloads or finds in its cache.
 
     Raises:
-        ImportError: torchvision is not installed.
+        MissingExtraError: torchvision is not installed.
     """
 
     mean: Tensor
@@ -54,7 +56,7 @@ class PerceptualLoss(nn.Module):
         try:
             from torchvision.models import VGG19_Weights, vgg19
         except ImportError as error:
-            raise ImportError(
+            raise MissingExtraError(
                 "the perceptual loss needs torchvision: pip install torchvision, or set its weight to 0"
             ) from error
         features = vgg19(weights=VGG19_Weights.IMAGENET1K_V1).features

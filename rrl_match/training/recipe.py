@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from rrl_match.errors import DataError
 from rrl_match.modeling import RRLNetConfig
 from rrl_match.training.network import TrainingConfig
 
@@ -202,7 +203,7 @@ class Recipe:
             return dataclasses.replace(changed, pretraining=None)
         if pretraining is not None:
             if not self.pretraining:
-                raise ValueError("the recipe has no pretraining whose steps could be set")
+                raise DataError("the recipe has no pretraining whose steps could be set")
             phase = dataclasses.replace(self.pretraining, steps=pretraining)
             changed = dataclasses.replace(changed, pretraining=phase)
         return changed
@@ -212,14 +213,14 @@ class Recipe:
         """A recipe that comes with the package (`"universal"`, `"published"`), or a JSON file of one's own.
 
         Raises:
-            ValueError: unknown name, no JSON, or a field that is unknown, missing or malformed.
+            DataError: unknown name, no JSON, or a field that is unknown, missing or malformed.
         """
         path = Path(name_or_path)
         if path.suffix != ".json":
             path = Path(str(resources.files("rrl_match.training") / "recipes" / f"{name_or_path}.json"))
         if not path.is_file():
             known = sorted(p.stem for p in Path(str(resources.files("rrl_match.training") / "recipes")).glob("*.json"))
-            raise ValueError(f"no recipe {str(name_or_path)!r}: give a .json file or one of {', '.join(known)}")
+            raise DataError(f"no recipe {str(name_or_path)!r}: give a .json file or one of {', '.join(known)}")
         try:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(values, dict):
@@ -233,7 +234,7 @@ class Recipe:
                     values[key] = tuple(values[key])
             return cls(**values)
         except (ArithmeticError, AttributeError, TypeError, KeyError, ValueError) as error:
-            raise ValueError(f"recipe {path}: {error}") from error
+            raise DataError(f"recipe {path}: {error}") from error
 
     def to_json(self) -> str:
         """The recipe as :meth:`load` reads it."""

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from rrl_match.errors import DataError
+
 logger = logging.getLogger(__name__)
 
 
@@ -79,7 +81,7 @@ class RunFolder:
             identity: what a run must have in common with a checkpoint to resume from it, by name.
 
         Raises:
-            ValueError: the checkpoint is of another run.
+            DataError: the checkpoint is of another run.
         """
         path = self.path / "checkpoint.pt"
         if not path.is_file():
@@ -87,7 +89,7 @@ class RunFolder:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         other = [name for name, value in identity.items() if state.get(name) != value]
         if other:
-            raise ValueError(
+            raise DataError(
                 f"{path} is of a run with another {' and '.join(other)}: choose another folder or delete it"
             )
         return state

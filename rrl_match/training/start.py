@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from rrl_match.errors import DataError
 from rrl_match.hub import find_folder
 from rrl_match.modeling import RRLNet
 from rrl_match.pretrained import load_folder
@@ -25,7 +26,7 @@ def read_start(given: Sequence[str]) -> RRLNet | None:
     Raises:
         DataError: a weight is not a positive number.
         WeightsError: weights do not exist or cannot be read.
-        ValueError: the networks have different shapes.
+        DataError: the networks have different shapes.
     """
     if not given:
         return None
@@ -34,7 +35,7 @@ def read_start(given: Sequence[str]) -> RRLNet | None:
     mean = networks[0]
     for name, network in zip(names, networks, strict=True):
         if network.config != mean.config:
-            raise ValueError(f"the mean of {names[0]} and {name} does not exist: their networks have different shapes")
+            raise DataError(f"the mean of {names[0]} and {name} does not exist: their networks have different shapes")
     states = [network.state_dict() for network in networks]
     fractions = torch.tensor(factors) / sum(factors)
     for key, value in states[0].items():

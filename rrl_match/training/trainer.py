@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from rrl_match.errors import RRLMatchError
+from rrl_match.errors import DataError, RRLMatchError
 from rrl_match.modeling import RRLNet
 from rrl_match.pretrained import save_folder
 from rrl_match.training.alignment import align
@@ -55,7 +55,8 @@ class Trainer:
         checkpoint_every, validate_every: steps between checkpoints, and between validations.
 
     Raises:
-        ValueError: an option is unknown, two sources have one name, or the weights to start from do not fit the recipe.
+        ValueError: an option is unknown.
+        DataError: two sources have one name, or the weights to start from do not fit the recipe.
         DataError: a source has too few images to train and to validate on.
     """
 
@@ -121,7 +122,7 @@ class Trainer:
             self.done, self.seconds, self.best = state["done"], state["seconds"], state["best"]
             logger.info("resuming from step %d", self.done)
         if len(set(gather_object([self.done]))) > 1:
-            raise ValueError(
+            raise DataError(
                 f"the processes found different checkpoints: {self.folder.path} must be a folder that all can write to"
             )
         self.folder.open_log(self.done)
@@ -286,10 +287,10 @@ def build_model(recipe: Recipe, start: RRLNet | None, device: torch.device) -> T
     """The training graph of a recipe, with random weights or those to start from.
 
     Raises:
-        ValueError: the weights' descriptors are not of the recipe's length.
+        DataError: the weights' descriptors are not of the recipe's length.
     """
     if start and start.config.descriptor_dim != recipe.descriptor_dim:
-        raise ValueError(
+        raise DataError(
             f"the weights to start from have descriptors of length {start.config.descriptor_dim}, "
             f"the recipe asks for {recipe.descriptor_dim}: set descriptor_dim in the recipe to that of the weights"
         )
@@ -332,7 +333,7 @@ def _check_names(sources: Sequence[Source]) -> None:
     names = [source.name for source in sources]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
-        raise ValueError(f"several sources are named {', '.join(sorted(twice))}: give their folders different names")
+        raise DataError(f"several sources are named {', '.join(sorted(twice))}: give their folders different names")
 
 
 def _hardware(device: torch.device) -> str:

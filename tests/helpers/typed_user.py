@@ -24,7 +24,7 @@ from rrl_match import (
     percentile_range,
     register,
 )
-from rrl_match.__main__ import main
+from rrl_match.cli.main import main
 from rrl_match.export import Exported, export_onnx, export_torch
 from rrl_match.modeling import Band, RRLNet, RRLNetConfig
 from rrl_match.pretrained import ModelConfig, load_folder, save_folder

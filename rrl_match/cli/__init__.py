@@ -1,0 +1,1 @@
+"""The command ``rrl-match``: a module a command, which adds its parser and runs what it names."""

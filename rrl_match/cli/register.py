@@ -1,0 +1,164 @@
+"""``rrl-match register``: register two image files, or a list of pairs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from rrl_match.cli.common import DONE, MISTAKE, NEGATIVE, Subparsers, add_weights, write_line
+from rrl_match.io.images import Resampling
+from rrl_match.transforms import Transform
+
+if TYPE_CHECKING:
+    from rrl_match.io.batch import Options
+
+_EPILOG = """
+The transform takes pixel (x, y) of A to B, pixel centres at integers. Exit code: 0 registered, 1 refused, 2 mistake.
+
+  rrl-match register visible.png nir.png --out result
+  rrl-match register rgb.jpg thermal.tiff --weights vis-lwir --value-range-b 29000 31500 --out result
+  rrl-match register drone.tif sentinel.tif --bands-a 4 --out result     (needs pip install 'rrl-match[geo]')
+  rrl-match register --pairs pairs.csv --out results                     (columns image_a,image_b[,name,mask_a,mask_b])
+"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add ``register``."""
+    parser = subparsers.add_parser(
+        "register",
+        help="register two image files, or a list of pairs",
+        description="Find the transform from image A to image B, or refuse. Prints it as JSON.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("image_a", nargs="?", type=Path, metavar="A", help="image of the weights' first band")
+    parser.add_argument("image_b", nargs="?", type=Path, metavar="B", help="image of their second band")
+    parser.add_argument("--pairs", type=Path, metavar="CSV", help="a list of pairs instead; finished ones are kept")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the warped image, a checkerboard, tie points")
+    add_weights(parser)
+    parser.add_argument("--model", choices=tuple(Transform.kinds), default="affine", help="default: %(default)s")
+    _add_search(parser)
+    for band in "ab":
+        _add_image(parser, band)
+    parser.add_argument("--whole", action="store_true", help="search beyond where the georeferences overlap")
+    parser.add_argument(
+        "--resampling",
+        choices=get_args(Resampling),
+        help="of the warped file (default: bilinear; nearest for bands of classes or flags)",
+    )
+    parser.set_defaults(run=run, parser=parser)
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-rotation", type=float, metavar="DEG", help="largest rotation to search (180)")
+    parser.add_argument("--scale", nargs=2, type=float, metavar=("LOW", "HIGH"), help="scales to search, B over A")
+    parser.add_argument(
+        "--max-shift",
+        type=float,
+        metavar="PIXELS",
+        help="farthest from where the georeferences, or equal pixels, put A",
+    )
+    parser.add_argument("--mirrored", action="store_true", help="search mirrored images, too")
+
+
+def _add_image(parser: argparse.ArgumentParser, band: str) -> None:
+    name = band.upper()
+    parser.add_argument(f"--mask-{band}", type=Path, metavar="FILE", help=f"non-zero where {name} has data")
+    parser.add_argument(
+        f"--value-range-{band}",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help=f"values of {name} that become black and white (default: 8 bit 0 255, others by percentiles)",
+    )
+    parser.add_argument(
+        f"--bands-{band}", type=_bands, metavar="N[,N,N]", help=f"band or three bands of {name} to match by"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Register what the arguments name."""
+    _check(args)
+    return _run_list(args) if args.pairs else _run_one(args)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Ends the process for arguments that do not go together."""
+    error = args.parser.error
+    if args.pairs is None and args.image_b is None:
+        error("name two images, A and B, or a list of pairs with --pairs")
+    if args.pairs is not None:
+        if args.image_a is not None:
+            error("name two images or --pairs, not both")
+        if args.out is None:
+            error("--pairs needs --out FOLDER, where the results go")
+        if args.mask_a or args.mask_b:
+            error("masks of a list of pairs go into its columns mask_a and mask_b")
+    if args.out is not None and args.out.exists() and not args.out.is_dir():
+        error(f"--out must be a folder, but {args.out} is a file")
+    if args.max_rotation is not None and not 0 <= args.max_rotation <= 180:
+        error(f"--max-rotation must be from 0 to 180 degrees, got {args.max_rotation:g}")
+    if args.max_shift is not None and not 0 < args.max_shift < float("inf"):
+        error(f"--max-shift must be a positive number of pixels, got {args.max_shift:g}")
+    if args.scale is not None and not 0 < args.scale[0] <= args.scale[1] < float("inf"):
+        error(f"--scale must be two positive numbers, LOW <= HIGH, got {args.scale[0]:g} {args.scale[1]:g}")
+    for given, name in ((args.value_range_a, "a"), (args.value_range_b, "b")):
+        if given is not None and not float("-inf") < given[0] < given[1] < float("inf"):
+            error(f"--value-range-{name} must be two numbers, LOW < HIGH, got {given[0]:g} {given[1]:g}")
+
+
+def _run_one(args: argparse.Namespace) -> int:
+    from rrl_match.io.batch import register_files
+    from rrl_match.io.pairs import Pair
+    from rrl_match.io.results import as_json
+
+    options = _options(args)
+    pair = Pair("", args.image_a, args.image_b, args.mask_a, args.mask_b)
+    record = register_files(options.matcher(), pair, options, args.out, progress=sys.stderr.isatty())
+    write_line(as_json(record))
+    for note in record["notes"]:
+        write_line(f"note: {note}", sys.stderr)
+    if not record["ok"]:
+        write_line(f"refused: {record['reason']}", sys.stderr)
+        if record["advice"]:
+            write_line(f"advice: {record['advice']}", sys.stderr)
+    return DONE if record["ok"] else NEGATIVE
+
+
+def _run_list(args: argparse.Namespace) -> int:
+    from rrl_match.io.batch import register_list
+    from rrl_match.io.pairs import outcome, read_pairs, table
+
+    records = register_list(read_pairs(args.pairs), _options(args), args.out)
+    write_line(table(records))
+    outcomes = {outcome(record) for record in records}
+    return MISTAKE if "error" in outcomes else NEGATIVE if "refused" in outcomes else DONE
+
+
+def _options(args: argparse.Namespace) -> Options:
+    from rrl_match.io.batch import Options
+
+    search: dict[str, Any] = {"rotation": args.max_rotation, "scale": args.scale and tuple(args.scale)}
+    search |= {"shift": args.max_shift, "mirrored": args.mirrored or None}
+    return Options(
+        weights=args.weights,
+        device=args.device,
+        model=args.model,
+        search={name: value for name, value in search.items() if value is not None},
+        value_range_a=args.value_range_a and tuple(args.value_range_a),
+        value_range_b=args.value_range_b and tuple(args.value_range_b),
+        bands_a=args.bands_a,
+        bands_b=args.bands_b,
+        whole=args.whole,
+        resampling=args.resampling,
+    )
+
+
+def _bands(text: str) -> tuple[int, ...]:
+    """One or three numbers from 1, separated by commas."""
+    bands = tuple(int(part) for part in text.split(","))
+    if len(bands) not in (1, 3) or min(bands) < 1:
+        raise argparse.ArgumentTypeError(f"one or three band numbers from 1, as 1 or 4,3,2, got {text!r}")
+    return bands

@@ -1,0 +1,190 @@
+"""Files in, :func:`register`, files out: one pair, or a list of pairs that resumes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import cv2
+import numpy as np
+from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+from numpy.typing import NDArray
+
+from rrl_match._version import __version__
+from rrl_match.errors import RRLMatchError
+from rrl_match.io.images import ImageFile, Resampling, read_image, read_mask, with_mask
+from rrl_match.io.pairs import Pair, write_table
+from rrl_match.io.rasters import View, by_georeference, common_views, is_raster, read_raster, read_raster_mask
+from rrl_match.io.results import RECORD, FileRegistration
+from rrl_match.matcher import RRLMatcher
+from rrl_match.registration import Search, register
+
+TABLE = "registrations.csv"
+_ERRORS_ALONE = 2  # of OpenCV's levels of logging
+Record: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How pairs of files are registered; what is None keeps the default of :func:`register`.
+
+    Attributes:
+        weights, device: see :meth:`RRLMatcher.from_pretrained`.
+        model: see :func:`register`.
+        search: fields of :class:`Search`.
+        value_range_a, value_range_b: values that become black and white.
+        bands_a, bands_b: one or three bands to match by, counted from 1.
+        whole: search beyond where the georeferences overlap.
+        resampling: of the warped file; see :func:`~rrl_match.io.warping.warp_raster`.
+    """
+
+    weights: str = "universal"
+    device: str = "auto"
+    model: str = "affine"
+    search: dict[str, Any] = field(default_factory=dict)
+    value_range_a: tuple[float, float] | None = None
+    value_range_b: tuple[float, float] | None = None
+    bands_a: tuple[int, ...] | None = None
+    bands_b: tuple[int, ...] | None = None
+    whole: bool = False
+    resampling: Resampling | None = None
+
+    def matcher(self) -> RRLMatcher:
+        """The weights that they name."""
+        return RRLMatcher.from_pretrained(self.weights, device=self.device)
+
+    def settings(self, pair: Pair) -> Record:
+        """What a result depends on besides its images, in terms of JSON."""
+        given = {**asdict(self), "version": __version__, "mask_a": pair.mask_a, "mask_b": pair.mask_b}
+        del given["device"]
+        found: Record = json.loads(json.dumps(given, default=str))
+        return found
+
+
+def register_files(
+    matcher: RRLMatcher, pair: Pair, options: Options, folder: Path | None = None, progress: bool = False
+) -> Record:
+    """Read, register and write a pair of files.
+
+    Args:
+        matcher: its modalities are those of A and B.
+        pair: the files.
+        options: how to read and register them.
+        folder: where the results go; None writes none.
+        progress: show a bar.
+
+    Returns:
+        the registration in terms of JSON, as written to ``registration.json``.
+
+    Raises:
+        OSError, RRLMatchError: a file cannot be read, used or written.
+    """
+    with _quiet_opencv():
+        a, b, initial, notes = _read_pair(pair, options)
+        ranges = options.value_range_a, options.value_range_b
+        given: dict[str, Any] = {"search": Search(**options.search)} if options.search else {}
+        given |= {} if initial is None else {"initial": initial}
+        result = register(
+            matcher,
+            a.pixels,
+            b.pixels,
+            options.model,
+            mask_a=a.mask,
+            mask_b=b.mask,
+            value_range=None if ranges == (None, None) else ranges,
+            progress=progress,
+            **given,
+        )
+        found = FileRegistration(result, a, b)
+        record = {
+            "image_a": str(pair.image_a),
+            "image_b": str(pair.image_b),
+            **found.describe(),
+            "modalities": list(matcher.modalities),
+            "settings": options.settings(pair),
+        }
+        record["notes"] += notes
+        if folder is not None:
+            found.write(folder, record, options.resampling)
+    return record
+
+
+def register_list(pairs: Sequence[Pair], options: Options, folder: Path) -> list[Record]:
+    """Register pairs that have not been registered with these options yet, and write a table of all.
+
+    Args:
+        pairs: the files.
+        options: how to read and register them.
+        folder: where the results go, a folder for each pair in it.
+
+    Returns:
+        the records of all pairs; one that could not be registered has the key "error".
+    """
+    load = cache(options.matcher)  # not at all if nothing is left to do
+    records = []
+    with tqdm(pairs, desc="registering", unit=" pairs", disable=None) as bar:
+        for pair in bar:
+            record = _finished(pair, options, folder) or _tried(load, pair, options, folder)
+            files = {"name": pair.name, "image_a": str(pair.image_a), "image_b": str(pair.image_b)}
+            records.append({**record, **files})
+    folder.mkdir(parents=True, exist_ok=True)
+    write_table(folder / TABLE, records)
+    return records
+
+
+def _tried(load: Callable[[], RRLMatcher], pair: Pair, options: Options, folder: Path) -> Record:
+    """The record of a pair, or its error."""
+    try:
+        return register_files(load(), pair, options, folder / pair.name)
+    except (RRLMatchError, OSError) as error:
+        return {"error": str(error)}
+
+
+def _finished(pair: Pair, options: Options, folder: Path) -> Record | None:
+    """The record of a pair that was registered with the same options after its files last changed, if there is one."""
+    path = folder / pair.name / RECORD
+    try:
+        record: Record = json.loads(path.read_text(encoding="utf-8"))
+        same = [record["image_a"], record["image_b"]] == [str(pair.image_a), str(pair.image_b)]
+        newer = all(file.stat().st_mtime <= path.stat().st_mtime for file in pair.files)
+        return record if same and newer and record["settings"] == options.settings(pair) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _read_pair(pair: Pair, options: Options) -> tuple[ImageFile, ImageFile, Any, list[str]]:
+    """Both images, where their georeferences put A in B, and notes on how they were read."""
+    views: tuple[View | None, View | None] | None = None
+    if not options.whole and is_raster(pair.image_a) and is_raster(pair.image_b):
+        views = common_views(pair.image_a, pair.image_b)
+    view_a, view_b = views or (None, None)
+    a = _read(pair.image_a, pair.mask_a, options.bands_a, view_a)
+    b = _read(pair.image_b, pair.mask_b, options.bands_b, view_b)
+    if views is not None:
+        return a, b, by_georeference(a, b), []
+    note = "the georeferences do not overlap enough or cannot be compared: both rasters were searched whole"
+    return a, b, None, [note] if not options.whole and a.georeference and b.georeference else []
+
+
+def _read(path: Path, mask: Path | None, bands: tuple[int, ...] | None, view: View | None) -> ImageFile:
+    image = read_raster(path, bands, view) if is_raster(path) else read_image(path, bands)
+    if mask is None:
+        return image
+    shown: NDArray[np.bool_] = read_raster_mask(mask) if is_raster(mask) else read_mask(mask)
+    return with_mask(image, shown, mask)
+
+
+@contextmanager
+def _quiet_opencv() -> Iterator[None]:
+    """Without OpenCV's own warnings about files, which exceptions report in other words."""
+    set_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # of OpenCV 4, and of 5
+    level = set_level(_ERRORS_ALONE)
+    try:
+        yield
+    finally:
+        set_level(level)

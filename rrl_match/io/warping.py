@@ -1,0 +1,226 @@
+"""Rasters warped block by block onto the grid of another one, by GDAL or OpenCV, with all that they carry."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from rrl_match.io.images import ImageFile, Resampling, holds_classes, read_image
+from rrl_match.io.rasters import CENTRE, View, has_palette, opened
+from rrl_match.transforms import FLAGS, MatrixTransform, Points, Transform, compose
+
+_BLOCK = 1024  # pixels of a side that are warped at once, a multiple of a tile
+_TILE = 256
+_SAMPLE = 512  # pixels of a side of what is looked at to tell classes from measurements
+
+# Gives a block of the warped raster: values and whether there is data, both (bands, h, w).
+_Reader: TypeAlias = "Callable[[Any], tuple[NDArray[Any], NDArray[np.bool_]]]"
+
+
+def warp_raster(
+    a: ImageFile, b: ImageFile, transform: Transform, path: Path, resampling: Resampling | None = None
+) -> None:
+    """Write all bands of file A on the grid of file B: B's size and georeference, A's data type and nodata.
+
+    Where A is finer, its pixels are averaged; those without data have no part in it. Where A shows nothing, there is
+    nodata, NaN if floats name none, or else 0 and a mask. Memory does not grow with the size of the rasters.
+
+    Args:
+        a, b: as they were read; only B's size and georeference count.
+        transform: takes pixels of file A to file B.
+        path: of the GeoTIFF to write.
+        resampling: default: "nearest" for bands of classes or flags, "bilinear" for all others.
+    """
+    from rasterio.windows import Window
+
+    width, height = b.size
+    with ExitStack() as stack:
+        source = stack.enter_context(_opened_or_made(a))
+        methods = [resampling or ("nearest" if classes else "bilinear") for classes in _bands_of_classes(source)]
+        profile = _profile(source, b)
+        is_affine = isinstance(transform, MatrixTransform) and np.allclose(transform.full[2], (0, 0, 1))
+        make = _by_gdal if is_affine else _by_opencv
+        read = make(source, transform, methods, profile, stack)
+        target = stack.enter_context(opened(path, "w", **profile))
+        _copy_description(source, target)
+        for top in range(0, height, _BLOCK):
+            for left in range(0, width, _BLOCK):
+                window = Window(left, top, min(_BLOCK, width - left), min(_BLOCK, height - top))
+                values, shown = read(window)
+                target.write(values, window=window)
+                if _needs_mask(source, profile):
+                    target.write_mask(shown.any(axis=0), window=window)
+
+
+def _by_gdal(source: Any, transform: Any, methods: list[Resampling], profile: Any, stack: ExitStack) -> _Reader:
+    """By GDAL's warper, for affine transforms."""
+    from rasterio import Affine as Geotransform
+    from rasterio.enums import Resampling as Method
+    from rasterio.vrt import WarpedVRT
+
+    # both rasters on a map whose units are B's pixels, upside down: an identity would count as no georeference
+    corners = compose(compose(CENTRE.inverse(), transform), CENTRE).full[:2] * np.array([[1], [-1]])
+    grid = {
+        "src_crs": "EPSG:3857",
+        "crs": "EPSG:3857",
+        "src_transform": Geotransform(*corners.ravel()),
+        "transform": Geotransform.scale(1, -1),
+        "width": profile["width"],
+        "height": profile["height"],
+        "src_nodata": profile["nodata"],
+        "nodata": profile["nodata"],
+        "add_alpha": _needs_mask(source, profile),
+    }
+    warped = {
+        method: stack.enter_context(WarpedVRT(source, resampling=Method[method], **grid)) for method in set(methods)
+    }
+
+    def read(window: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        values = [warped[method].read(band, window=window) for band, method in enumerate(methods, 1)]
+        alpha = warped[methods[0]]  # its last band, if it was added
+        shown = alpha.read([alpha.count], window=window) > 127
+        return np.stack(values), shown
+
+    return read
+
+
+def _by_opencv(source: Any, transform: Any, methods: list[Resampling], profile: Any, stack: ExitStack) -> _Reader:
+    """By OpenCV, for all other transforms."""
+    inverse = transform.inverse()
+
+    def read(window: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        shape = source.count, window.height, window.width
+        values = np.full(shape, profile["nodata"] or 0, profile["dtype"])
+        shown = np.zeros(shape, bool)
+        rows, columns = np.mgrid[: window.height, : window.width].astype(np.float64)
+        at = inverse(np.stack([columns + window.col_off, rows + window.row_off], -1).reshape(-1, 2))
+        finer = 1 / math.sqrt(abs(np.linalg.det(transform.jacobian(at[len(at) // 2][None])[0])))
+        view = _needed(source, at, finer if finer > 1.5 else 1.0)
+        if view is None:
+            return values, shown
+        data, masks = _read_view(source, view)
+        there: NDArray[np.float32] = view.to_file.inverse()(at).reshape(*shape[1:], 2).astype(np.float32)
+        for band, method in enumerate(methods):
+            found, shown[band] = _remap(data[band], masks[band] > 0, there, method, profile["nodata"])
+            values[band][shown[band]] = found
+        return values, shown
+
+    return read
+
+
+def _remap(
+    data: NDArray[Any], known: NDArray[np.bool_], at: NDArray[np.float32], method: Resampling, nodata: float | None
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """A band at locations (h, w, 2) of it, as a mean of what is known: values (K,) of where at least half is (h, w)."""
+    exact = np.float32 if data.dtype.itemsize <= 2 or data.dtype == np.float32 else np.float64  # holds every value
+    flags = FLAGS["linear" if method == "bilinear" else method]
+    remap: Any = cv2.remap
+    weight = remap(known.astype(exact), at, None, flags)
+    moved = remap(np.where(known, data, 0).astype(exact), at, None, flags)
+    shown: NDArray[np.bool_] = weight >= 0.5
+    filled = moved[shown] / weight[shown]
+    if data.dtype.kind in "iu":
+        limits = np.iinfo(data.dtype)
+        filled = np.rint(filled).clip(limits.min, limits.max)
+        if nodata is not None:  # data that interpolation made nodata become the next value
+            filled[filled == nodata] += 1 if nodata < limits.max else -1
+    return filled.astype(data.dtype), shown
+
+
+def _needed(source: Any, at: Points, finer: float) -> View | None:
+    """What of the source holds locations (N, 2), reduced where it is finer than the target; None if nothing."""
+    size = np.array([source.width, source.height])
+    left, top = np.floor(at.min(0) - 2 * finer).clip(0, size).astype(int).tolist()
+    right, bottom = np.ceil(at.max(0) + 1 + 2 * finer).clip(0, size).astype(int).tolist()
+    if right <= left or bottom <= top:
+        return None
+    columns, rows = (max(1, math.ceil(side / finer)) for side in (right - left, bottom - top))
+    return View(left, top, right - left, bottom - top, columns, rows)
+
+
+def _read_view(source: Any, view: View) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Values and masks, both (bands, rows, columns)."""
+    from rasterio.enums import Resampling as Method
+    from rasterio.windows import Window
+
+    how = Method.nearest if has_palette(source) else Method.average
+    shape = source.count, view.rows, view.columns
+    options = {"window": Window(*view[:4]), "out_shape": shape, "resampling": how}
+    return source.read(**options), source.read_masks(**options)
+
+
+@contextmanager
+def _opened_or_made(a: ImageFile) -> Iterator[Any]:
+    """File A as a dataset; if OpenCV read it, a dataset in memory of its pixels and mask."""
+    if a.is_raster:
+        with opened(a.path) as dataset:
+            yield dataset
+        return
+    from rasterio.io import MemoryFile
+
+    image = read_image(a.path)
+    bands = np.moveaxis(image.pixels.reshape(*image.pixels.shape[:2], -1), 2, 0)
+    shape = {"count": len(bands), "height": bands.shape[1], "width": bands.shape[2], "dtype": bands.dtype}
+    with MemoryFile() as memory:
+        with opened(memory, "w", driver="GTiff", **shape) as dataset:
+            dataset.write(bands)
+            if image.mask is not None:
+                dataset.write_mask(image.mask)
+        with opened(memory.name) as dataset:
+            yield dataset
+
+
+def _bands_of_classes(dataset: Any) -> list[bool]:
+    """Whether each band holds classes or flags, which must not be interpolated."""
+    shape = min(_SAMPLE, dataset.height), min(_SAMPLE, dataset.width)
+    return [
+        holds_classes(dataset.read(band, out_shape=shape), dataset.descriptions[band - 1] or "")
+        for band in dataset.indexes
+    ]
+
+
+def _needs_mask(source: Any, profile: dict[str, Any]) -> bool:
+    return profile["nodata"] is None and all(one.name != "alpha" for one in source.colorinterp)
+
+
+def _profile(source: Any, b: ImageFile) -> dict[str, Any]:
+    """How the warped raster is created."""
+    from rasterio import Affine as Geotransform
+    from rasterio.crs import CRS
+
+    dtype = np.dtype(source.dtypes[0])
+    profile: dict[str, Any] = {
+        "driver": "GTiff",
+        "width": b.size[0],
+        "height": b.size[1],
+        "count": source.count,
+        "dtype": dtype.name,
+        "nodata": np.nan if source.nodata is None and dtype.kind == "f" else source.nodata,
+        "tiled": True,
+        "blockxsize": _TILE,
+        "blockysize": _TILE,
+        "compress": "deflate",
+        "predictor": 3 if dtype.kind == "f" else 2,
+        "bigtiff": "if_safer",
+    }
+    if b.georeference is not None:
+        corner = compose(CENTRE.inverse(), b.georeference.to_map).full
+        profile["transform"] = Geotransform(*corner[:2].ravel())
+        profile["crs"] = CRS.from_wkt(b.georeference.crs) if b.georeference.crs else None
+    return profile
+
+
+def _copy_description(source: Any, target: Any) -> None:
+    """Names, meaning, scale and palette of the bands."""
+    target.colorinterp = source.colorinterp
+    target.descriptions = source.descriptions
+    target.scales, target.offsets = source.scales, source.offsets
+    if has_palette(source):
+        target.write_colormap(1, source.colormap(1))
