@@ -155,14 +155,14 @@ def log_odds(evidence: Evidence, ratio: float, config: VerifyConfig) -> float:
     return config.bias + sum(weight * value for weight, value in zip(config.weights, measured, strict=True))
 
 
-def verify(
-    candidate: Evidence,
-    others: Sequence[Evidence],
-    judged: Sequence[Judged],
-    frame: Frame,
-    threshold: float,
-    config: Config,
-) -> Verdict:
+class Rivals(NamedTuple):
+    """What a candidate is compared with: other refined transforms, and hypotheses that were not refined."""
+
+    refined: Sequence[Evidence]
+    waiting: Sequence[Judged]
+
+
+def verify(candidate: Evidence, rivals: Rivals, threshold: float, config: Config) -> Verdict:
     """The verdict on a candidate, beside everything else that is known.
 
     Under wrong transforms, channels agree about equally well, whatever the sensors. A rival is a distinct transform:
@@ -170,24 +170,22 @@ def verify(
 
     Args:
         candidate: what is judged.
-        others: evidence of other refined transforms.
-        judged: hypotheses that were not refined.
-        frame: the first one.
+        rivals: what else is known.
         threshold: score above which a location matches.
         config: of :class:`VerifyConfig` and more.
     """
     settings, alone = config.verify, log_odds(candidate, math.inf, config.verify)
     if candidate.fault or alone < 0:
         return Verdict(alone, math.inf, candidate.fault or "no transform stands out from others", None)
-    trusted = [e for e in others if log_odds(e, math.inf, settings) >= alone - settings.rival_margin]
-    refined = [e.agreement for e in trusted if _is_distinct(candidate, e.refined.transform, frame, settings)]
+    trusted = [e for e in rivals.refined if log_odds(e, math.inf, settings) >= alone - settings.rival_margin]
+    refined = [e.agreement for e in trusted if _is_distinct(candidate, e.refined.transform, settings)]
     floor, needed = candidate.agreement / settings.most_ratio, settings.rival_support * candidate.support
     open_ones = [
         one
-        for one in judged
+        for one in rivals.waiting
         if one.support >= needed
         and one.hypothesis.score >= floor
-        and _is_distinct(candidate, one.hypothesis.transform, frame, settings)
+        and _is_distinct(candidate, one.hypothesis.transform, settings)
     ]
     decided = _decision(candidate, max(refined, default=0.0), threshold, config)
     if decided.reason or not open_ones:
@@ -228,7 +226,7 @@ def _spread_out(locations: Points, matching: NDArray[np.bool_], config: VerifyCo
     return bool(area >= max(config.min_spread * whole, 1e-9))
 
 
-def _is_distinct(candidate: Evidence, other: MatrixTransform, frame: Frame, config: VerifyConfig) -> bool:
+def _is_distinct(candidate: Evidence, other: MatrixTransform, config: VerifyConfig) -> bool:
     """Whether another transform takes the overlap to quite another location."""
     outline = candidate.refined.overlap.outline
     moved = other(candidate.refined.transform.inverse()(outline))
