@@ -23,11 +23,13 @@ class Freedom(NamedTuple):
         kind: the freest kind of transform,
         base: which is composed with this one; the identity, but for a known scale and rotation.
         simplify: whether a simpler kind is taken where it explains as much.
+        aspect: largest ratio of the scales along two directions, relative to `base`.
     """
 
     kind: type[MatrixTransform]
     base: MatrixTransform
     simplify: bool
+    aspect: float
 
 
 class Refined(NamedTuple):
@@ -72,8 +74,16 @@ def refine(frames: Sequence[Frame], transform: MatrixTransform, freedom: Freedom
                 if refined.moved < settings.settled:
                     break
         if last:
-            return refined
+            return refined if _ratio_of_scales(refined, freedom.base) <= settings.slack * freedom.aspect else None
         pixel = max(finest, pixel / 2)
+
+
+def _ratio_of_scales(refined: Refined, base: MatrixTransform) -> float:
+    """Ratio of the scales along two directions at the middle of the overlap, relative to another transform."""
+    middle = refined.transform.inverse()(refined.overlap.outline.mean(0))[None]
+    linear = refined.transform.jacobian(middle)[0] @ np.linalg.inv(base.jacobian(middle)[0])
+    scales = np.linalg.svd(linear, compute_uv=False)
+    return float(scales[0] / max(scales[1], 1e-9))
 
 
 def finest_pixel(overlap: Overlap, config: Config) -> float:
