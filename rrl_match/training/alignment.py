@@ -26,7 +26,7 @@ Matrix = NDArray[np.float64]  # (2, 3), as ImagePair.a_to_b
 Known = dict[str, Any]  # by source and pair, the matrix as lists, or None for a pair to drop
 
 _CONFIG = Config(blocks=BlockConfig(bound=2.0))  # pixels that edges may be off
-_FREEDOM = Freedom(Similarity, Similarity(np.eye(3)), simplify=False, aspect=1.5)
+_FREEDOM = Freedom(Similarity, Similarity(np.eye(3)), simplify=False)
 _AGREE = 0.3  # fraction of the blocks that must agree on one transform
 _SMALLEST_MOVE = 1.0  # pixels, the median over the locations: less is within the error of the edges
 _LARGEST_MOVE = 12.0  # pixels: a pair that is farther off is dropped
