@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         ImageError,
         MissingExtraError,
         RRLMatchError,
+        ScoringError,
         WeightsError,
         WeightsNotFoundError,
     )
@@ -44,6 +45,7 @@ __all__ = [
     "RRLMatchError",
     "RRLMatcher",
     "Registration",
+    "ScoringError",
     "Search",
     "Transform",
     "WeightsError",
@@ -62,6 +64,7 @@ _NAMES_OF = {
         "ImageError",
         "MissingExtraError",
         "RRLMatchError",
+        "ScoringError",
         "WeightsError",
         "WeightsNotFoundError",
     ),

@@ -122,26 +122,28 @@ class Transform(ABC):
             parts = [
                 self._warped(layers[..., k : k + 4], size, FLAGS[interpolation]) for k in range(0, layers.shape[2], 4)
             ]
-            return np.concatenate([p.reshape(*size, -1) for p in parts], axis=2).reshape(*size, *pixels.shape[2:])
+            joined = np.concatenate([p.reshape(*size, -1) for p in parts], axis=2)
+            return np.asarray(joined.reshape(*size, *pixels.shape[2:]))
         if interpolation == "nearest":
             return self._gathered(pixels, size)
         warped = self.warp(pixels.astype(np.float64), shape, interpolation)
         if pixels.dtype.kind == "b":
-            return warped > 0.5
+            return np.asarray(warped > 0.5)
         if pixels.dtype.kind == "f":
-            return warped.astype(pixels.dtype)
+            return np.asarray(warped.astype(pixels.dtype))
         limits = np.iinfo(pixels.dtype)
-        return warped.round().clip(limits.min, limits.max).astype(pixels.dtype)
+        return np.asarray(warped.round().clip(limits.min, limits.max).astype(pixels.dtype))
 
     def _warped(self, pixels: NDArray[Any], size: tuple[int, int], flags: int) -> NDArray[Any]:
         """Up to four channels in one of OpenCV's dtypes."""
         at = self.map(size)
         if max(pixels.shape[:2]) < _LARGEST:
-            return np.asarray(cv2.remap(np.ascontiguousarray(pixels), at, None, flags))
+            return np.asarray(cv2.remap(np.ascontiguousarray(pixels), at[..., 0], at[..., 1], flags))
         # OpenCV counts in 16 bits: only the part of A that B shows, which must be smaller
         first = (np.floor(at.reshape(-1, 2).min(0)).astype(int) - 2).clip(0)
         part = pixels[first[1] : first[1] + _LARGEST, first[0] : first[0] + _LARGEST]
-        return np.asarray(cv2.remap(np.ascontiguousarray(part), at - first.astype(np.float32), None, flags))
+        x, y = np.moveaxis(at - first.astype(np.float32), -1, 0)
+        return np.asarray(cv2.remap(np.ascontiguousarray(part), x, y, flags))
 
     def _gathered(self, pixels: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
         """The nearest pixels, of any dtype."""
@@ -150,7 +152,7 @@ class Transform(ABC):
         inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)
         found = pixels[y.clip(0, h - 1), x.clip(0, w - 1)]
         found[~inside] = 0
-        return found
+        return np.asarray(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +193,7 @@ class MatrixTransform(Transform):
     @property
     def matrix(self) -> Matrix:
         """(2, 3) float64; (3, 3) for a homography."""
-        return self.full[:2].copy()
+        return np.array(self.full[:2])
 
     def __call__(self, points: ArrayLike) -> Points:
         given = np.asarray(points, np.float64)
@@ -200,13 +202,13 @@ class MatrixTransform(Transform):
         return result
 
     def inverse(self) -> Self:
-        return type(self)(np.linalg.inv(self.full))
+        return type(self)(np.asarray(np.linalg.inv(self.full), np.float64))
 
     def jacobian(self, points: ArrayLike) -> NDArray[np.float64]:
         moved = np.asarray(points, np.float64).reshape(-1, 2) @ self.full[:, :2].T + self.full[:, 2]
         target = moved[:, :2] / moved[:, 2:]
         derivative: NDArray[np.float64] = self.full[:2, :2] - target[:, :, None] * self.full[2, :2]
-        return derivative / moved[:, 2, None, None]
+        return np.asarray(derivative / moved[:, 2, None, None])
 
     def scale(self, point: ArrayLike) -> float:
         """Pixels of B for a pixel of A at a location (2,): the root of the factor by which areas grow."""
@@ -283,7 +285,7 @@ class MatrixTransform(Transform):
             step, _, rank, _ = np.linalg.lstsq(rows, ((b - at) * root[:, None]).ravel(), rcond=1e-9)
             if rank < cls.parameters:
                 return None
-            current = cls.near_identity(step).full @ current
+            current = cls.near_identity(np.asarray(step, np.float64)).full @ current
             if np.abs(step).max() < 1e-12:
                 break
         return current
@@ -345,7 +347,10 @@ class Similarity(MatrixTransform, kind="similarity"):
 
     @classmethod
     def estimate_robust(cls, points: ArrayLike, matched: ArrayLike, bound: float) -> Self | FailedEstimation:
-        return _by_opencv(cls, cv2.estimateAffinePartial2D, cv2.RANSAC, points, matched, bound)
+        found: Self | FailedEstimation = _by_opencv(
+            cls, cv2.estimateAffinePartial2D, cv2.RANSAC, points, matched, bound
+        )
+        return found
 
 
 class Affine(MatrixTransform, kind="affine"):
@@ -366,7 +371,8 @@ class Affine(MatrixTransform, kind="affine"):
 
     @classmethod
     def estimate_robust(cls, points: ArrayLike, matched: ArrayLike, bound: float) -> Self | FailedEstimation:
-        return _by_opencv(cls, cv2.estimateAffine2D, cv2.USAC_MAGSAC, points, matched, bound)
+        found: Self | FailedEstimation = _by_opencv(cls, cv2.estimateAffine2D, cv2.USAC_MAGSAC, points, matched, bound)
+        return found
 
 
 class Homography(MatrixTransform, kind="homography"):
@@ -377,7 +383,7 @@ class Homography(MatrixTransform, kind="homography"):
 
     @property
     def matrix(self) -> Matrix:
-        return self.full.copy()
+        return np.array(self.full)
 
     @classmethod
     def coarse(cls) -> type[MatrixTransform]:
@@ -399,7 +405,8 @@ class Homography(MatrixTransform, kind="homography"):
         if len(a) < 4:
             return FailedEstimation(f"a homography needs 4 points, got {len(a)}")
         full, _ = cv2.findHomography(a, b, cv2.USAC_MAGSAC, bound, maxIters=_SAMPLES, confidence=_CONFIDENCE)
-        return _checked(cls, full)
+        found: Self | FailedEstimation = _checked(cls, full)
+        return found
 
 
 def matrix_kind(kind: str) -> type[MatrixTransform]:

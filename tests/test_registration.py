@@ -10,9 +10,6 @@ import numpy as np
 import pytest
 import torch
 from networks import tiny_matcher
-
-from rrl_match import RRLMatcher, register
-from rrl_match.registration import Search, Settings
 from rrl_match.registration.coarse import Hypothesis, distinct, fast_length, propose
 from rrl_match.registration.fields import gradients
 from rrl_match.registration.geometry import (
@@ -26,11 +23,14 @@ from rrl_match.registration.geometry import (
     similarity,
     translation,
 )
-from rrl_match.registration.images import Frame, prepare
 from rrl_match.registration.judge import corners, judge_at, patch_inside
 from rrl_match.registration.refine import examine, match_blocks, prominence, refine
 from rrl_match.registration.surfaces import adjust, lowest, standing_out
 from rrl_match.registration.trust import Supported, Trial
+
+from rrl_match import RRLMatcher, register
+from rrl_match.registration import Search, Settings
+from rrl_match.registration.images import Frame, prepare
 from rrl_match.training.datasets import read_pairs
 
 check = sys.modules[register.__module__].check

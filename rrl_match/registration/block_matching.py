@@ -45,19 +45,27 @@ class Blocks(NamedTuple):
     def agreeing(self, transform: Transform, bound: float) -> NDArray[np.bool_]:
         """Which blocks (N,) were found within `bound` pixels of the level of where a transform takes them."""
         off = np.linalg.norm(transform(self.points) - self.matched, axis=1)
-        return self.found & (off < bound * self.pixel)
+        return np.asarray(self.found & (off < bound * self.pixel))
 
 
 class Grid(NamedTuple):
-    """Blocks to look for: cells of the overlap in each direction, half the width of a block, radius of the search."""
+    """Blocks to look for.
 
+    Attributes:
+        pixel: pixels of B that one of the level covers.
+        cells: of the overlap in each direction, with a block each.
+        half: half the width of a block, in pixels of the level.
+        radius: pixels of the level that a block is searched for, in every direction.
+    """
+
+    pixel: float
     cells: int
     half: int
     radius: int
 
 
 def match_blocks(
-    frames: Sequence[Frame], transform: MatrixTransform, overlap: Overlap, pixel: float, grid: Grid, config: Config
+    frames: Sequence[Frame], transform: MatrixTransform, overlap: Overlap, grid: Grid, config: Config
 ) -> Blocks:
     """Look for blocks of A in B, around where a transform takes them.
 
@@ -65,7 +73,6 @@ def match_blocks(
         frames: each has blocks of its own, so that all together have about as many as one alone would.
         transform: from A to B.
         overlap: under it.
-        pixel: pixels of B that one of the level covers; half and radius of the grid are in pixels of the level.
         grid: which blocks.
     """
     grid = grid._replace(cells=max(4, round(grid.cells / math.sqrt(len(frames)))))
@@ -73,7 +80,7 @@ def match_blocks(
     points, found, surfaces, frame = [np.empty((0, 2))], [np.empty(0, bool)], [np.empty((0, side, side))], []
     matched, predicted = [np.empty((0, 2))], [np.empty((0, 2))]
     for number, one in enumerate(frames):
-        overlay = overlay_of(one, transform, overlap, pixel, config.channels, margin=grid.radius)
+        overlay = overlay_of(one, transform, overlap, grid.pixel, config.channels, margin=grid.radius)
         centres, half = _block_centres(overlay, grid, config.blocks)
         frame += [number] * len(centres)
         if not len(centres):
@@ -85,12 +92,20 @@ def match_blocks(
         matched.append(to_b(centres + offsets))
         points.append(transform.inverse()(predicted[-1]))
         found.append(inside)
-    arrays = (np.concatenate(part) for part in (points, predicted, matched, found, surfaces))
-    return Blocks(*arrays, np.array(frame, np.int64), pixel, len(frames) * grid.cells**2)
+    return Blocks(
+        points=np.concatenate(points),
+        predicted=np.concatenate(predicted),
+        matched=np.concatenate(matched),
+        found=np.concatenate(found),
+        surfaces=np.concatenate(surfaces),
+        frame=np.array(frame, np.int64),
+        pixel=grid.pixel,
+        asked=len(frames) * grid.cells**2,
+    )
 
 
 def _block_centres(overlay: Overlay, grid: Grid, config: BlockConfig) -> tuple[NDArray[np.int64], int]:
-    """The strongest corner (x, y) of each cell, if both images know enough of the block around it; and its half width."""
+    """The strongest corner (x, y) of each cell whose block both images know well enough; and its half width."""
     both = np.minimum(overlay.channels_a.known, overlay.channels_b.known)
     smallest = min(both.shape)
     half = min(grid.half, int(0.14 * smallest), (smallest - 1) // 2 - grid.radius - 2)
@@ -122,10 +137,10 @@ def _inner_part(image: Grey, side: int) -> Grey:
 def fit_simplest(
     blocks: Blocks, base: MatrixTransform, kind: type[MatrixTransform], config: BlockConfig, simplify: bool
 ) -> tuple[MatrixTransform, type[MatrixTransform]] | None:
-    """Robust transform from A to where the blocks were found, and its kind; a simpler one where that explains as much.
+    """Robust transform from A to where the blocks were found, and its kind, a simpler one where that explains as much.
 
-    Freedom that the blocks do not need follows their errors, and takes the corners of an image along. Kinds are compared
-    by the likelihood of the blocks' residuals: blocks that a kind leaves far off count more than those nearly reached.
+    Freedom that the blocks do not need follows their errors, and takes the corners of an image along. Kinds are
+    compared by the likelihood of the blocks' residuals: blocks far off count more than those nearly reached.
 
     Args:
         blocks: of all frames.
@@ -169,8 +184,8 @@ def align(
             overlap = overlap_of(frames[0], transform)
             if overlap is None:
                 continue
-            grid = Grid(cells, settings.half, radius)
-            blocks = match_blocks(frames, transform, overlap, _small_pixel(overlap, config), grid, config)
+            grid = Grid(_small_pixel(overlap, config), cells, settings.half, radius)
+            blocks = match_blocks(frames, transform, overlap, grid, config)
             fitted = fit_simplest(blocks, transform, kind, config.blocks, simplify=True)
             if fitted is not None:
                 aligned.append(Hypothesis(agreement_of(frames, fitted[0], config), fitted[0]))
@@ -189,7 +204,7 @@ def agreement_of(frames: Sequence[Frame], transform: MatrixTransform, config: Co
         of_frame, count = agreement(overlay.channels_a, overlay.channels_b)
         total, area = total + of_frame, area + count
     shown = min(1.0, overlap.side / config.align.side)  # small overlaps agree by chance
-    return shown * total / max(area, 1.0) ** 0.75
+    return float(shown * total / max(area, 1.0) ** 0.75)
 
 
 def _small_pixel(overlap: Overlap, config: Config) -> float:

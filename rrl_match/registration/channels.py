@@ -20,14 +20,14 @@ COUNT = 3
 
 @dataclass(frozen=True, eq=False)
 class Channels:
-    """Strength of the gradient and its orientation as a doubled angle, whose sign, which differs between bands, counts not.
+    """Strength of the gradient and its orientation as a doubled angle, so that its sign, which differs, has no effect.
 
     Attributes:
-        values: (H, W, 3) float32: about unit length wherever there is structure, zero where nothing is known. The second
-            and third are the strength times cosine and sine of twice the angle.
+        values: (H, W, 3) float32: about unit length wherever there is structure, zero where nothing is known. The
+            second and third are the strength times cosine and sine of twice the angle.
         known: (H, W) float32, 1 where an image is known, 0 elsewhere.
-        whole: (H, W) float32, 0 in holes, 1 elsewhere. Outside its footprint an image has no structure; in a hole it may
-            have any.
+        whole: (H, W) float32, 0 in holes, 1 elsewhere. Outside its footprint an image has no structure; in a hole it
+            may have any.
     """
 
     values: NDArray[np.float32]
@@ -51,7 +51,7 @@ class Channels:
         return np.ascontiguousarray(np.moveaxis(self.values, -1, 0))
 
     def rotated(self, matrix: Matrix, side: int) -> tuple[NDArray[np.float32], Grey]:
-        """Channels (3, side, side) and known (side, side) under a rotation (3, 3), with which the orientations rotate."""
+        """Channels (3, side, side) and known (side, side) under a rotation (3, 3); orientations rotate with it."""
         strength, x, y = cv2.split(cv2.warpAffine(self.values, matrix[:2], (side, side), flags=cv2.INTER_LINEAR))
         cosine, sine = matrix[0, 0], matrix[1, 0]
         c, s = cosine * cosine - sine * sine, 2 * cosine * sine  # of the doubled angle
@@ -94,8 +94,8 @@ def pooled_channels(
 ) -> tuple[Channels, Affine]:
     """Channels for the dense search, of an image under a linear map (2, 2) and then smaller by a factor.
 
-    Gradients are taken in a larger image and pooled, so that thin edges count. What varies slowly is subtracted: it is in
-    common to many wrong transforms.
+    Gradients are taken in a larger image and pooled, so that thin edges count. What varies slowly is subtracted: it is
+    in common to many wrong transforms.
 
     Returns:
         The channels, and what takes pixels of the full image to theirs.
@@ -132,9 +132,8 @@ def _resampled(image: PreparedImage, linear: Matrix, factor: float) -> tuple[Lev
     move = Affine(np.column_stack([linear, -first]))
     size = tuple(int(n) for n in last - first + 1)
     warped = cv2.warpAffine(level.image, move.full[:2], size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    known = cv2.warpAffine(level.known, move.full[:2], size, flags=cv2.INTER_LINEAR)
+    known = np.asarray(cv2.warpAffine(level.known, move.full[:2], size, flags=cv2.INTER_LINEAR), np.float32)
     from_full = compose(level.from_full, move)
-    known = np.asarray(known, np.float32)
     return Level(np.asarray(warped, np.float32), known, np.zeros_like(known), Affine(from_full.full)), from_full
 
 
@@ -163,7 +162,7 @@ def _smoothed(
     if gradients is None:
         return np.empty(0, np.float32), enough
     smooth = np.asarray(cv2.GaussianBlur(gradients * inner[..., None], (0, 0), blur), np.float32)
-    return smooth * (enough / np.maximum(part, 1e-3))[..., None], enough
+    return np.asarray(smooth * (enough / np.maximum(part, np.float32(1e-3)))[..., None], np.float32), enough
 
 
 def _scaled(gradients: NDArray[np.float32], known: Grey, config: ChannelConfig) -> NDArray[np.float32]:

@@ -64,7 +64,7 @@ def _whole_blocks(a: Channels, b: Channels, centres: NDArray[np.int64], half: in
 
 
 def _partial_blocks(a: Channels, b: Channels, centres: NDArray[np.int64], half: int, radius: int) -> Surfaces:
-    """The same where there are holes: costs are averaged over the pixels at which neither image has one, at each offset."""
+    """The same where there are holes: at each offset, the mean over the pixels at which neither image has one."""
     layers = -2 * a.values, a.energy[..., None], a.whole[..., None]
     others = b.values, b.whole[..., None], b.energy[..., None]
     total = _correlated(layers, others, centres, half, radius).astype(np.float64)

@@ -61,7 +61,9 @@ class Region:
 
 
 def stages(frame: Frame, search: Search, region: Region, config: DenseSearchConfig) -> Iterator[list[Scale]]:
-    """What to search first, second and third: what is near; all rotations and scales, and what is near stretched; all.
+    """What to search first, what next, and what last.
+
+    First what is near; then all rotations and scales, and what is near stretched; last all rotations stretched.
 
     Args:
         frame: images of the sizes that all have.
@@ -76,6 +78,7 @@ def stages(frame: Frame, search: Search, region: Region, config: DenseSearchConf
     nominal = (1.0,) if region.known else (equal_areas, 1.0)
     scales = _scales(*_scale_range(equal_areas, search, region.known, config), equal_areas, config)
     near = [s for s in scales if any(1 / config.near_scale <= s.factor / n <= config.near_scale for n in nominal)]
+    near = near or scales
     rest = [s for s in scales if s not in near]
     plain, stretched = [np.eye(2)], _stretches(search.aspect, config)
     first, others = (-1.0, config.near_rotation), (config.near_rotation, 180.0)
@@ -95,7 +98,7 @@ def stages(frame: Frame, search: Search, region: Region, config: DenseSearchConf
     small = config.stretched_side
     yield grid(near, plain, first)
     yield grid(near, plain, others) + grid(rest, plain, first, others) + grid(near, stretched, first, side=small)
-    yield grid(near, stretched, others, side=small) + grid(rest, stretched, first, others, side=small)
+    yield grid(near, stretched, others, side=small)
 
 
 class _Factor(NamedTuple):
@@ -215,8 +218,8 @@ def _at_scale(frames: Sequence[Frame], scale: Scale, region: Region, config: Con
 def _pooled(frames: Sequence[Frame], scale: Scale, config: Config) -> tuple[list[_Pooled], list[_Pooled]]:
     """Channels of A under the linear map, and of B, at one resolution.
 
-    The smaller footprint gets fewer pixels, the larger one more than where both are equal, so that the smaller one still
-    shows enough and the larger one costs little.
+    The smaller footprint gets fewer pixels than where both are equal, the larger one more: so the smaller one still
+    shows enough, and the larger one costs little.
     """
     (h, w), (hb, wb) = frames[0].a.shape, frames[0].b.shape
     own = math.sqrt(abs(np.linalg.det(scale.linear)))

@@ -111,7 +111,7 @@ def _window(outline: Points, shape: Sequence[int], margin: int) -> tuple[int, in
 
 
 def _warped(frame: Frame, whole: MatrixTransform, size: tuple[int, int]) -> tuple[Grey, Grey, Grey]:
-    """A, what is known of it and its holes, warped by the transform to the level, from a smaller version if that shrinks."""
+    """A, what is known of it and its holes, warped to the level; from a smaller version where that shrinks."""
     middle = np.array([(size[0] - 1) / 2, (size[1] - 1) / 2])
     scale = whole.scale(whole.inverse()(middle))
     shrink = 2.0 ** max(0, math.floor(math.log2(1 / scale) + 0.3)) if 0 < scale < 1 else 1.0

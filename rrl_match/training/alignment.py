@@ -14,23 +14,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rrl_match.borders import footprint
+from rrl_match.registration.config import BlockConfig, Config
 from rrl_match.registration.images import Frame, prepare
-from rrl_match.registration.refine import refine
-from rrl_match.registration.settings import Settings
-from rrl_match.training.datasets import ImagePair, Source
+from rrl_match.registration.refinement import Freedom, refine
+from rrl_match.training.datasets import ImagePair, PairSource, Source
+from rrl_match.transforms import Affine, Similarity
 
 logger = logging.getLogger(__name__)
 
 Matrix = NDArray[np.float64]  # (2, 3), as ImagePair.a_to_b
 Known = dict[str, Any]  # by source and pair, the matrix as lists, or None for a pair to drop
 
-_SETTINGS = Settings(bound=2.0)  # pixels that edges may be off
+_CONFIG = Config(blocks=BlockConfig(bound=2.0))  # pixels that edges may be off
+_FREEDOM = Freedom(Similarity, Similarity(np.eye(3)), simplify=False)
 _AGREE = 0.3  # fraction of the blocks that must agree on one transform
 _SMALLEST_MOVE = 1.0  # pixels, the median over the locations: less is within the error of the edges
 _LARGEST_MOVE = 12.0  # pixels: a pair that is farther off is dropped
 
 
-def align(sources: Sequence[Source], cache: Path | None = None) -> list[Source]:
+def align(sources: Sequence[Source], cache: Path | None = None) -> list[PairSource]:
     """Register the image pairs of sources by their edges.
 
     A pair stays as it is if its edges do not agree on a transform, or if they are off by less than their own error. It
@@ -51,7 +53,7 @@ def align(sources: Sequence[Source], cache: Path | None = None) -> list[Source]:
     return aligned
 
 
-def _aligned(source: Source, known: Known) -> Source:
+def _aligned(source: Source, known: Known) -> PairSource:
     """One source; what is found is added to `known`."""
     kept, moved = [], 0
     for pair in source.pairs:
@@ -67,7 +69,7 @@ def _aligned(source: Source, known: Known) -> Source:
             kept.append(dataclasses.replace(pair, a_to_b=aligned))
     dropped = len(source.pairs) - len(kept)
     logger.info("%s: of %d pairs, %d moved, %d dropped", source.name, len(source.pairs), moved, dropped)
-    return dataclasses.replace(source, pairs=kept)
+    return PairSource(source.name, kept, source.weight)
 
 
 def edge_move(pair: ImagePair) -> tuple[Matrix, float]:
@@ -80,9 +82,12 @@ def edge_move(pair: ImagePair) -> tuple[Matrix, float]:
         prepare(pair.image_a, footprint(pair.image_a), None, "a"),
         prepare(pair.image_b, footprint(pair.image_b), None, "b"),
     )
-    refined = refine([frame], np.vstack([pair.a_to_b, [0, 0, 1]]), "similarity", _SETTINGS)
-    if refined is None or refined.agreeing < _AGREE:
+    before = Affine(pair.a_to_b)
+    refined = refine([frame], before, _FREEDOM, _CONFIG)
+    if refined is None:
         return pair.a_to_b, 0.0
-    points = np.concatenate([blocks.points for blocks in refined.blocks])
-    move = points @ (refined.matrix[:2] - pair.a_to_b)[:, :2].T + (refined.matrix[:2] - pair.a_to_b)[:, 2]
-    return refined.matrix[:2], float(np.median(np.hypot(*move.T)))
+    blocks, after = refined.blocks, refined.transform
+    if blocks.agreeing(after, _CONFIG.blocks.bound).mean() < _AGREE:
+        return pair.a_to_b, 0.0
+    move = np.linalg.norm(after(blocks.points) - before(blocks.points), axis=1)
+    return after.matrix, float(np.median(move))
