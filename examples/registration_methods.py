@@ -13,12 +13,14 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rrl_match.registration.coarse import propose
-from rrl_match.registration.refine import align, refine
 
-from rrl_match import RRLMatcher, register
-from rrl_match.registration import Settings
+from rrl_match import RRLMatcher, Search, register
+from rrl_match.registration import Config
+from rrl_match.registration.block_matching import align
+from rrl_match.registration.dense_search import Region, propose, stages
 from rrl_match.registration.images import Frame, prepare
+from rrl_match.registration.refinement import Freedom, refine
+from rrl_match.transforms import Affine, Similarity
 
 Image: TypeAlias = NDArray[np.uint8]
 Points: TypeAlias = NDArray[np.float64]
@@ -41,25 +43,26 @@ def of_matcher(matcher: RRLMatcher) -> Method:
 
     def find(images_a: Images, images_b: Images) -> Found:
         result = register(matcher, images_a, images_b, "affine")
-        matrix = result.matrix if result.ok else result.rejected
-        return NOTHING if matrix is None else Found(_affine(matrix), result.ok)
+        return Found(result.transform or result.rejected, result.ok)
 
     return find
 
 
 def dense() -> Method:
     """The best hypothesis of the dense search of `register`, refined, without the network; it refuses nothing."""
-    settings = Settings()
-    steps = round(np.log(2) / np.log(settings.scale_step))
-    scales = [2 ** (k / steps) for k in range(-steps, steps + 1)]
-    rotations = np.arange(-180, 180, settings.rotation_step).tolist()
+    config = Config()
+    identity = Similarity(np.eye(3))
+    anywhere = Region(identity, False, np.inf)
 
     def find(images_a: Images, images_b: Images) -> Found:
         both = zip(images_a, images_b, strict=True)
         frames = [Frame(prepare(a, None, None, "a"), prepare(b, None, None, "b")) for a, b in both]
-        aligned = align(frames, propose(frames, rotations, scales, settings.proposals, settings), settings)
-        refined = refine(frames, aligned[0].matrix, "affine", settings) if aligned else None
-        return NOTHING if refined is None else Found(_affine(refined.matrix), True)
+        scales = [scale for stage in stages(frames[0], Search(), anywhere, config.search) for scale in stage]
+        hypotheses = propose(frames, scales, config.search.proposals, anywhere, config)
+        aligned = align(frames, hypotheses, Affine.coarse(), config)
+        freedom = Freedom(Affine, identity, True)
+        refined = refine(frames, aligned[0].transform, freedom, config) if aligned else None
+        return NOTHING if refined is None else Found(refined.transform, True)
 
     return find
 
@@ -150,8 +153,4 @@ def _fitted(points_a: Points, points_b: Points) -> Found:
         return NOTHING
     fit = {"method": cv2.USAC_MAGSAC, "ransacReprojThreshold": 3.0, "maxIters": 10000}
     matrix, _ = cv2.estimateAffine2D(points_a, points_b, **fit)  # type: ignore[call-overload]
-    return NOTHING if matrix is None else Found(_affine(matrix), True)
-
-
-def _affine(matrix: NDArray[Any]) -> Callable[[Points], Points]:
-    return lambda points: points @ matrix[:2, :2].T + matrix[:2, 2]
+    return NOTHING if matrix is None else Found(Affine(np.asarray(matrix, np.float64)), True)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
-from rrl_match.matcher import RRLMatcher
 from rrl_match.registration.config import Search
 from rrl_match.registration.images import Frame, PreparedImage
 from rrl_match.registration.result import Registration
+from rrl_match.registration.task import Task
+
+Searched: TypeAlias = Callable[[Task, Search, bool], Registration]
 
 _ONE_GREY = 0.98  # part of an image that may have one grey value
 
@@ -36,29 +39,21 @@ def _commonest(image: PreparedImage) -> float:
     return float(np.bincount((known * 255).round().astype(np.int64), minlength=256).max() / known.size)
 
 
-def advise(
-    refused: Registration,
-    matcher: RRLMatcher,
-    frames: Sequence[Frame],
-    search: Search,
-    free: bool,
-    tried: Callable[[Search, Sequence[Frame], bool], Registration],
-) -> str:
+def advise(refused: Registration, task: Task, search: Search, searched: Searched) -> str:
     """What to try next.
 
     Args:
         refused: the registration.
-        matcher: for the names of its bands.
-        frames: the images.
+        task: what was registered.
         search: what was searched.
-        free: whether nothing was known beforehand.
-        tried: registers frames with a search, of what is near alone or of everything.
+        searched: registers a task with a search, of what is near alone or of everything.
     """
-    plain = dataclasses.replace(search, aspect=1.0)
-    if free and not search.mirrored and tried(dataclasses.replace(plain, mirrored=True), frames, True):
+    plain, free = dataclasses.replace(search, aspect=1.0), not task.region.known
+    if free and not search.mirrored and searched(task, dataclasses.replace(plain, mirrored=True), True):
         return "one image is mirrored: pass search=Search(mirrored=True), or --mirrored"
-    (a, b), swapped = matcher.modalities, [Frame(frame.b, frame.a) for frame in frames]
-    if free and search.scale is None and a != b and tried(plain, swapped, True):
+    swapped = dataclasses.replace(task, frames=[Frame(frame.b, frame.a) for frame in task.frames])
+    a, b = task.matcher.modalities
+    if free and search.scale is None and a != b and searched(swapped, plain, True):
         return f"the bands are swapped: image_a must be {a}, image_b {b}"
     if refused.rejected is None or refused.probability < 0.01:
         return "if one image shows a small part of the other, crop the other to it, or pass initial="

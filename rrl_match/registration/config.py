@@ -138,6 +138,7 @@ class RefineConfig(_Checked):
     cells: tuple[int, ...] = (10, 14)  # blocks in each direction of these rounds
     settled: float = 0.01  # a round is repeated until it moves the corners by less, of the side of the overlap,
     repeats: int = 3  # at most so often
+    slack: float = 1.15  # factor by which the ratio of scales may exceed that of the search
     hopeless: float = 0.08  # part of the blocks that must agree with a transform at each level
 
 
@@ -155,8 +156,8 @@ class VerifyConfig(_Checked):
     locations: int = 48
     prior: float = 6.0  # locations that do not match, added to these
     nearby: float = 0.35  # of the median distance: locations that are not told apart by descriptors
-    bias: float = field(default=-15.4, metadata={"signed": True})  # log odds that a transform is right, by logistic
-    weights: tuple[float, float, float] = (8.0, 9.9, 2.5)  # regression: mutual neighbours, log ratio, peak to sidelobes
+    bias: float = field(default=-19.5, metadata={"signed": True})  # log odds that a transform is right, and how much
+    weights: tuple[float, float, float, float] = (8.0, 6.0, 9.9, 2.5)  # mutual, support, log ratio and peak add to them
     most_ratio: float = 2.0  # ratios count up to this
     most_peak: float = 6.0  # and peaks to sidelobes up to this
     certain: float = 4.0  # log odds at which the search stops

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import cv2
@@ -11,9 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rrl_match.borders import border_without_data
-from rrl_match.patches import ValueRange, as_grey, checked_range, percentile_range
+from rrl_match.patches import ValueRange, ValueRanges, as_grey, checked_range, percentile_range, range_per_band
 from rrl_match.transforms import Affine, Points, resizing
 
+Array: TypeAlias = "NDArray[np.generic] | Tensor"
+Images: TypeAlias = "Array | Sequence[Array]"
 Pixels: TypeAlias = "NDArray[Any]"  # uint8, uint16 or floating point
 Grey: TypeAlias = NDArray[np.float32]
 Mask: TypeAlias = NDArray[np.bool_]
@@ -125,6 +128,32 @@ def prepare(
             guessed, known = border & known, known & ~border
     default = (0.0, 255.0) if grey.dtype == np.uint8 else None
     return PreparedImage(grey, known, given or default or _percentiles(grey, known), guessed)
+
+
+def prepare_frames(
+    images: tuple[Images, Images], masks: tuple[Images | None, Images | None], value_range: ValueRanges | None
+) -> list[Frame]:
+    """Checked frames, one or more, of equal shapes, of the images and masks of both bands.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    prepared = []
+    for of_band, of_masks, given, band in zip(images, masks, range_per_band(value_range), "ab", strict=True):
+        listed: list[Any] = list(of_band) if isinstance(of_band, (list, tuple)) else [of_band]
+        of_each: list[Any] = list(of_masks) if isinstance(of_masks, (list, tuple)) else [of_masks] * len(listed)
+        if not listed:
+            raise ValueError(f"image_{band} is an empty list")
+        if len(of_each) != len(listed):
+            raise ValueError(f"mask_{band} must be one mask or {len(listed)}, one for each image, got {len(of_each)}")
+        prepared.append([prepare(i, m, given, band) for i, m in zip(listed, of_each, strict=True)])
+        shapes = {one.shape for one in prepared[-1]}
+        if len(shapes) > 1:
+            raise ValueError(f"image_{band} must be images of one size, got {sorted(shapes)}")
+    if len(prepared[0]) != len(prepared[1]):
+        counts = " and ".join(str(len(part)) for part in prepared)
+        raise ValueError(f"image_a and image_b must be lists of one length, got {counts}")
+    return [Frame(a, b) for a, b in zip(*prepared, strict=True)]
 
 
 def _grey_and_known(image: Pixels | Tensor, name: str) -> tuple[Pixels, Mask]:

@@ -5,27 +5,24 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from contextlib import nullcontext
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
+from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
 from rrl_match.errors import ScoringError
 from rrl_match.matcher import RRLMatcher
-from rrl_match.patches import ValueRanges, range_per_band
+from rrl_match.patches import ValueRanges
 from rrl_match.registration.advice import advise, one_grey
 from rrl_match.registration.block_matching import align
 from rrl_match.registration.config import Config, Search
 from rrl_match.registration.dense_search import Region, propose, stages
-from rrl_match.registration.images import Frame, prepare
+from rrl_match.registration.images import Frame, Images, prepare_frames
 from rrl_match.registration.refinement import Freedom, refine
 from rrl_match.registration.result import Registration, TiePoints
-from rrl_match.registration.verification import Evidence, Judged, Verdict, judge, measure, verify
+from rrl_match.registration.task import Task
+from rrl_match.registration.verification import Evidence, Judged, Rivals, Verdict, judge, measure, verify
 from rrl_match.transforms import MatrixTransform, Similarity, Transform, matrix_kind
-
-Array: TypeAlias = "NDArray[np.generic] | Tensor"
-Images: TypeAlias = "Array | Sequence[Array]"
 
 SMALLEST = 32  # pixels, of either side of an image
 
@@ -80,7 +77,7 @@ def register(
         TypeError, ValueError: naming the argument.
     """
     kind = _checked(model, search, initial)
-    frames = _prepared(image_a, image_b, mask_a, mask_b, value_range)
+    frames = prepare_frames((image_a, image_b), (mask_a, mask_b), value_range)
     smallest = min(*frames[0].a.shape, *frames[0].b.shape)
     if smallest < SMALLEST:
         return Registration(reason=f"an image is {smallest} pixels wide or high, less than {SMALLEST}")
@@ -93,20 +90,27 @@ def register(
         search = dataclasses.replace(search, aspect=1.0)
     base = initial if isinstance(initial, MatrixTransform) else Similarity(np.eye(3))
     region = Region(base, initial is not None, math.inf if search.shift is None else search.shift)
-    freedom = Freedom(kind, base, simplify)
+    with tqdm(desc="registering", unit=" steps") if progress else nullcontext() as bar:
+        step = bar.update if bar is not None else _nothing
+        task = Task(matcher, frames, Freedom(kind, base, simplify, search.aspect), region, config, step)
+        try:
+            return _with_second_tries(task, search)
+        except ScoringError as error:
+            return Registration(reason=f"the patches could not be scored: {error}")
 
-    def tried(search: Search, frames: Sequence[Frame], near: bool = False) -> Registration:
-        return _searched(matcher, frames, freedom, search, region, config, near)
 
-    try:
-        found, notes = tried(search, frames), _notes(frames)
-        if not found and notes:
-            frames = [Frame(a.without_guess(), b.without_guess()) for a, b in frames]
-            again = tried(search, frames, near=True)
-            found, notes = (again, ()) if again else (found, notes)
-        advice = "" if found else advise(found, matcher, frames, search, initial is None, tried)
-    except ScoringError as error:
-        return Registration(reason=f"the patches could not be scored: {error}")
+def _nothing() -> None:
+    """No progress bar."""
+
+
+def _with_second_tries(task: Task, search: Search) -> Registration:
+    """The registration; if it is refused, also with borders that were only guessed, and with advice."""
+    found, notes = searched(task, search), _notes(task.frames)
+    if not found and notes:
+        whole = [Frame(a.without_guess(), b.without_guess()) for a, b in task.frames]
+        again = searched(dataclasses.replace(task, frames=whole), search, near=True)
+        found, notes = (again, ()) if again else (found, notes)
+    advice = "" if found else advise(found, task, search, searched)
     return dataclasses.replace(found, notes=notes, advice=advice)
 
 
@@ -132,69 +136,40 @@ def _checked(model: str, search: Search, initial: Transform | None) -> type[Matr
     return matrix_kind(model)
 
 
-def _prepared(
-    image_a: Images, image_b: Images, mask_a: Images | None, mask_b: Images | None, value_range: ValueRanges | None
-) -> list[Frame]:
-    """Checked frames, one or more, of equal shapes."""
-    ranges = range_per_band(value_range)
-    prepared = []
-    for images, masks, given, band in ((image_a, mask_a, ranges[0], "a"), (image_b, mask_b, ranges[1], "b")):
-        listed: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
-        of_each: list[Any] = list(masks) if isinstance(masks, (list, tuple)) else [masks] * len(listed)
-        if not listed:
-            raise ValueError(f"image_{band} is an empty list")
-        if len(of_each) != len(listed):
-            raise ValueError(f"mask_{band} must be one mask or {len(listed)}, one for each image, got {len(of_each)}")
-        prepared.append([prepare(i, m, given, band) for i, m in zip(listed, of_each, strict=True)])
-        shapes = {one.shape for one in prepared[-1]}
-        if len(shapes) > 1:
-            raise ValueError(f"image_{band} must be images of one size, got {sorted(shapes)}")
-    if len(prepared[0]) != len(prepared[1]):
-        counts = " and ".join(str(len(part)) for part in prepared)
-        raise ValueError(f"image_a and image_b must be lists of one length, got {counts}")
-    return [Frame(a, b) for a, b in zip(*prepared, strict=True)]
-
-
-def _searched(
-    matcher: RRLMatcher,
-    frames: Sequence[Frame],
-    freedom: Freedom,
-    search: Search,
-    region: Region,
-    config: Config,
-    near: bool,
-) -> Registration:
+def searched(task: Task, search: Search, near: bool = False) -> Registration:
     """Look at what is near first and, if it is not to end there, farther away if what is found is not beyond doubt."""
-    trial = _Trial(matcher, frames, freedom, config)
-    grids = [grid for grid in stages(frames[0], search, region, config.search) if grid][: 1 if near else None]
+    trial, config = _Trial(task), task.config
+    grids = [grid for grid in stages(task.frames[0], search, task.region, config.search) if grid][: 1 if near else None]
     for number, grid in enumerate(grids):
         most = config.search.proposals if number else config.search.near_proposals
-        hypotheses = propose(frames, grid, most, region, config)
-        aligned = align(frames, hypotheses, freedom.kind.coarse(), config)
-        trial.waiting += judge(matcher, frames, aligned, config)
+        hypotheses = propose(task.frames, grid, most, task.region, config)
+        task.step()
+        aligned = align(task.frames, hypotheses, task.freedom.kind.coarse(), config)
+        task.step()
+        trial.waiting += judge(task.matcher, task.frames, aligned, config)
         for one in trial.promising(last=number == len(grids) - 1):
             if one in trial.waiting:
                 trial.refine(one)
             found = trial.best()
             if found is not None and not found[1].reason and found[1].log_odds >= config.verify.certain:
-                return _registration(matcher, frames, *found)
+                return _registration(*found)
     found = trial.best()
     if found is None:
         return Registration(reason="no transform was found under which the images agree")
-    return _registration(matcher, frames, *found)
+    return _registration(*found)
 
 
 class _Trial:
     """Hypotheses that wait to be refined, and the evidence of those that were."""
 
-    def __init__(self, matcher: RRLMatcher, frames: Sequence[Frame], freedom: Freedom, config: Config) -> None:
-        self.matcher, self.frames, self.freedom, self.config = matcher, frames, freedom, config
+    def __init__(self, task: Task) -> None:
+        self.task = task
         self.waiting: list[Judged] = []
         self.candidates: list[Evidence] = []
 
     def promising(self, last: bool) -> list[Judged]:
         """What to refine at this stage; at the last one, also what the dense search itself prefers."""
-        settings = self.config.verify
+        settings = self.task.config.verify
         self.waiting.sort(key=lambda one: -one.rank)
         least = 0.0 if last else settings.quick_support
         chosen = [one for one in self.waiting[: settings.attempts] if one.support >= least]
@@ -205,10 +180,12 @@ class _Trial:
 
     def refine(self, one: Judged) -> None:
         """Refine a hypothesis that waits, and measure what speaks for it."""
+        task = self.task
         self.waiting.remove(one)
-        refined = refine(self.frames, one.hypothesis.transform, self.freedom, self.config)
+        refined = refine(task.frames, one.hypothesis.transform, task.freedom, task.config)
         if refined is not None:
-            self.candidates.append(measure(self.matcher, self.frames, refined, self.config))
+            self.candidates.append(measure(task.matcher, task.frames, refined, task.config))
+        task.step()
 
     def best(self) -> tuple[Evidence, Verdict] | None:
         """The candidate that is trusted most, after all rivals that could decide its verdict were refined."""
@@ -223,10 +200,10 @@ class _Trial:
 
     def _verdict(self, candidate: Evidence) -> Verdict:
         others = [one for one in self.candidates if one is not candidate]
-        return verify(candidate, others, self.waiting, self.frames[0], self.matcher.threshold, self.config)
+        return verify(candidate, Rivals(others, self.waiting), self.task.matcher.threshold, self.task.config)
 
 
-def _registration(matcher: RRLMatcher, frames: Sequence[Frame], evidence: Evidence, verdict: Verdict) -> Registration:
+def _registration(evidence: Evidence, verdict: Verdict) -> Registration:
     """What is said of the best candidate."""
     refined, blocks = evidence.refined, evidence.refined.blocks
     scores = np.full(len(blocks.points), np.nan, np.float32)

@@ -143,26 +143,26 @@ def measure(matcher: RRLMatcher, frames: Sequence[Frame], refined: Refined, conf
 
 
 def log_odds(evidence: Evidence, ratio: float, config: VerifyConfig) -> float:
-    """Log odds that a transform is right: by its descriptors, its ratio to rivals and its peak together.
+    """Log odds that a transform is right: by its descriptors, scores, ratio to rivals and peak together.
 
     Each counts within bounds, so that none decides alone: on sensors that the network does not know, few descriptors
     are nearest neighbours.
     """
     if evidence.fault:
         return -math.inf
-    of_mutual, of_ratio, of_peak = config.weights
-    ahead = math.log(min(max(ratio, 1.0), config.most_ratio))
-    return config.bias + of_mutual * evidence.mutual + of_ratio * ahead + of_peak * min(evidence.peak, config.most_peak)
+    ahead, peak = math.log(min(max(ratio, 1.0), config.most_ratio)), min(evidence.peak, config.most_peak)
+    measured = evidence.mutual, evidence.support, ahead, peak
+    return config.bias + sum(weight * value for weight, value in zip(config.weights, measured, strict=True))
 
 
-def verify(
-    candidate: Evidence,
-    others: Sequence[Evidence],
-    judged: Sequence[Judged],
-    frame: Frame,
-    threshold: float,
-    config: Config,
-) -> Verdict:
+class Rivals(NamedTuple):
+    """What a candidate is compared with: other refined transforms, and hypotheses that were not refined."""
+
+    refined: Sequence[Evidence]
+    waiting: Sequence[Judged]
+
+
+def verify(candidate: Evidence, rivals: Rivals, threshold: float, config: Config) -> Verdict:
     """The verdict on a candidate, beside everything else that is known.
 
     Under wrong transforms, channels agree about equally well, whatever the sensors. A rival is a distinct transform:
@@ -170,24 +170,22 @@ def verify(
 
     Args:
         candidate: what is judged.
-        others: evidence of other refined transforms.
-        judged: hypotheses that were not refined.
-        frame: the first one.
+        rivals: what else is known.
         threshold: score above which a location matches.
         config: of :class:`VerifyConfig` and more.
     """
     settings, alone = config.verify, log_odds(candidate, math.inf, config.verify)
     if candidate.fault or alone < 0:
         return Verdict(alone, math.inf, candidate.fault or "no transform stands out from others", None)
-    trusted = [e for e in others if log_odds(e, math.inf, settings) >= alone - settings.rival_margin]
-    refined = [e.agreement for e in trusted if _is_distinct(candidate, e.refined.transform, frame, settings)]
+    trusted = [e for e in rivals.refined if log_odds(e, math.inf, settings) >= alone - settings.rival_margin]
+    refined = [e.agreement for e in trusted if _is_distinct(candidate, e.refined.transform, settings)]
     floor, needed = candidate.agreement / settings.most_ratio, settings.rival_support * candidate.support
     open_ones = [
         one
-        for one in judged
+        for one in rivals.waiting
         if one.support >= needed
         and one.hypothesis.score >= floor
-        and _is_distinct(candidate, one.hypothesis.transform, frame, settings)
+        and _is_distinct(candidate, one.hypothesis.transform, settings)
     ]
     decided = _decision(candidate, max(refined, default=0.0), threshold, config)
     if decided.reason or not open_ones:
@@ -228,7 +226,7 @@ def _spread_out(locations: Points, matching: NDArray[np.bool_], config: VerifyCo
     return bool(area >= max(config.min_spread * whole, 1e-9))
 
 
-def _is_distinct(candidate: Evidence, other: MatrixTransform, frame: Frame, config: VerifyConfig) -> bool:
+def _is_distinct(candidate: Evidence, other: MatrixTransform, config: VerifyConfig) -> bool:
     """Whether another transform takes the overlap to quite another location."""
     outline = candidate.refined.overlap.outline
     moved = other(candidate.refined.transform.inverse()(outline))
@@ -322,8 +320,8 @@ def _peak(frames: Sequence[Frame], refined: Refined, patch_size: int, config: Co
     """
     settings, overlap, transform = config.verify, refined.overlap, refined.transform
     beyond, radius = settings.sidelobe_radii
-    grid = Grid(settings.sidelobe_cells, config.blocks.half, radius)
-    blocks = match_blocks(frames, transform, overlap, refined.blocks.pixel, grid, config)
+    grid = Grid(refined.blocks.pixel, settings.sidelobe_cells, config.blocks.half, radius)
+    blocks = match_blocks(frames, transform, overlap, grid, config)
     if not len(blocks.points):
         return 0.0, 1.0
     costs = log_costs(blocks.surfaces, config.blocks)
