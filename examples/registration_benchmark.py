@@ -22,8 +22,9 @@ import sys
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -78,17 +79,24 @@ def main() -> None:
     }
     methods |= {(name, None): METHODS[name][0]() for name in args.methods}
     outcomes: dict[Key, list[Outcome]] = defaultdict(list)
-    pairs = (pair for folder in args.folders for frames in args.frames for pair in _pairs(folder, args, frames))
-    for pair in tqdm(pairs, "pairs", disable=None):
-        for (method, weights), find in methods.items():
-            outcome = _outcome(find, pair)
-            for scene in {pair.scene, "all"}:
-                outcomes[pair.data, scene, method, weights, len(pair.images_a)].append(outcome)
-    rows = [_row(key, outcomes[key]) for key in sorted(outcomes, key=lambda key: key[:2])]
+    rows: list[dict[str, Any]] = []
+    sets = (_pairs(folder, args, frames) for folder in args.folders for frames in args.frames)
+    for one_of_each in tqdm(zip_longest(*sets), "pairs of each folder", disable=None):
+        for pair in filter(None, one_of_each):
+            _measure(methods, pair, outcomes)
+        rows = [_row(key, outcomes[key]) for key in sorted(outcomes, key=lambda key: key[:2])]
+        if args.save:  # after every round, so that an interrupted run has as many pairs of each folder
+            save_results(args.save, rows)
     for row in rows:
         print(_line(row))
-    if args.save:
-        save_results(args.save, rows)
+
+
+def _measure(methods: Mapping[tuple[str, str | None], Method], pair: Pair, outcomes: dict[Key, list[Outcome]]) -> None:
+    """Register a pair by each method, and add the outcomes to those of its scene and of all."""
+    for (method, weights), find in methods.items():
+        outcome = _outcome(find, pair)
+        for scene in {pair.scene, "all"}:
+            outcomes[pair.data, scene, method, weights, len(pair.images_a)].append(outcome)
 
 
 def _arguments() -> argparse.Namespace:

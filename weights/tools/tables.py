@@ -17,6 +17,13 @@ RESULTS = ROOT / "weights" / "results"
 PLOT = ROOT / "examples" / "images" / "speed_accuracy.png"
 PAGES = [ROOT / "README.md", ROOT / "weights" / "README.md"]
 UNIVERSAL = ("universal", "universal-lite")
+BANDS = {
+    "universal": "visible, any other",
+    "universal-lite": "the same, faster",
+    "vis-nir": "visible, near infrared",
+    "vis-lwir": "visible, thermal",
+    "optical-sar": "optical, radar",
+}
 OWN = ("vis-nir", "vis-lwir", "optical-sar")  # weights, and the data that they were trained for
 
 Row: TypeAlias = dict[str, Any]
@@ -127,6 +134,22 @@ def compared() -> list[Row]:
     return result
 
 
+def weights() -> Lines:
+    """What the released weights are for, their FPR95 on the sets that have weights of their own, and seconds."""
+    seconds = {row["weights"]: f"{row['seconds']:.1f}" for row in compared() if row["method"] == "register"}
+    body = (
+        [
+            f"[`{name}`](weights/{name}/README.md)",
+            bands,
+            *(fpr95(name, data) for data in OWN),
+            seconds.get(name, seconds["universal"]),
+        ]
+        for name, bands in BANDS.items()
+    )
+    header = ["name", "band A, band B", "near infrared", "thermal", "radar", "seconds"]
+    return table(header, body, 2)
+
+
 def methods() -> Lines:
     """All methods on the same pairs."""
     body = (
@@ -199,6 +222,7 @@ def _rate(row: Row | None) -> str:
 
 
 TABLES: dict[str, Callable[[], Lines]] = {
+    "weights": weights,
     "patches": patches,
     "registration": registration,
     "scenes": scenes,
