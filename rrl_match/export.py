@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -99,7 +99,7 @@ def export_onnx(matcher: RRLMatcher, folder: str | os.PathLike[str], parts: Sequ
 
         return run
 
-    return _export(matcher, Path(folder), parts, ".onnx", write, read)
+    return _export(matcher, Path(folder), parts, _Format(".onnx", write, read))
 
 
 def export_torch(matcher: RRLMatcher, folder: str | os.PathLike[str], parts: Sequence[str] = PARTS) -> list[Exported]:
@@ -116,17 +116,16 @@ def export_torch(matcher: RRLMatcher, folder: str | os.PathLike[str], parts: Seq
         run: Run = torch.export.load(path).module()
         return run
 
-    return _export(matcher, Path(folder), parts, ".pt2", write, read)
+    return _export(matcher, Path(folder), parts, _Format(".pt2", write, read))
 
 
-def _export(
-    matcher: RRLMatcher,
-    folder: Path,
-    parts: Sequence[str],
-    suffix: str,
-    write: Callable[[_Part, tuple[Tensor, ...], Path], None],
-    read: Callable[[_Part, Path], Run],
-) -> list[Exported]:
+class _Format(NamedTuple):
+    suffix: str
+    write: Callable[[_Part, tuple[Tensor, ...], Path], None]
+    read: Callable[[_Part, Path], Run]
+
+
+def _export(matcher: RRLMatcher, folder: Path, parts: Sequence[str], file_format: _Format) -> list[Exported]:
     """Write each part to a temporary file, compare it with the trained network, and move it to its path."""
     if isinstance(parts, str) or not set(parts) <= set(PARTS):
         raise ValueError(f"parts must be some of {', '.join(PARTS)}, got {parts!r}")
@@ -135,11 +134,11 @@ def _export(
     folder.mkdir(parents=True, exist_ok=True)
     exported = []
     for name in parts:
-        part, reference, path = _part(folded, name), _part(trained, name), folder / (name + suffix)
+        part, reference, path = _part(folded, name), _part(trained, name), folder / (name + file_format.suffix)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary, torch.no_grad(), _quiet():
             unchecked = Path(temporary) / path.name
-            write(part, _example(trained, name, batch=2), unchecked)
-            run = read(part, unchecked)
+            file_format.write(part, _example(trained, name, batch=2), unchecked)
+            run = file_format.read(part, unchecked)
             each = [_deviation(run, reference, _example(trained, name, batch)) for batch in BATCHES]
             deviation = float(np.max(each))  # NaN if any is, unlike Python's max
             if not deviation <= BOUND:

@@ -62,9 +62,7 @@ def find_folder(
         WeightsError: a released file has changed.
     """
     if not isinstance(name_or_path, (str, os.PathLike)):
-        raise TypeError(
-            f"name_or_path must be a bundled name, a folder or a Hub repo id, got {type(name_or_path).__name__}"
-        )
+        raise TypeError(f"name_or_path must be a name, a folder or a Hub repo id, got {type(name_or_path).__name__}")
     if revision is not None and not isinstance(revision, str):
         raise TypeError(f"revision must be a branch, a tag or a commit, got {type(revision).__name__}")
     name = os.fspath(name_or_path)

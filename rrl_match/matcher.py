@@ -322,19 +322,15 @@ class RRLMatcher:
         Args:
             patches_a, patches_b: N and M patches, as in :meth:`score`.
             candidates: number of partners that the descriptors propose for each patch of either band, and the metric
-                network then scores; `None` scores all N * M pairs.
+                network then scores; `None` scores all N * M pairs, also with weights that have no descriptors.
             mutual: keep a pair only if each is the best partner of the other.
             threshold: keep pairs with a score above it (default: :attr:`threshold`).
-            near: limits the partners to those near a predicted position. Weights without descriptors score all of
-                these.
+            near: limits the partners to those near a predicted position; weights without descriptors score them all.
             index_pairs: (P, 2) integers, the candidates to score instead.
             batch_size, progress, value_range: as in :meth:`score`.
 
         Returns:
             indices (K, 2) int64 and scores (K,): arrays for arrays, tensors on their device for tensors.
-
-        Raises:
-            TypeError, ValueError: naming the argument, or if the weights have no descriptors to find candidates by.
 
         >>> visible, infrared = np.random.default_rng(0).integers(0, 256, (2, 5, 64, 64), dtype=np.uint8)
         >>> matches = matcher.match(visible, infrared, mutual=False, threshold=0)
@@ -343,7 +339,7 @@ class RRLMatcher:
         """
         threshold = matching.checked_threshold(threshold, self.threshold)
         source_a, source_b = paired_sources(patches_a, patches_b, self.patch_size, value_range)
-        wanted = Candidates(len(source_a), len(source_b), candidates, near, index_pairs, self._has_descriptors)
+        wanted = Candidates((len(source_a), len(source_b)), candidates, near, index_pairs, self._has_descriptors)
         if wanted.all_pairs:
             pairs = matching.all_pairs(wanted.n, wanted.m)
             scores = self._inference.score_all(source_a, source_b, batch_size, progress).flatten()
@@ -376,7 +372,7 @@ class RRLMatcher:
         """
         threshold = matching.checked_threshold(threshold, self.threshold)
         self._check_features(features_a, features_b)
-        wanted = Candidates(len(features_a), len(features_b), candidates, near, index_pairs, self._has_descriptors)
+        wanted = Candidates((len(features_a), len(features_b)), candidates, near, index_pairs, self._has_descriptors)
         pairs = wanted.pairs(features_a.descriptors, features_b.descriptors)
         if wanted.all_pairs:
             scores = self._inference.score_grid(features_a.maps, features_b.maps, batch_size, progress).flatten()

@@ -119,7 +119,7 @@ class Candidates:
     """The pairs that :meth:`RRLMatcher.match` scores, of N patches of A and M of B.
 
     Args:
-        n, m: numbers of patches.
+        shape: N and M.
         per_patch: partners that the descriptors propose for each patch of either band; None for all.
         near: limits the partners to those near a predicted position.
         index_pairs: (P, 2) integers, the pairs themselves.
@@ -131,13 +131,13 @@ class Candidates:
 
     def __init__(
         self,
-        n: int,
-        m: int,
+        shape: tuple[int, int],
         per_patch: int | None,
         near: Near | None,
         index_pairs: IndexPairs | None,
         described: bool,
     ) -> None:
+        n, m = shape
         if per_patch is not None and not is_count(per_patch):
             raise ValueError(f"candidates must be a positive integer, or None to score all pairs, got {per_patch!r}")
         if near is not None and index_pairs is not None:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from networks import make_patches
+from worker import score_into
 
 import rrl_match
 from rrl_match import RRLMatcher
@@ -109,13 +110,6 @@ def test_threads_on_every_method(small, pair):
         for k, results in enumerate(at_once(lambda k, shift=shift: methods[(k + shift) % len(methods)]())):
             for result in results:
                 np.testing.assert_array_equal(result, expected[(k + shift) % len(methods)])
-
-
-def score_into(pipe, matcher, a, b):
-    if isinstance(matcher, bytes):
-        matcher = pickle.loads(matcher)
-    pipe.send(matcher.score(a, b))
-    pipe.close()
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

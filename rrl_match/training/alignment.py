@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rrl_match.registration.images import Frame, prepare
 from rrl_match.registration.refine import refine
 from rrl_match.registration.settings import Settings
-from rrl_match.training.datasets import ImagePair, Source, footprint
+from rrl_match.training.datasets import ImagePair, PairSource, Source, footprint
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _SMALLEST_MOVE = 1.0  # pixels, the median over the locations: less is within th
 _LARGEST_MOVE = 12.0  # pixels: a pair that is farther off is dropped
 
 
-def align(sources: Sequence[Source], cache: Path | None = None) -> list[Source]:
+def align(sources: Sequence[Source], cache: Path | None = None) -> list[PairSource]:
     """Register the image pairs of sources by their edges.
 
     A pair stays as it is if its edges do not agree on a transform, or if they are off by less than their own error. It
@@ -50,7 +50,7 @@ def align(sources: Sequence[Source], cache: Path | None = None) -> list[Source]:
     return aligned
 
 
-def _aligned(source: Source, known: Known) -> Source:
+def _aligned(source: Source, known: Known) -> PairSource:
     """One source; what is found is added to `known`."""
     kept, moved = [], 0
     for pair in source.pairs:
@@ -66,7 +66,7 @@ def _aligned(source: Source, known: Known) -> Source:
             kept.append(dataclasses.replace(pair, a_to_b=aligned))
     dropped = len(source.pairs) - len(kept)
     logger.info("%s: of %d pairs, %d moved, %d dropped", source.name, len(source.pairs), moved, dropped)
-    return dataclasses.replace(source, pairs=kept)
+    return PairSource(source.name, kept, source.weight)
 
 
 def edge_move(pair: ImagePair) -> tuple[Matrix, float]:

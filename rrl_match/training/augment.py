@@ -7,6 +7,7 @@ where patches are cut, see :class:`~rrl_match.training.sampling.PatchSampler`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -82,9 +83,6 @@ def augment(patches: Tensor, photometry: Photometry, generator: torch.Generator)
         value = low + (high - low) * torch.rand(n, generator=generator)
         return to_device(torch.where(torch.rand(n, generator=generator) < probability, value, neutral), device)
 
-    def per_pixel(parameter: Tensor) -> Tensor:
-        return parameter[:, None, None, None]
-
     p = photometry
     if p.inversion:
         inverted = per_pixel(draw(1.0, 1.0, 0.0, p.inversion))
@@ -107,21 +105,34 @@ def augment(patches: Tensor, photometry: Photometry, generator: torch.Generator)
     if p.blur:
         patches = blur(patches, draw(0.0, p.blur, 0.0))
     if p.noise or p.speckle or p.stripes:
-        # One value per pixel: drawn on the device itself, which would otherwise wait for the CPU.
-        seed = int(torch.randint(2**62, (), generator=generator))
-        noise = torch.randn(patches.shape, device=device, generator=torch.Generator(device).manual_seed(seed))
-        strength = per_pixel(draw(0.0, p.noise, 0.0)) + per_pixel(draw(0.0, p.speckle, 0.0)) * patches
-        patches = patches + noise * strength
-        if p.stripes:
-            rows = per_pixel(draw(1.0, 1.0, 0.0, 0.5)) > 0
-            stripes = torch.where(rows, noise[:, :, :, :1], noise[:, :, :1])
-            patches = patches + stripes * per_pixel(draw(0.0, p.stripes, 0.0))
+        patches = _with_noise(patches, p, draw, generator)
     if p.jpeg:
         patches = jpeg(patches, draw(0.2, 1.5, 0.0))
     if p.quantisation:
         step = per_pixel(draw(1 / 255, p.quantisation, 1 / 255))
         patches = torch.round(patches / step) * step
     return patches.clamp(0, 1)
+
+
+def _with_noise(
+    patches: Tensor, p: Photometry, draw: Callable[[float, float, float, float], Tensor], generator: torch.Generator
+) -> Tensor:
+    # One value per pixel: drawn on the device itself, which would otherwise wait for the CPU.
+    seed = int(torch.randint(2**62, (), generator=generator))
+    on_device = torch.Generator(patches.device).manual_seed(seed)
+    noise = torch.randn(patches.shape, device=patches.device, generator=on_device)
+    of_all, of_bright = (per_pixel(draw(0.0, most, 0.0, p.probability)) for most in (p.noise, p.speckle))
+    patches = patches + noise * (of_all + of_bright * patches)
+    if p.stripes:
+        along_rows = per_pixel(draw(1.0, 1.0, 0.0, 0.5)) > 0
+        stripes = torch.where(along_rows, noise[:, :, :, :1], noise[:, :, :1])
+        patches = patches + stripes * per_pixel(draw(0.0, p.stripes, 0.0, p.probability))
+    return patches
+
+
+def per_pixel(parameter: Tensor) -> Tensor:
+    """A value for each patch (N,) as (N, 1, 1, 1)."""
+    return parameter[:, None, None, None]
 
 
 def mixed_grey(colour: Tensor, photometry: Photometry, generator: torch.Generator) -> Tensor:

@@ -29,7 +29,7 @@ def draw_batch(sampler: PatchSampler, recipe: Recipe, phase: Phase, generator: t
     grey_a = mixed_grey(batch.colour_a, recipe.photometry, generator)
     grey_b = batch.patches_b
     if recipe.synthetic.probability_a or recipe.synthetic.probability_b:
-        grey_a, grey_b = _with_synthetic_bands(sampler, batch, grey_a, grey_b, recipe, generator)
+        grey_a, grey_b = _with_synthetic_bands(sampler, batch, (grey_a, grey_b), recipe, generator)
     return TrainingBatch(
         augment(grey_a, recipe.photometry, generator),
         augment(grey_b, recipe.photometry, generator),
@@ -38,10 +38,14 @@ def draw_batch(sampler: PatchSampler, recipe: Recipe, phase: Phase, generator: t
 
 
 def _with_synthetic_bands(
-    sampler: PatchSampler, batch: PatchBatch, grey_a: Tensor, grey_b: Tensor, recipe: Recipe, generator: torch.Generator
+    sampler: PatchSampler,
+    batch: PatchBatch,
+    patches: tuple[Tensor, Tensor],
+    recipe: Recipe,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Both bands (N, 1, S, S), one of them replaced by a synthetic one in some groups."""
-    grey_a, grey_b = grey_a.clone(), grey_b.clone()
+    """Patches (N, 1, S, S) of both bands, one of them replaced by a synthetic one in some groups."""
+    grey_a, grey_b = (grey.clone() for grey in patches)
     groups = int(batch.group.max()) + 1
     for group, draw in enumerate(torch.rand(groups, generator=generator).tolist()):
         if draw >= recipe.synthetic.probability_a + recipe.synthetic.probability_b:

@@ -74,11 +74,6 @@ def _layers(network: TrainingRRLNet, training: bool) -> Iterator[tuple[str, int,
         for gate in (stage.attention.channel_gate, stage.attention.row_gate, stage.attention.column_gate):
             yield from numbered("conv1d", gate.conv, kept)
 
-    def dense(head: nn.Module, kept: bool = True) -> Iterator[tuple[str, int, nn.Module]]:
-        for module in head.modules():
-            if isinstance(module, nn.Linear):
-                yield from numbered("dense", module, kept)
-
     net = network.network
     for encoder, decoder in ((net.encoder_a, network.decoder_a), (net.encoder_b, network.decoder_b)):
         for encoder_stage in encoder.stages:
@@ -98,8 +93,14 @@ def _layers(network: TrainingRRLNet, training: bool) -> Iterator[tuple[str, int,
             if isinstance(unit, ConvUnit):
                 yield from conv_unit(unit, kept=False)
     for head in (*network.interaction_heads.values(), *network.metric_heads.values()):
-        yield from dense(head, kept=False)
-    yield from dense(net.metric.head)
+        for linear in _linear_layers(head):
+            yield from numbered("dense", linear, kept=False)
+    for linear in _linear_layers(net.metric.head):
+        yield from numbered("dense", linear)
+
+
+def _linear_layers(head: nn.Module) -> list[nn.Module]:
+    return [module for module in head.modules() if isinstance(module, nn.Linear)]
 
 
 def load_keras_weights(path: str | Path) -> TrainingRRLNet | RRLNet:

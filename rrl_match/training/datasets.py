@@ -1,12 +1,12 @@
-"""Registered image pairs of one or several sources, read from folders with a manifest."""
+"""Registered image pairs: what training needs of a data set, and data sets read from folders with a manifest."""
 
 from __future__ import annotations
 
 import csv
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -22,10 +22,14 @@ class ImagePair:
     """Two registered images.
 
     Attributes:
-        name, scene: as in the manifest.
+        name: unique within its source.
+        scene: pairs of one scene may show the same place, or follow each other in a video.
         image_a: uint8 (H, W, 3), RGB order; three equal channels for a grey image.
         image_b: uint8 (H, W).
         a_to_b: (2, 3), takes pixel (x, y) of A to B, pixel centres at integers.
+
+    Raises:
+        DataError: an image or the matrix is of another kind or shape, or the matrix cannot be inverted.
     """
 
     name: str
@@ -34,30 +38,88 @@ class ImagePair:
     image_b: NDArray[np.uint8]
     a_to_b: NDArray[np.float64]
 
+    def __post_init__(self) -> None:
+        for key, image, shape in (("image_a", self.image_a, "(H, W, 3)"), ("image_b", self.image_b, "(H, W)")):
+            _check_array(image, "uint8", shape, f"pair {self.name!r}: {key}")
+        _check_array(self.a_to_b, "float64", "(2, 3)", f"pair {self.name!r}: a_to_b")
+        if not is_invertible(self.a_to_b):
+            raise DataError(f"pair {self.name!r}: a_to_b cannot be inverted: {self.a_to_b.tolist()}")
 
-@dataclass(frozen=True, eq=False)
-class Source:
-    """Image pairs of one data set; only patches of the same source serve as negatives.
+
+def _check_array(value: object, dtype: str, shape: str, name: str) -> None:
+    """Refuse anything but an array of this dtype and a shape such as "(H, W, 3)", whose letters stand for any size."""
+    sizes = shape.strip("()").split(", ")
+    if isinstance(value, np.ndarray):
+        own = [size if size in ("H", "W") else str(n) for size, n in zip(sizes, value.shape, strict=False)]
+        if value.dtype == dtype and value.ndim == len(sizes) and own == sizes:
+            return
+    got = f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
+    raise DataError(f"{name} must be an array, {dtype} {shape}, got {got}")
+
+
+def is_invertible(matrix: NDArray[np.float64]) -> bool:
+    """Whether an affine matrix (2, 3) is finite and has an inverse."""
+    return bool(np.isfinite(matrix).all() and abs(np.linalg.det(matrix[:, :2])) >= 1e-6)
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What training needs of a data set; any object with these attributes will do.
+
+    Only patches of the same source serve as negatives.
 
     Attributes:
-        name: for logs and model cards.
-        pairs: its image pairs.
-        weight: factor on how often it is drawn, see :class:`~rrl_match.training.sampling.PatchSampler`.
+        name: for logs and model cards; no two sources of a run have one name.
+        pairs: its image pairs, neighbouring ones in order: frames of a video, overlapping crops.
+        weight: positive factor on how often it is drawn, see :class:`~rrl_match.training.sampling.PatchSampler`.
     """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def pairs(self) -> Sequence[ImagePair]: ...
+    @property
+    def weight(self) -> float: ...
+
+
+@dataclass(frozen=True, eq=False)
+class PairSource:
+    """A :class:`Source` of image pairs in memory, such as those of a folder."""
 
     name: str
     pairs: Sequence[ImagePair]
     weight: float = 1.0
 
 
-def read_source(folder_and_weight: str | Path, split: str = "train") -> Source:
+def check_sources(sources: Sequence[Source]) -> None:
+    """Refuse what training cannot use.
+
+    Raises:
+        TypeError: not a source.
+        ValueError: a weight is not positive, or two sources have one name, which tells them apart in the log, the
+            checkpoint and the card.
+    """
+    for source in sources:
+        if not isinstance(source, Source):
+            raise TypeError(
+                f"sources must have name, pairs and weight, got {type(source).__name__}: use read_source for a folder"
+            )
+        if not 0 < source.weight < float("inf"):
+            raise ValueError(f"the weight of source {source.name!r} must be a positive number, got {source.weight!r}")
+    names = [source.name for source in sources]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(f"several sources are named {', '.join(sorted(twice))}: give their folders different names")
+
+
+def read_source(folder_and_weight: str | Path, split: str = "train") -> PairSource:
     """The source in a folder with a manifest; ``FOLDER=2.5`` gives it a weight of 2.5.
 
     Raises:
         DataError: as :func:`read_pairs`, or the weight is not a positive number.
     """
     folder, factor = name_and_weight(str(folder_and_weight))
-    return Source(Path(folder).resolve().name, read_pairs(folder, split), factor)
+    return PairSource(Path(folder).resolve().name, read_pairs(folder, split), factor)
 
 
 def name_and_weight(text: str) -> tuple[str, float]:
@@ -108,7 +170,7 @@ def read_pairs(folder: str | Path, split: str = "train") -> list[ImagePair]:
     return [_read_pair(folder, f"{manifest}, line {line} ({row['pair']})", row) for line, row in rows]
 
 
-def hold_back(source: Source, fraction: float) -> tuple[Source, Source]:
+def hold_back(source: Source, fraction: float) -> tuple[PairSource, PairSource]:
     """The source without the pairs that it is validated on, and with these alone.
 
     Of each scene, one block of neighbouring pairs in the manifest's order is held back, because neighbours may be
@@ -135,7 +197,7 @@ def hold_back(source: Source, fraction: float) -> tuple[Source, Source]:
     kept, validation = (
         [pair for k, pair in enumerate(source.pairs) if (k in held_back) == wanted] for wanted in (False, True)
     )
-    return dataclasses.replace(source, pairs=kept), dataclasses.replace(source, pairs=validation)
+    return PairSource(source.name, kept, source.weight), PairSource(source.name, validation, source.weight)
 
 
 def _read_pair(folder: Path, where: str, row: dict[str, str]) -> ImagePair:
@@ -160,7 +222,7 @@ def _read_pair(folder: Path, where: str, row: dict[str, str]) -> ImagePair:
         a_to_b = np.array([float(row[c]) for c in _COLUMNS[5:]]).reshape(2, 3)
     except (TypeError, ValueError) as error:
         raise DataError(f"{where}: the matrix m00..m12 is not six numbers") from error
-    if not np.isfinite(a_to_b).all() or abs(np.linalg.det(a_to_b[:, :2])) < 1e-6:
+    if not is_invertible(a_to_b):
         raise DataError(f"{where}: the matrix m00..m12 cannot be inverted")
     a, b = images
     if np.array_equal(a_to_b, np.eye(2, 3)) and a.shape[:2] != b.shape[:2]:

@@ -25,7 +25,7 @@ from rrl_match.pretrained import save_folder
 from rrl_match.training.alignment import align
 from rrl_match.training.batches import draw_batch
 from rrl_match.training.card import calibrated_config, model_card, rounded
-from rrl_match.training.datasets import Source, hold_back
+from rrl_match.training.datasets import Source, check_sources, hold_back
 from rrl_match.training.network import TrainingRRLNet, set_norm_momentum
 from rrl_match.training.norms import BATCHES, reestimate_norms
 from rrl_match.training.phases import FullTraining, Pretraining, TrainingPhase
@@ -79,7 +79,7 @@ class Trainer:
             raise ValueError(f"precision must be 'bf16' or 'fp32', got {precision!r}")
         if device not in ("auto", "cpu"):
             raise ValueError(f"device must be 'auto' or 'cpu', got {device!r}")
-        _check_names(sources)
+        check_sources(sources)
         self.recipe, self.seed = recipe, seed
         self.checkpoint_every, self.validate_every = checkpoint_every, validate_every
         # Without CUDA, Accelerator would choose MPS, where several processes do not find each other.
@@ -325,14 +325,6 @@ def _as_numbers(loss: Tensor, terms: dict[str, Tensor], step: int) -> dict[str, 
     if not math.isfinite(numbers[0]):
         raise RRLMatchError(f"the loss of step {step} is not finite: {values}")
     return values
-
-
-def _check_names(sources: Sequence[Source]) -> None:
-    """Names tell sources apart in the log, the checkpoint and the card."""
-    names = [source.name for source in sources]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise ValueError(f"several sources are named {', '.join(sorted(twice))}: give their folders different names")
 
 
 def _hardware(device: torch.device) -> str:

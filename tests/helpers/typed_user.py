@@ -31,7 +31,7 @@ from rrl_match.pretrained import ModelConfig, load_folder, save_folder
 from rrl_match.registration import Search, Settings
 from rrl_match.selftest import Check, reference_scores, run_checks, versions
 from rrl_match.training.convert import load_keras_weights
-from rrl_match.training.datasets import Source, read_source
+from rrl_match.training.datasets import ImagePair, PairSource, Source, read_source
 from rrl_match.training.evaluation import Benchmark, Metrics, evaluate
 from rrl_match.training.network import TrainingRRLNet
 from rrl_match.training.recipe import Recipe
@@ -134,9 +134,17 @@ assert_type(network.config, RRLNetConfig)
 assert_type(save_folder("weights", network, config, "# Card"), Path)
 
 source = read_source("my-images=2", "train")
-assert_type(source, Source)
+assert_type(source, PairSource)
+
+
+class Archive:
+    name, weight = "archive", 1.0
+    pairs = (ImagePair("one", "yard", image, one_visible, np.eye(2, 3)),)
+
+
+sources: list[Source] = [source, Archive()]
 recipe = Recipe.load("vis-nir").with_steps(100, pretraining=0)
 assert_type(recipe, Recipe)
-assert_type(Trainer(recipe, [source], Path("run"), precision="fp32", start=network).train(), Path)
+assert_type(Trainer(recipe, sources, Path("run"), precision="fp32", start=network).train(), Path)
 assert_type(evaluate(matcher, Benchmark.load("patches.npz")), Metrics)
 assert_type(load_keras_weights("model.hdf5"), TrainingRRLNet | RRLNet)

@@ -15,7 +15,7 @@ from training_run import RECIPE, tiny_network
 from rrl_match import RRLMatcher
 from rrl_match.pretrained import ModelConfig, save_folder
 
-HELPERS = os.pathsep.join([str(Path(__file__).parent / "helpers"), *filter(None, [os.environ.get("PYTHONPATH")])])
+HELPERS = os.pathsep.join([str(Path(__file__).parents[1] / "helpers"), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 # Each process trains, then saves its weights and the locations that it drew.
 WORKER = """

@@ -7,7 +7,7 @@ from image_folder import image_pair
 
 from rrl_match.training import alignment
 from rrl_match.training.alignment import align, edge_move
-from rrl_match.training.datasets import Source
+from rrl_match.training.datasets import PairSource
 
 SIZE = 260
 
@@ -32,7 +32,7 @@ def displaced(dx, dy, seed=0):
 
 @pytest.mark.parametrize("offset", [(3, 0), (0, -3), (2.5, 4), (-6, 5)])
 def test_displaced_pair_is_registered(offset):
-    (source,) = align([Source("x", [displaced(*offset)])])
+    (source,) = align([PairSource("x", [displaced(*offset)])])
     (pair,) = source.pairs
     centre = np.array([SIZE / 2, SIZE / 2])
     np.testing.assert_allclose(pair.a_to_b[:, :2] @ centre + pair.a_to_b[:, 2] - centre, offset, rtol=0, atol=0.5)
@@ -49,7 +49,7 @@ def test_distance_is_that_of_the_displacement():
 def test_aligned_pair_is_left_alone(offset):
     """Less than a pixel is within the error of the edges."""
     given = displaced(*offset)
-    (source,) = align([Source("x", [given], weight=2.0)])
+    (source,) = align([PairSource("x", [given], weight=2.0)])
     assert (source.name, source.weight) == ("x", 2.0)
     np.testing.assert_array_equal(source.pairs[0].a_to_b, given.a_to_b)
     assert source.pairs[0].image_b is given.image_b
@@ -58,7 +58,7 @@ def test_aligned_pair_is_left_alone(offset):
 def test_unrelated_images_stay_as_they_are():
     pair = image_pair(scene(1, SIZE), scene(2, SIZE), name="unrelated")
     assert edge_move(pair)[1] == 0
-    (source,) = align([Source("x", [pair])])
+    (source,) = align([PairSource("x", [pair])])
     np.testing.assert_array_equal(source.pairs[0].a_to_b, np.eye(2, 3))
 
 
@@ -74,7 +74,7 @@ def test_images_without_edges_stay_as_they_are(grey):
 def test_pair_that_is_too_far_off_is_dropped(caplog):
     caplog.set_level("INFO")
     pairs = [displaced(0, 0), displaced(9.4, 9.4), displaced(4, 0)]
-    (source,) = align([Source("road", pairs)])
+    (source,) = align([PairSource("road", pairs)])
     assert [pair.name for pair in source.pairs] == ["0,0", "4,0"]
     assert "road: of 3 pairs, 1 moved, 1 dropped" in caplog.text
 
@@ -90,10 +90,10 @@ def test_matrices_are_kept_in_the_cache(tmp_path, monkeypatch):
 
     monkeypatch.setattr(alignment, "edge_move", found)
     cache = tmp_path / "alignment.json"
-    first = align([Source("x", pairs), Source("y", pairs[:1])], cache)
+    first = align([PairSource("x", pairs), PairSource("y", pairs[:1])], cache)
     assert calls == ["moved", "aligned", "far", "moved"]
     assert set(json.loads(cache.read_text())) == {"x/moved", "x/aligned", "x/far", "y/moved"}
-    again = align([Source("x", pairs), Source("y", pairs[:1])], cache)
+    again = align([PairSource("x", pairs), PairSource("y", pairs[:1])], cache)
     assert len(calls) == 4
     for one, other in zip(first, again, strict=True):
         assert [p.name for p in one.pairs] == [p.name for p in other.pairs]

@@ -13,7 +13,7 @@ import torch
 
 from rrl_match import extract_patches
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 IMAGES = EXAMPLES / "images"
 
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 pytestmark = pytest.mark.slow
-SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "score_ray.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "score_ray.py"
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from image_folder import image_pair, textured
 
 from rrl_match import DataError
 from rrl_match.training.batches import draw_batch
-from rrl_match.training.datasets import Source, find_locations
+from rrl_match.training.datasets import PairSource, find_locations
 from rrl_match.training.recipe import Geometry, Phase, Recipe, SyntheticBands
 from rrl_match.training.sampling import PatchSampler, Warp, draw_warp
 
@@ -30,7 +30,7 @@ def generator(seed=0):
 
 
 def sampler_of(*pairs):
-    return PatchSampler([Source("x", pairs)], 64, CPU)
+    return PatchSampler([PairSource("x", pairs)], 64, CPU)
 
 
 def phase(batch_size, images, sources=1):
@@ -147,7 +147,7 @@ def test_flips_and_right_angles_are_all_eight():
 
 def test_shared_orientation_is_one_per_group():
     pairs = [image_pair(*[textured(160, 160, seed=k, corners=60)] * 2) for k in (0, 1)]
-    sampler = PatchSampler([Source(str(k), [pair]) for k, pair in enumerate(pairs)], 64, CPU)
+    sampler = PatchSampler([PairSource(str(k), [pair]) for k, pair in enumerate(pairs)], 64, CPU)
     geometry = Geometry(location_jitter=0.0, shared_orientation=True)
     seen, different = set(), 0
     for seed in range(12):
@@ -244,7 +244,7 @@ def test_nothing_that_fits_is_an_error():
 
 def test_draw_depends_on_the_generators_state_alone():
     pairs = [image_pair(textured(200, 190, seed=k, corners=40), textured(200, 190, seed=k)) for k in range(4)]
-    sampler = PatchSampler([Source("x", pairs[:2]), Source("y", pairs[2:])], 64, CPU)
+    sampler = PatchSampler([PairSource("x", pairs[:2]), PairSource("y", pairs[2:])], 64, CPU)
     torch.manual_seed(1)
     first = sampler.draw(phase(10, 3, 2), WIDE, generator(5))
     torch.manual_seed(2)
@@ -280,7 +280,7 @@ def texture():
 def of_sizes(texture, sizes, weights=None):
     weights = weights or [1.0] * len(sizes)
     pair = image_pair(texture, texture)
-    sources = [Source(str(k), [pair] * n, w) for k, (n, w) in enumerate(zip(sizes, weights, strict=True))]
+    sources = [PairSource(str(k), [pair] * n, w) for k, (n, w) in enumerate(zip(sizes, weights, strict=True))]
     return PatchSampler(sources, 64, CPU)
 
 
@@ -343,7 +343,7 @@ def test_images_of_a_group_are_of_one_scene_where_it_has_enough(texture):
 def test_images_and_sources_without_locations_are_left_out(texture, caplog):
     flat = np.full((120, 120), 90, np.uint8)
     pairs = [image_pair(flat, flat, name="flat"), image_pair(texture, texture, name="textured")]
-    sampler = PatchSampler([Source("blank", pairs[:1]), Source("road", pairs)], 64, CPU)
+    sampler = PatchSampler([PairSource("blank", pairs[:1]), PairSource("road", pairs)], 64, CPU)
     assert [p.name for p in sampler.pairs] == ["textured"]
     assert [name for name, _ in sampler.sources] == ["road"]
     assert "road: no location to cut a patch at, left out: flat" in caplog.text

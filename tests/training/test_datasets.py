@@ -1,3 +1,5 @@
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
@@ -5,7 +7,15 @@ import torch
 from image_folder import COLUMNS, colour, image_pair, textured, write_folder, write_manifest
 
 from rrl_match import DataError
-from rrl_match.training.datasets import Source, find_locations, footprint, hold_back, read_pairs, read_source
+from rrl_match.training.datasets import (
+    PairSource,
+    check_sources,
+    find_locations,
+    footprint,
+    hold_back,
+    read_pairs,
+    read_source,
+)
 from rrl_match.training.sampling import PatchSampler
 
 # Reading
@@ -34,6 +44,37 @@ def test_only_the_split_asked_for_is_read(tmp_path):
     assert [p.name for p in read_pairs(folder, "test")] == ["q"]
     with pytest.raises(DataError, match=r"manifest\.csv.*'validation'"):
         read_pairs(folder, "validation")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"image_a": np.zeros((100, 100), np.uint8)},
+            r"image_a must be an array, uint8 \(H, W, 3\), got uint8 \(100, 100\)",
+        ),
+        ({"image_a": np.zeros((100, 100, 3), np.float32)}, "image_a must .* got float32"),
+        ({"image_b": np.zeros((100, 100, 3), np.uint8)}, r"image_b must be an array, uint8 \(H, W\), got"),
+        ({"image_b": "b.png"}, "image_b must .* got str"),
+        ({"a_to_b": np.eye(3)}, r"a_to_b must be an array, float64 \(2, 3\), got float64 \(3, 3\)"),
+        ({"a_to_b": np.zeros((2, 3))}, "a_to_b cannot be inverted"),
+    ],
+)
+def test_pair_that_cannot_be_trained_on_is_named(values, message):
+    good = image_pair(textured(100, 100), textured(100, 100), name="one")
+    with pytest.raises(DataError, match=f"pair 'one': {message}"):
+        dataclasses.replace(good, **values)
+
+
+def test_sources_are_checked():
+    good = PairSource("road", [])
+    check_sources([good, PairSource("field", [], 0.5)])
+    with pytest.raises(TypeError, match="sources must have name, pairs and weight, got str: use read_source"):
+        check_sources(["road"])
+    with pytest.raises(ValueError, match="the weight of source 'sea' must be a positive number, got 0"):
+        check_sources([good, PairSource("sea", [], 0)])
+    with pytest.raises(ValueError, match="several sources are named road"):
+        check_sources([good, good])
 
 
 def test_folder_without_manifest(tmp_path):
@@ -156,7 +197,7 @@ def test_weight_that_is_no_positive_number_is_named(tmp_path, weight):
 def scenes(text):
     """A source whose k-th pair is of the scene that the k-th letter names."""
     image = np.zeros((96, 96), np.uint8)
-    return Source("x", [image_pair(image, image, name=str(k), scene=s) for k, s in enumerate(text)], weight=3.0)
+    return PairSource("x", [image_pair(image, image, name=str(k), scene=s) for k, s in enumerate(text)], weight=3.0)
 
 
 def held_back_rows(text, fraction):
@@ -243,7 +284,7 @@ def test_corners_of_either_band_are_locations():
         locations = find_locations(pair, 64)
         assert locations.tolist() == [[51, 61]]
     with pytest.raises(DataError, match="road: no image has a location"):
-        PatchSampler([Source("road", [image_pair(flat, flat)])], 64, torch.device("cpu"))
+        PatchSampler([PairSource("road", [image_pair(flat, flat)])], 64, torch.device("cpu"))
 
 
 # Footprints

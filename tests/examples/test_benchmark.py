@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "benchmark.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "benchmark.py"
 SMALL = "--batch-sizes 1 8 --seconds 0.01 --matrix 3 --match 4 --register 0 --dtypes float32 --device cpu"
 
 

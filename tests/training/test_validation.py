@@ -9,7 +9,7 @@ from training_run import RECIPE, tiny_network
 from rrl_match import DataError, RRLMatcher
 from rrl_match.pretrained import ModelConfig
 from rrl_match.training.batches import draw_batch
-from rrl_match.training.datasets import Source, read_source
+from rrl_match.training.datasets import PairSource, read_source
 from rrl_match.training.norms import reestimate_norms
 from rrl_match.training.sampling import PatchSampler
 from rrl_match.training.validation import NEAR, ValidationScores, ValidationSet, balanced_threshold_of
@@ -77,7 +77,7 @@ def test_one_image_with_one_location_is_too_few():
     dot = np.full((120, 120), 90, np.uint8)
     dot[60, 60] = 255
     with pytest.raises(DataError, match="road: the held-back images have too few locations"):
-        ValidationSet(Source("road", [image_pair(dot, dot)]), 64, CPU)
+        ValidationSet(PairSource("road", [image_pair(dot, dot)]), 64, CPU)
 
 
 def test_scores_are_divided_by_kind():

@@ -15,7 +15,7 @@ from training_run import NETWORK, RECIPE, make_trainer, replace, tiny_network
 
 from rrl_match import DataError, RRLMatcher, RRLMatchError
 from rrl_match.pretrained import load_folder
-from rrl_match.training.datasets import Source, read_source
+from rrl_match.training.datasets import PairSource, read_source
 from rrl_match.training.mining import mine_pairs
 from rrl_match.training.network import TrainingConfig
 from rrl_match.training.phases import FullTraining, Pretraining
@@ -111,7 +111,7 @@ make_trainer([read_source(sys.argv[1])], Path(sys.argv[2])).train()
 
 @pytest.mark.slow
 def test_run_of_a_killed_process_resumes(images, sources, finished, tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent / "helpers")}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "helpers")}
     command = [sys.executable, "-c", KILLED, str(images), str(tmp_path)]
     killed = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -191,7 +191,7 @@ def test_folder_of_another_run_is_refused_and_left_alone(sources, finished, chan
     before = {name: (out / name).read_bytes() for name in ("recipe.json", "log.jsonl", "checkpoint.pt")}
     recipe = replace(RECIPE, label_smoothing=0.1) if change == "recipe" else RECIPE
     if change == "images":
-        sources = [Source("images", sources[0].pairs[::-1])]
+        sources = [PairSource("images", sources[0].pairs[::-1])]
     precision = "bf16" if change == "precision" else "fp32"
     trainer = make_trainer(sources, out, recipe, seed=int(change == "seed"), precision=precision)
     with pytest.raises(ValueError, match=rf"checkpoint\.pt is of a run with another {change}:"):
@@ -307,17 +307,35 @@ def test_average_follows_the_weights(sources, tmp_path, monkeypatch):
     torch.testing.assert_close(trainer.average.module.metric.head[2].weight, expected)
 
 
+class Archive:
+    """A source that is no folder, and reads its pairs when they are asked for."""
+
+    name, weight = "images", 1.0
+
+    def __init__(self, pairs):
+        self._pairs = pairs
+
+    @property
+    def pairs(self):
+        return tuple(self._pairs)
+
+
+def test_any_object_with_name_pairs_and_weight_is_a_source(sources, finished, tmp_path):
+    folder = make_trainer([Archive(sources[0].pairs)], tmp_path).train()
+    assert (folder / "model.safetensors").read_bytes() == (finished[1] / "weights/model.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize("val_fraction", [0.5, 0.1])
 def test_two_images_are_enough(sources, tmp_path, val_fraction):
     """One to train on and one to validate on, without negatives from another image."""
-    two = [Source("images", sources[0].pairs[:2])]
+    two = [PairSource("images", sources[0].pairs[:2])]
     folder = make_trainer(two, tmp_path, replace(RECIPE, pretraining=None, val_fraction=val_fraction)).train()
     assert 0 <= RRLMatcher.from_pretrained(folder, device="cpu").threshold <= 1
 
 
 def test_one_image_is_too_few(sources, tmp_path):
     with pytest.raises(DataError, match="images: training needs at least two image pairs"):
-        make_trainer([Source("images", sources[0].pairs[:1])], tmp_path)
+        make_trainer([PairSource("images", sources[0].pairs[:1])], tmp_path)
 
 
 @pytest.mark.parametrize("pretraining", [RECIPE.pretraining, None])
