@@ -8,10 +8,10 @@ of sources that are left out. The weights must not have been trained on what is 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,6 +20,7 @@ from rrl_match.modeling import RRLNet
 from rrl_match.pretrained import load_folder
 from rrl_match.training.alignment import align
 from rrl_match.training.datasets import hold_back, read_source
+from rrl_match.training.results import save_results
 from rrl_match.training.validation import ValidationSet
 
 FLOOR = 0.2  # percent: of a few hundred locations, less is chance
@@ -84,6 +85,19 @@ def _geometric_mean(values: Iterable[float]) -> float:
     return math.exp(sum(logs) / len(logs))
 
 
+def rows(weights: str, rates: Rates) -> Iterator[dict[str, Any]]:
+    """Flat rows of the rates and of the selection score, as they are stored."""
+    for group, sources in rates.items():
+        for source, kinds in sources.items():
+            yield {
+                "weights": weights,
+                "group": group,
+                "data": source,
+                **{k: round(value, 2) for k, value in kinds.items()},
+            }
+    yield {"weights": weights, **{key: round(value, 3) for key, value in selection_score(rates).items()}}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table for each set of weights."""
     parser = argparse.ArgumentParser(description="Measure weights on known sources and on those left out.")
@@ -103,18 +117,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error(f"--left-out takes GROUP=FOLDER, got {text!r}")
         left_out.setdefault(group, []).append(folder)
     groups = read_groups(args.known, left_out, args.alignment, args.locations, args.val_fraction)
-    results = {}
+    results: list[dict[str, Any]] = []
     for name in args.weights:
         rates = measure(load_folder(find_folder(name))[0].eval(), groups, getattr(torch, args.dtype))
-        selection = selection_score(rates)
-        results[name] = {"rates": rates, "selection": selection}
+        results += rows(name, rates)
         print(f"{name}, FPR95 in percent, random / near:", flush=True)
         for group, sources in rates.items():
             for source, kinds in sources.items():
                 print(f"  {group:12} {source:20}" + " / ".join(f"{value:6.2f}" for value in kinds.values()))
-        print("  " + ", ".join(f"{key} {value:.3f}" for key, value in selection.items()), flush=True)
-        if args.save:
-            args.save.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        print("  " + ", ".join(f"{key} {value:.3f}" for key, value in selection_score(rates).items()), flush=True)
+    if args.save:
+        save_results(args.save, results)
 
 
 if __name__ == "__main__":

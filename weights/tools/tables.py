@@ -196,6 +196,16 @@ def left_out() -> Lines:
     return table(["test patches", "trained without this kind of sensor", "`universal`"], body)
 
 
+def arms() -> Lines:
+    """What short runs of training were compared by."""
+    body = (
+        [row["arm"], *(f"{row[key]:.2f}" for key in ("known", "left out", "score"))]
+        for row in rows_of("training_arms")
+        if "score" in row
+    )
+    return table(["", "known sources", "left out", "score"], body)
+
+
 def speed() -> Lines:
     """Calls a second, of both universal weights."""
     rows = rows_of("speed")
@@ -233,6 +243,7 @@ TABLES: dict[str, Callable[[], Lines]] = {
     "rig": rig,
     "false acceptance": false_acceptance,
     "left out": left_out,
+    "arms": arms,
     "speed": speed,
 }
 
