@@ -49,15 +49,23 @@ class Blocks(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Blocks to look for: cells of the overlap in each direction, half the width of a block, radius of the search."""
+    """Blocks to look for.
 
+    Attributes:
+        pixel: pixels of B that one of the level covers.
+        cells: of the overlap in each direction, with a block each.
+        half: half the width of a block, in pixels of the level.
+        radius: pixels of the level that a block is searched for, in every direction.
+    """
+
+    pixel: float
     cells: int
     half: int
     radius: int
 
 
 def match_blocks(
-    frames: Sequence[Frame], transform: MatrixTransform, overlap: Overlap, pixel: float, grid: Grid, config: Config
+    frames: Sequence[Frame], transform: MatrixTransform, overlap: Overlap, grid: Grid, config: Config
 ) -> Blocks:
     """Look for blocks of A in B, around where a transform takes them.
 
@@ -65,7 +73,6 @@ def match_blocks(
         frames: each has blocks of its own, so that all together have about as many as one alone would.
         transform: from A to B.
         overlap: under it.
-        pixel: pixels of B that one of the level covers; half and radius of the grid are in pixels of the level.
         grid: which blocks.
     """
     grid = grid._replace(cells=max(4, round(grid.cells / math.sqrt(len(frames)))))
@@ -73,7 +80,7 @@ def match_blocks(
     points, found, surfaces, frame = [np.empty((0, 2))], [np.empty(0, bool)], [np.empty((0, side, side))], []
     matched, predicted = [np.empty((0, 2))], [np.empty((0, 2))]
     for number, one in enumerate(frames):
-        overlay = overlay_of(one, transform, overlap, pixel, config.channels, margin=grid.radius)
+        overlay = overlay_of(one, transform, overlap, grid.pixel, config.channels, margin=grid.radius)
         centres, half = _block_centres(overlay, grid, config.blocks)
         frame += [number] * len(centres)
         if not len(centres):
@@ -92,7 +99,7 @@ def match_blocks(
         found=np.concatenate(found),
         surfaces=np.concatenate(surfaces),
         frame=np.array(frame, np.int64),
-        pixel=pixel,
+        pixel=grid.pixel,
         asked=len(frames) * grid.cells**2,
     )
 
@@ -177,8 +184,8 @@ def align(
             overlap = overlap_of(frames[0], transform)
             if overlap is None:
                 continue
-            grid = Grid(cells, settings.half, radius)
-            blocks = match_blocks(frames, transform, overlap, _small_pixel(overlap, config), grid, config)
+            grid = Grid(_small_pixel(overlap, config), cells, settings.half, radius)
+            blocks = match_blocks(frames, transform, overlap, grid, config)
             fitted = fit_simplest(blocks, transform, kind, config.blocks, simplify=True)
             if fitted is not None:
                 aligned.append(Hypothesis(agreement_of(frames, fitted[0], config), fitted[0]))

@@ -138,6 +138,7 @@ class RefineConfig(_Checked):
     cells: tuple[int, ...] = (10, 14)  # blocks in each direction of these rounds
     settled: float = 0.01  # a round is repeated until it moves the corners by less, of the side of the overlap,
     repeats: int = 3  # at most so often
+    slack: float = 1.15  # factor by which the ratio of scales may exceed that of the search
     hopeless: float = 0.08  # part of the blocks that must agree with a transform at each level
 
 

@@ -78,6 +78,7 @@ def stages(frame: Frame, search: Search, region: Region, config: DenseSearchConf
     nominal = (1.0,) if region.known else (equal_areas, 1.0)
     scales = _scales(*_scale_range(equal_areas, search, region.known, config), equal_areas, config)
     near = [s for s in scales if any(1 / config.near_scale <= s.factor / n <= config.near_scale for n in nominal)]
+    near = near or scales
     rest = [s for s in scales if s not in near]
     plain, stretched = [np.eye(2)], _stretches(search.aspect, config)
     first, others = (-1.0, config.near_rotation), (config.near_rotation, 180.0)

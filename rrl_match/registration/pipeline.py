@@ -92,7 +92,7 @@ def register(
     region = Region(base, initial is not None, math.inf if search.shift is None else search.shift)
     with tqdm(desc="registering", unit=" steps") if progress else nullcontext() as bar:
         step = bar.update if bar is not None else _nothing
-        task = Task(matcher, frames, Freedom(kind, base, simplify), region, config, step)
+        task = Task(matcher, frames, Freedom(kind, base, simplify, search.aspect), region, config, step)
         try:
             return _with_second_tries(task, search)
         except ScoringError as error:

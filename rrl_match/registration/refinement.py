@@ -23,11 +23,13 @@ class Freedom(NamedTuple):
         kind: the freest kind of transform,
         base: which is composed with this one; the identity, but for a known scale and rotation.
         simplify: whether a simpler kind is taken where it explains as much.
+        aspect: largest ratio of the scales along two directions, relative to `base`.
     """
 
     kind: type[MatrixTransform]
     base: MatrixTransform
     simplify: bool
+    aspect: float = 1.5
 
 
 class Refined(NamedTuple):
@@ -61,19 +63,42 @@ def refine(frames: Sequence[Frame], transform: MatrixTransform, freedom: Freedom
     while True:
         last = pixel <= finest * 1.01
         for radius, cells in list(zip(settings.radii, settings.cells, strict=True))[: None if last else 1]:
-            grid = Grid(cells, config.blocks.half, radius)
-            for _ in range(settings.repeats):
-                refined = _refitted(frames, transform, pixel, grid, freedom if last else coarse, config)
-                if refined is None:
-                    return None
-                if refined.blocks.agreeing(refined.transform, config.blocks.bound).mean() < settings.hopeless:
-                    return None
-                transform = refined.transform
-                if refined.moved < settings.settled:
-                    break
+            grid = Grid(pixel, cells, config.blocks.half, radius)
+            refined = _settled(frames, transform, grid, freedom if last else coarse, config)
+            if refined is None:
+                return None
+            transform = refined.transform
         if last:
-            return refined
+            plausible = (
+                refined is not None and _ratio_of_scales(refined, freedom.base) <= settings.slack * freedom.aspect
+            )
+            return refined if plausible else None
         pixel = max(finest, pixel / 2)
+
+
+def _settled(
+    frames: Sequence[Frame], transform: MatrixTransform, grid: Grid, freedom: Freedom, config: Config
+) -> Refined | None:
+    """A transform that was refitted until it hardly moves; None if hardly any block agrees with it."""
+    refined = None
+    for _ in range(config.refine.repeats):
+        refined = _refitted(frames, transform, grid, freedom, config)
+        if refined is None:
+            return None
+        if refined.blocks.agreeing(refined.transform, config.blocks.bound).mean() < config.refine.hopeless:
+            return None
+        if refined.moved < config.refine.settled:
+            break
+        transform = refined.transform
+    return refined
+
+
+def _ratio_of_scales(refined: Refined, base: MatrixTransform) -> float:
+    """Ratio of the scales along two directions at the middle of the overlap, relative to another transform."""
+    middle = refined.transform.inverse()(refined.overlap.outline.mean(0))[None]
+    linear = refined.transform.jacobian(middle)[0] @ np.linalg.inv(base.jacobian(middle)[0])
+    scales = np.linalg.svd(linear, compute_uv=False)
+    return float(scales[0] / max(scales[1], 1e-9))
 
 
 def finest_pixel(overlap: Overlap, config: Config) -> float:
@@ -85,13 +110,13 @@ def finest_pixel(overlap: Overlap, config: Config) -> float:
 
 
 def _refitted(
-    frames: Sequence[Frame], transform: MatrixTransform, pixel: float, grid: Grid, freedom: Freedom, config: Config
+    frames: Sequence[Frame], transform: MatrixTransform, grid: Grid, freedom: Freedom, config: Config
 ) -> Refined | None:
     """The transform that fits where blocks are found around where another one takes them."""
     overlap = overlap_of(frames[0], transform)
     if overlap is None:
         return None
-    blocks = match_blocks(frames, transform, overlap, pixel, grid, config)
+    blocks = match_blocks(frames, transform, overlap, grid, config)
     found = fit_simplest(blocks, freedom.base, freedom.kind, config.blocks, freedom.simplify)
     if found is None:
         return None

@@ -320,8 +320,8 @@ def _peak(frames: Sequence[Frame], refined: Refined, patch_size: int, config: Co
     """
     settings, overlap, transform = config.verify, refined.overlap, refined.transform
     beyond, radius = settings.sidelobe_radii
-    grid = Grid(settings.sidelobe_cells, config.blocks.half, radius)
-    blocks = match_blocks(frames, transform, overlap, refined.blocks.pixel, grid, config)
+    grid = Grid(refined.blocks.pixel, settings.sidelobe_cells, config.blocks.half, radius)
+    blocks = match_blocks(frames, transform, overlap, grid, config)
     if not len(blocks.points):
         return 0.0, 1.0
     costs = log_costs(blocks.surfaces, config.blocks)
