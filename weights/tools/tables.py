@@ -135,28 +135,31 @@ def compared() -> list[Row]:
 
 
 def weights() -> Lines:
-    """What the released weights are for, their FPR95 on the sets that have weights of their own, and seconds."""
-    seconds = {row["weights"]: f"{row['seconds']:.1f}" for row in compared() if row["method"] == "register"}
+    """What the released weights are for, their and FPR95 on the sets that have weights of their own."""
     body = (
         [
             f"[`{name}`](weights/{name}/README.md)",
             bands,
             *(fpr95(name, data) for data in OWN),
-            seconds.get(name, seconds["universal"]),
         ]
         for name, bands in BANDS.items()
     )
-    header = ["name", "band A, band B", "near infrared", "thermal", "radar", "seconds"]
+    header = ["name", "band A, band B", "near infrared", "thermal", "radar"]
     return table(header, body, 2)
 
 
 def methods() -> Lines:
     """All methods on the same pairs."""
     body = (
-        [row["label"], f"{row['auc10']:.1f}", str(row["refused"]), str(row["wrong"]), f"{row['seconds']:.1f}"]
+        [
+            row["label"],
+            *(str(row[key]) for key in ("pairs", "refused", "wrong")),
+            f"{row['auc10']:.1f}",
+            f"{row['seconds']:.1f}",
+        ]
         for row in compared()
     )
-    return table(["", "AUC@10px", "refused", "wrong", "seconds"], body)
+    return table(["", "pairs", "AUC@10px / refused / wrong", "seconds"], body)
 
 
 def rig() -> Lines:
