@@ -134,11 +134,11 @@ class FileRegistration:
     def _write_qgis_points(self, path: Path) -> None:
         """Ground control points for QGIS's georeferencer, where A is georeferenced; outliers are not enabled.
 
-        QGIS counts pixels from the corner, y negative downwards. If B has no map coordinates, its pixels in the same
-        convention take their part; if A has some, QGIS expects them for A, too.
+        QGIS counts pixels from the corner of an image as it lies in its file, y negative downwards. If B has no map
+        coordinates, its pixels in the same convention take their part; if A has some, QGIS expects them for A, too.
         """
         source, destination = (
-            image.georeference.to_map(points) if image.georeference else (points + 0.5) * (1, -1)
+            image.georeference.to_map(points) if image.georeference else (image.to_stored(points) + 0.5) * (1, -1)
             for image, points in zip((self.a, self.b), self.tie_points, strict=True)
         )
         names = ("sourceX", "sourceY") if self.a.georeference else ("pixelX", "pixelY")

@@ -209,7 +209,7 @@ def mistakes(folder):
     return [
         (["nothing.png", "B"], "nothing.png does not exist"),
         (["A", "."], "is a folder"),
-        (["A", "empty.png"], "empty.png cannot be read as an image"),
+        (["A", "empty.png"], "empty.png is empty, 0 bytes"),
         (["A", "text.png"], "text.png cannot be read as an image: convert it to PNG"),
         (["short.jpg", "B"], "short.jpg is a truncated JPEG"),
         (["A", "small.png"], "small.png is 90 x 31 pixels, at least 32 x 32 are needed"),
@@ -321,7 +321,8 @@ def test_weights_are_checked_before_the_first_pair(tmp_path, pairs, calls, monke
 @pytest.mark.slow
 @pytest.mark.usefixtures("real")
 def test_two_processes_give_what_one_does(tmp_path, pairs, weights_folder, capsys):
-    encode(tmp_path / "text.png", GREY).write_text("no image")
+    (tmp_path / "text.png").write_text("no image")
+    encode(tmp_path / "a.png", np.zeros_like(GREY))  # which is refused soon
     pairs.write_text("name,image_a,image_b\none,a.png,b.jpg\nbad,text.png,b.jpg\ntwo,b.jpg,a.png\n")
     options = ["--pairs", pairs, "--weights", weights_folder, "--device", "cpu", "--max-rotation", 5, "--scale", 1, 1]
     for jobs in (1, 2):
