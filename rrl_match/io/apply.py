@@ -20,6 +20,7 @@ from rrl_match.transforms import Affine, MatrixTransform, Points, Transform, com
 
 Which: TypeAlias = Literal["a", "b"]
 _SAME_SHAPE = 0.01  # relative difference of the sides' ratio that rounding explains
+_ROUNDING = 1e-3  # pixels
 _LARGEST = 2**31  # pixels of a written file
 POINTS = (".csv", ".txt", ".tsv")
 SHAPES = (".geojson", ".json")
@@ -219,7 +220,7 @@ def _own_grid(transform: MatrixTransform, size: tuple[int, int], b: Grid) -> tup
     corners = transform(outline)
     low, high = corners.min(0), corners.max(0)
     finer = 1 / transform.scale((width / 2, height / 2))
-    columns, rows = np.ceil((high - low) * finer).astype(int).tolist()
+    columns, rows = np.ceil((high - low) * finer - _ROUNDING).astype(int).tolist()
     if columns * rows > _LARGEST:
         raise ImageError(f"the warped file would be {columns} x {rows} pixels")
     left, top = low

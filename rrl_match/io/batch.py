@@ -26,6 +26,7 @@ from rrl_match.hub import find_folder
 from rrl_match.io.images import ImageFile, Resampling, read_image, read_mask, with_mask
 from rrl_match.io.pairs import Pair, Table
 from rrl_match.io.rasters import View, by_georeference, common_views, is_raster, read_raster, read_raster_mask
+from rrl_match.io.report import write_index
 from rrl_match.io.results import RECORD, FileRegistration
 from rrl_match.matcher import RRLMatcher
 from rrl_match.registration import Search, register
@@ -124,7 +125,7 @@ def register_files(
 
 
 def register_list(pairs: Sequence[Pair], options: Options, folder: Path, jobs: int = 1) -> list[Record]:
-    """Register pairs that have not been registered with these options yet, and write a table of all, row by row.
+    """Register pairs that have not been registered with these options yet, and write a table and a page of all.
 
     Args:
         pairs: the files.
@@ -154,6 +155,7 @@ def register_list(pairs: Sequence[Pair], options: Options, folder: Path, jobs: i
             files = {"name": pair.name, "image_a": str(pair.image_a), "image_b": str(pair.image_b)}
             records.append({**(finished[pair.name] or next(new)), **files})
             table.add(records[-1])
+    write_index(folder, records)
     return records
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rrl_match.errors import ImageError
+from rrl_match.io.tables import read_numbers
 from rrl_match.transforms import Affine, compose
 
 Resampling: TypeAlias = Literal["nearest", "bilinear", "cubic"]
@@ -20,6 +21,10 @@ Resampling: TypeAlias = Literal["nearest", "bilinear", "cubic"]
 SMALLEST = 32  # pixels that an image must be wide and high
 GEO_EXTRA = "pip install 'rrl-match[geo]'"
 IDENTITY = Affine(np.eye(3))
+NUMBERS = (".npy", ".csv", ".txt")  # of arrays and tables of numbers, as of temperatures
+_JPEG = b"\xff\xd8"
+_UPRIGHT = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH
+_WITH_PAGES = (".tif", ".tiff", ".gif", ".webp")
 _FEW = 16  # distinct values that a band of classes or flags may have
 _CLASSES = re.compile(r"(?i)(^|[^a-z])(qa|scl|class(es)?|labels?|masks?|flags?|quality|fmask|land.?cover)([^a-z]|$)")
 _NOT_DATA = 1e38  # floating-point values of this magnitude stand for missing data, as -3.4e38 in many rasters
@@ -60,7 +65,9 @@ class ImageFile:
         pixels: (H, W) or RGB (H, W, 3), uint8, uint16 or float32 without NaN; maybe a reduced part of the file, and
             turned upright.
         mask: (H, W) bool, where there is data; None if everywhere.
-        to_file: takes a pixel (x, y) of `pixels` to one of the file, pixel centres at integers.
+        to_file: takes a pixel (x, y) of `pixels` to one of the file, upright, pixel centres at integers.
+        to_stored: takes a pixel of the file, upright, to one as it lies in the file, which differs for photographs that
+            EXIF says to rotate. GDAL and QGIS show those as they lie.
         georeference: of the file, None if it has none.
         is_raster: whether rasterio opened it.
         notes: what a user should know about how it was read.
@@ -71,6 +78,7 @@ class ImageFile:
     pixels: NDArray[Any]
     mask: NDArray[np.bool_] | None
     to_file: Affine = IDENTITY
+    to_stored: Affine = IDENTITY
     georeference: Georeference | None = None
     is_raster: bool = False
     notes: tuple[str, ...] = ()
@@ -111,7 +119,7 @@ ORIENTATIONS = tuple(Orientation(*each) for each in product((False, True), repea
 
 
 def read_image(path: Path, bands: tuple[int, ...] | None = None) -> ImageFile:
-    """Read a PNG, JPEG, TIFF or other image that OpenCV decodes.
+    """Read a PNG, JPEG, TIFF or other image that OpenCV decodes, or numbers as .npy or .csv.
 
     Grey or RGB of any depth; an alpha channel becomes the mask, and so do NaN and infinite values.
 
@@ -137,8 +145,20 @@ def read_image(path: Path, bands: tuple[int, ...] | None = None) -> ImageFile:
         channels = channels[..., : 3 if channels.shape[2] > 3 else 1]
     shown = None if alpha is None else alpha >= _full(alpha.dtype) / 2
     pixels, mask = as_pixels(channels, shown, path)
-    note = f"{path}: a georeference, a nodata value or an alpha band would be read by rasterio: {GEO_EXTRA}"
-    return ImageFile(path, (image.shape[1], image.shape[0]), pixels, mask, notes=(note,) if is_tiff else ())
+    size, notes = (image.shape[1], image.shape[0]), []
+    if is_tiff:
+        notes.append(f"{path}: a georeference, a nodata value or an alpha band would be read by rasterio: {GEO_EXTRA}")
+    pages = _pages(path)
+    if pages > 1:
+        notes.append(f"{path} has {pages} pages, the first was read")
+    stored = _orientation(path, image)
+    if stored != Orientation():
+        notes.append(
+            f"{path} was rotated as its EXIF orientation says: pixels are counted in the upright image, "
+            "but in tie_points.points as the file lies, as QGIS shows it"
+        )
+    to_stored = stored.back(*(size[::-1] if stored.swapped else size)) if stored != Orientation() else IDENTITY
+    return ImageFile(path, size, pixels, mask, to_stored=to_stored, notes=tuple(notes))
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
@@ -211,20 +231,22 @@ def decode(path: Path, flags: int | None = None) -> NDArray[Any]:
 
     Raises:
         OSError: the file is missing or cannot be read.
-        ImageError: OpenCV cannot decode it, or it is a truncated JPEG.
+        ImageError: OpenCV cannot decode it, or it is empty or truncated.
     """
     if path.is_dir():
         raise ImageError(f"{path} is a folder: name an image file, or a list of pairs with --pairs")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
+    if path.suffix.lower() in NUMBERS:
+        return read_numbers(path)
     data = np.fromfile(path, np.uint8)
-    if _is_truncated(data.tobytes()):
-        raise ImageError(f"{path} is a truncated JPEG: copy or download it again")
+    problem = _problem(data.tobytes())
+    if problem:
+        raise ImageError(f"{path} is {problem}: copy or download it again")
     if flags is None:
-        is_jpeg = data[:2].tobytes() == b"\xff\xd8"
-        flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH if is_jpeg else cv2.IMREAD_UNCHANGED
+        flags = _UPRIGHT if data[:2].tobytes() == _JPEG else cv2.IMREAD_UNCHANGED
     try:
-        image = cv2.imdecode(data, flags) if len(data) else None
+        image = cv2.imdecode(data, flags)
     except cv2.error as error:
         raise ImageError(
             f"{path} cannot be decoded ({error.err}): images of more than 2^30 pixels need {GEO_EXTRA}, as GeoTIFFs"
@@ -244,9 +266,32 @@ def bgr(image: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(image)
 
 
-def _is_truncated(data: bytes) -> bool:
-    """Whether a JPEG lacks its end marker; OpenCV ignores that and fills with grey."""
-    return data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-65536:]
+def _problem(data: bytes) -> str:
+    """What is wrong with the bytes of an image file, or ""; OpenCV ignores a missing end, and fills with grey."""
+    if not data:
+        return "empty, 0 bytes"
+    if data[:4] == b"\x89PNG":
+        return "" if b"IEND" in data else "a truncated PNG"
+    if data[:2] != _JPEG:
+        return ""
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":  # segments before the first scan
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return "" if b"\xff\xd9" in data[at:] else "a truncated JPEG"  # more may follow its end
+
+
+def _pages(path: Path) -> int:
+    """Pages of an image file, or frames of an animation."""
+    return cv2.imcount(str(path)) if path.suffix.lower() in _WITH_PAGES else 1
+
+
+def _orientation(path: Path, upright: NDArray[Any]) -> Orientation:
+    """How OpenCV turned an image as it lies in the file."""
+    data = np.fromfile(path, np.uint8)
+    if data[:2].tobytes() != _JPEG or b"Exif" not in data[: 2**16].tobytes():
+        return Orientation()
+    stored = bgr(np.asarray(cv2.imdecode(data, _UPRIGHT | cv2.IMREAD_IGNORE_ORIENTATION)))
+    return next(one for one in ORIENTATIONS if np.array_equal(one.turn(stored), upright))
 
 
 def _full(dtype: np.dtype[Any]) -> float:

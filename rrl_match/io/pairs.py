@@ -92,6 +92,11 @@ def table(records: Sequence[dict[str, Any]]) -> str:
         if "error" not in record:
             line += f"  {record['probability']:11.0%}  {record['agreement']:9.0%}"
         lines.append((line + "  " + record.get("error", record.get("reason", ""))).rstrip())
+    return "\n".join([*lines, summary(records)])
+
+
+def summary(records: Sequence[dict[str, Any]]) -> str:
+    """How many pairs had which outcome."""
     outcomes = [outcome(record) for record in records]
     counts = [outcomes.count(one) for one in ("ok", "refused", "error")]
-    return "\n".join([*lines, f"{counts[0]} registered, {counts[1]} refused, {counts[2]} with errors"])
+    return f"{counts[0]} registered, {counts[1]} refused, {counts[2]} with errors"

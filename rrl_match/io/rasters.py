@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from rrl_match.errors import ImageError
 from rrl_match.io.images import (
+    NUMBERS,
     ORIENTATIONS,
     Georeference,
     Grid,
@@ -31,7 +32,10 @@ MAX_PIXELS = 16_000_000  # of a raster that are read for registration; larger on
 MARGIN = 0.15  # of the larger side of the overlap, added to it on every side
 _LEAST_OVERLAP = 64  # pixels of its sides, with the margin
 CACHE = 256 * 2**20  # bytes of decoded tiles that GDAL keeps; its default is 5 % of the machine's memory
-_PLAIN = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})  # read by OpenCV, if no world file lies beside
+# not opened by rasterio, if no world file lies beside
+_PLAIN = frozenset(
+    {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", *NUMBERS}
+)  # read by OpenCV, if no world file lies beside
 _DEGREE = 111_320.0  # metres along a meridian
 CENTRE = Affine(np.array([[1.0, 0, 0.5], [0, 1, 0.5]]))  # from pixels with centres at integers to GDAL's
 
@@ -109,6 +113,7 @@ def read_raster(path: Path, bands: tuple[int, ...] | None = None, view: View | N
         data = dataset.read(chosen, window=window, out_shape=(len(chosen), *shape), resampling=how)
         shown = dataset.dataset_mask(window=window, out_shape=shape) > 0
         size, georeference = (dataset.width, dataset.height), georeference_of(dataset)
+        pages = dataset.subdatasets
         ignored = georeference is None and (bool(dataset.gcps[0]) or dataset.rpcs is not None)
     channels = np.moveaxis(data, 0, 2)
     if palette:
@@ -117,8 +122,10 @@ def read_raster(path: Path, bands: tuple[int, ...] | None = None, view: View | N
     upright = _upright(georeference)
     pixels, mask = as_pixels(upright.turn(channels), upright.turn(shown), path)
     to_file = Affine(compose(upright.back(view.columns, view.rows), view.to_file).full)
-    note = f"{path} has ground control points or RPCs but no transform, so it counts as not georeferenced: run gdalwarp"
-    return ImageFile(path, size, pixels, mask, to_file, georeference, True, (note,) if ignored else ())
+    notes = [f"{path} has {len(pages)} pages, the first was read; name another as {pages[-1]}"] if pages else []
+    if ignored:
+        notes.append(f"{path} has control points or RPCs but no transform, so it is not georeferenced: run gdalwarp")
+    return ImageFile(path, size, pixels, mask, to_file, georeference=georeference, is_raster=True, notes=tuple(notes))
 
 
 def read_raster_mask(path: Path) -> NDArray[np.bool_]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rrl_match.errors import ImageError
 from rrl_match.io.images import IDENTITY, Grid, ImageFile, Resampling, bgr, decode, holds_classes
 from rrl_match.io.rasters import is_raster, map_offset
+from rrl_match.io.report import REPORT, THUMBNAIL, write_report
 from rrl_match.io.warping import warp_raster
 from rrl_match.registration import Registration
 from rrl_match.registration.result import displayed
@@ -26,7 +27,7 @@ RECORD = "registration.json"  # written last: a folder that has it is complete
 CHECKERBOARD = "checkerboard.png"
 TIE_POINTS = "tie_points.csv"
 QGIS_POINTS = "tie_points.points"
-FILES = (RECORD, CHECKERBOARD, TIE_POINTS, QGIS_POINTS, "warped.tif", "warped.png")
+FILES = (RECORD, CHECKERBOARD, TIE_POINTS, QGIS_POINTS, REPORT, THUMBNAIL, "warped.tif", "warped.png")
 _LOSSLESS = [cv2.IMWRITE_TIFF_COMPRESSION, 5]  # LZW; without it, OpenCV 4 stores float colours with errors of 2 %
 
 
@@ -87,7 +88,7 @@ class FileRegistration:
         }
 
     def write(self, folder: Path, record: dict[str, Any], resampling: Resampling | None = None) -> None:
-        """Write all files of a registration; of a refused one, the record alone.
+        """Write all files of a registration; of a refused one, the record and the report.
 
         Args:
             folder: made if it does not exist; what an earlier call wrote into it goes.
@@ -104,12 +105,13 @@ class FileRegistration:
                 raise ImageError(f"{image.path} would be overwritten by the results: choose another folder for them")
         for path in earlier:
             path.unlink(missing_ok=True)
+        shown_a, shown_b = _shown(self.a), _shown(self.b)
         if self.result.ok and self.transform is not None:
             self._write_tie_points(folder / TIE_POINTS, self.transform)
             self._write_qgis_points(folder / QGIS_POINTS)
-            shown_a, shown_b = _shown(self.a), _shown(self.b)
             write_image(folder / CHECKERBOARD, self.result.checkerboard(shown_a, shown_b))
             write_warped(self.a.path, self.transform, self.b.grid, folder / "warped", resampling)
+        write_report(folder, record, self.result, shown_a, shown_b)
         unfinished = folder / f"{RECORD}.part"
         unfinished.write_text(as_json(record) + "\n", encoding="utf-8")
         os.replace(unfinished, folder / RECORD)
@@ -134,11 +136,11 @@ class FileRegistration:
     def _write_qgis_points(self, path: Path) -> None:
         """Ground control points for QGIS's georeferencer, where A is georeferenced; outliers are not enabled.
 
-        QGIS counts pixels from the corner, y negative downwards. If B has no map coordinates, its pixels in the same
-        convention take their part; if A has some, QGIS expects them for A, too.
+        QGIS counts pixels from the corner of an image as it lies in its file, y negative downwards. If B has no map
+        coordinates, its pixels in the same convention take their part; if A has some, QGIS expects them for A, too.
         """
         source, destination = (
-            image.georeference.to_map(points) if image.georeference else (points + 0.5) * (1, -1)
+            image.georeference.to_map(points) if image.georeference else (image.to_stored(points) + 0.5) * (1, -1)
             for image, points in zip((self.a, self.b), self.tie_points, strict=True)
         )
         names = ("sourceX", "sourceY") if self.a.georeference else ("pixelX", "pixelY")

@@ -1,12 +1,16 @@
-"""Tables of text: lists of pairs and manifests, as programs and spreadsheets write them."""
+"""Tables: lists of pairs and manifests, and images as numbers, as programs and spreadsheets write them."""
 
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from rrl_match.errors import DataError
+import numpy as np
+from numpy.typing import NDArray
+
+from rrl_match.errors import DataError, ImageError
 
 
 class Row(NamedTuple):
@@ -54,6 +58,47 @@ def read_table(path: Path, columns: set[str]) -> list[Row]:
     if columns - set(names):
         raise DataError(f"{path} lacks the columns {', '.join(sorted(columns - set(names)))}, got: {header.strip()!r}")
     return rows
+
+
+def read_numbers(path: Path) -> NDArray[Any]:
+    """An image as an array in a .npy file, or as a table of numbers, as thermal cameras' programs export temperatures.
+
+    In a table, lines with other contents count as a header; the decimal sign may be a comma.
+
+    Returns:
+        (H, W) or (H, W, C); float32 from a table.
+
+    Raises:
+        ImageError: there is no such image in the file.
+    """
+    if path.suffix.lower() == ".npy":
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ImageError(f"{path} is no array of numbers as NumPy saves them") from error
+        if array.ndim not in (2, 3) or array.dtype.kind not in "biufc" or not array.size:
+            raise ImageError(f"{path} must hold numbers (H, W) or (H, W, C), got {array.dtype} {array.shape}")
+        return np.asarray(array.astype(np.uint8) if array.dtype == bool else array)
+    text = path.read_bytes().decode("utf-8-sig", "replace")
+    delimiter = max(";\t,", key=text.count) if ";" not in text else ";"
+    if delimiter != ",":
+        text = text.replace(",", ".")
+    rows = [_numbers(line.split(delimiter)) for line in text.splitlines()]
+    widths = Counter(len(row) for row in rows if len(row) > 1)
+    if not widths:
+        raise ImageError(f"{path} is no table of numbers")
+    width = widths.most_common(1)[0][0]
+    return np.array([row for row in rows if len(row) == width], np.float32)
+
+
+def _numbers(cells: list[str]) -> list[float]:
+    """The numbers of a line, without empty cells at its end; none if anything else is in it."""
+    while cells and not cells[-1].strip():
+        cells = cells[:-1]
+    try:
+        return [float(cell) for cell in cells]
+    except ValueError:
+        return []
 
 
 def _decoded(path: Path) -> str:

@@ -131,6 +131,7 @@ def test_writes_the_results(tmp_path, images, capsys):
     warped = cv2.imread(str(out / "warped.png"), cv2.IMREAD_UNCHANGED)[..., ::-1]
     np.testing.assert_array_equal(warped, cv2.warpAffine(RGB, SHIFT, (80, 66)))
     assert cv2.imread(str(out / "checkerboard.png")).shape == (66, 80, 3)
+    assert "a.png registered to b.jpg" in (out / "report.html").read_text()
     assert (out / "tie_points.csv").read_text().splitlines() == [
         "x_a,y_a,x_b,y_b,score,residual,inlier",
         "10,20,15,17,1.0000,0.000,1",
@@ -178,7 +179,8 @@ def test_refusal(tmp_path, images, calls, capsys):
     assert record["rejected"] == {"kind": "affine", "matrix": SHIFT.tolist()}
     assert record["reason"] == "another transform agrees nearly as well"
     assert printed.err == "refused: another transform agrees nearly as well\nadvice: crop A\n"
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["registration.json"]  # nothing of the earlier run
+    written = {path.name for path in (tmp_path / "out").iterdir()}  # nothing of the earlier run
+    assert written == {"registration.json", "report.html", "thumbnail.jpg"}
 
 
 def test_results_do_not_overwrite_the_images(tmp_path, images, capsys):
@@ -209,7 +211,7 @@ def mistakes(folder):
     return [
         (["nothing.png", "B"], "nothing.png does not exist"),
         (["A", "."], "is a folder"),
-        (["A", "empty.png"], "empty.png cannot be read as an image"),
+        (["A", "empty.png"], "empty.png is empty, 0 bytes"),
         (["A", "text.png"], "text.png cannot be read as an image: convert it to PNG"),
         (["short.jpg", "B"], "short.jpg is a truncated JPEG"),
         (["A", "small.png"], "small.png is 90 x 31 pixels, at least 32 x 32 are needed"),
@@ -286,6 +288,7 @@ def test_list_of_pairs(tmp_path, pairs, calls, capsys):
     assert (out / "one" / "warped.png").is_file()
     assert (out / "sub" / "two" / "registration.json").is_file()
     assert not (out / "a_missing").exists()
+    assert (out / "index.html").is_file()
     with (out / "registrations.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["outcome"] for row in rows] == ["ok", "refused", "error"]
@@ -321,7 +324,8 @@ def test_weights_are_checked_before_the_first_pair(tmp_path, pairs, calls, monke
 @pytest.mark.slow
 @pytest.mark.usefixtures("real")
 def test_two_processes_give_what_one_does(tmp_path, pairs, weights_folder, capsys):
-    encode(tmp_path / "text.png", GREY).write_text("no image")
+    (tmp_path / "text.png").write_text("no image")
+    encode(tmp_path / "a.png", np.zeros_like(GREY))  # which is refused soon
     pairs.write_text("name,image_a,image_b\none,a.png,b.jpg\nbad,text.png,b.jpg\ntwo,b.jpg,a.png\n")
     options = ["--pairs", pairs, "--weights", weights_folder, "--device", "cpu", "--max-rotation", 5, "--scale", 1, 1]
     for jobs in (1, 2):

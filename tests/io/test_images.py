@@ -1,5 +1,7 @@
 """Image files: what is read of them, and which are refused."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -71,12 +73,91 @@ def test_floats_without_nan(tmp_path, by_rasterio):
     np.testing.assert_array_equal(read.pixels[read.mask], image[read.mask])
 
 
-def test_jpeg_is_rotated_upright(tmp_path):
-    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"  # orientation 6, by 90 degrees
+def rotated_jpeg(path, orientation):
+    """GREY in a JPEG with an EXIF orientation."""
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0" + bytes([orientation]) + b"\0\0\0\0\0\0\0"
     data = cv2.imencode(".jpg", GREY)[1].tobytes()
     segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
-    (tmp_path / "image.jpg").write_bytes(data[:2] + segment + data[2:])
-    assert read_image(tmp_path / "image.jpg").pixels.shape == (90, 70)
+    path.write_bytes(data[:2] + segment + data[2:])
+    return path
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_jpeg_is_rotated_upright_and_says_where_its_pixels_lie(tmp_path, orientation):
+    path = rotated_jpeg(tmp_path / "image.jpg", orientation)
+    read = read_image(path)
+    stored = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION)
+    assert read.pixels.shape == ((90, 70) if orientation > 4 else (70, 90))
+    columns, rows = read.to_stored([(3, 5), (60, 40)]).astype(int).T
+    np.testing.assert_array_equal(read.pixels[[5, 40], [3, 60]], stored[rows, columns])
+    assert ["EXIF" in note for note in read.notes] == [True] * (orientation > 1)
+
+
+@pytest.mark.parametrize("appended", [b"", bytes(200_000)])
+def test_jpeg_is_truncated_only_without_its_end(tmp_path, appended):
+    """Its end lies before what cameras append, such as a thermal image; a thumbnail's end is not its own."""
+    data = cv2.imencode(".jpg", RGB)[1].tobytes()
+    thumbnail = b"\xff\xe2" + (12).to_bytes(2, "big") + b"\xff\xd8thumb\xd9\xff\xd9"
+    data = data[:2] + thumbnail + data[2:]
+    (tmp_path / "image.jpg").write_bytes(data + appended)
+    assert read_image(tmp_path / "image.jpg").pixels.shape == RGB.shape
+    (tmp_path / "image.jpg").write_bytes(data[:-2000] + appended)
+    with pytest.raises(ImageError, match=r"image\.jpg is a truncated JPEG"):
+        read_image(tmp_path / "image.jpg")
+
+
+@pytest.mark.parametrize(("size", "problem"), [(0, "is empty, 0 bytes"), (3000, "is a truncated PNG")])
+def test_broken_files_say_so(tmp_path, size, problem):
+    path = encode(tmp_path / "image.png", RGB)
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(ImageError, match=problem):
+        read_image(path)
+
+
+TEMPERATURES = np.round(np.random.default_rng(1).random((40, 50)) * 30, 2).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("delimiter", "decimal", "head"),
+    [(",", ".", ""), (";", ",", "\ufeffFile:;x.jpg\nMax;31,5\n\n"), ("\t", ".", "Emissivity\t0.95\n"), (";", ".", "")],
+)
+def test_tables_of_temperatures_are_images(tmp_path, delimiter, decimal, head):
+    """As a thermal camera's program exports them, in any country."""
+    lines = (delimiter.join(f"{t:.2f}".replace(".", decimal) for t in row) + delimiter for row in TEMPERATURES)
+    (tmp_path / "t.csv").write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
+    read = read_image(tmp_path / "t.csv")
+    np.testing.assert_array_equal(read.pixels, TEMPERATURES)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
+def test_arrays_are_images(tmp_path, dtype):
+    np.save(tmp_path / "t.npy", TEMPERATURES.astype(dtype))
+    np.testing.assert_array_equal(read_image(tmp_path / "t.npy").pixels, TEMPERATURES.astype(dtype))
+
+
+def test_files_without_numbers_are_no_images(tmp_path):
+    (tmp_path / "t.csv").write_text("a,b\nc,d\n")
+    (tmp_path / "t.npy").write_text("no array")
+    np.save(tmp_path / "vector.npy", np.zeros(9))
+    for name, message in (("t.csv", "no table"), ("t.npy", "no array"), ("vector.npy", r"got float64 \(9,\)")):
+        with pytest.raises(ImageError, match=message):
+            read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("by_rasterio", [False, True])
+def test_pages_are_named(tmp_path, by_rasterio):
+    if by_rasterio:
+        pytest.importorskip("rasterio")
+    cv2.imwritemulti(str(tmp_path / "pages.tif"), [GREY, 255 - GREY, GREY])
+    read = (read_raster if by_rasterio else read_image)(tmp_path / "pages.tif")
+    np.testing.assert_array_equal(read.pixels, GREY)
+    assert any("has 3 pages, the first was read" in note for note in read.notes)
+
+
+def test_another_page_is_read_by_its_name(tmp_path):
+    pytest.importorskip("rasterio")
+    cv2.imwritemulti(str(tmp_path / "pages.tif"), [GREY, 255 - GREY])
+    np.testing.assert_array_equal(read_raster(Path(f"GTIFF_DIR:2:{tmp_path}/pages.tif")).pixels, 255 - GREY)
 
 
 @pytest.mark.parametrize("value", [-3.4028234663852886e38, 1.7e308, -np.inf])
