@@ -62,8 +62,11 @@ def test_stored_and_read(transform):
 
 @pytest.mark.parametrize(
     "values",
-    [{}, {"kind": "spiral"}, {"kind": ["affine"]}, {"kind": "affine"}, {"kind": "affine", "matrix": [[1, 2], [3, 4]]}, 7]
-    + [{"kind": "affine", "matrix": "abc"}, {"kind": "similarity", "matrix": [[1, 0, float("nan")], [0, 1, 0]]}],
+    [
+        *({}, 7, {"kind": "spiral"}, {"kind": ["affine"]}),
+        *({"kind": "affine"}, {"kind": "affine", "matrix": [[1, 2], [3, 4]]}, {"kind": "affine", "matrix": "abc"}),
+        {"kind": "similarity", "matrix": [[1, 0, float("nan")], [0, 1, 0]]},
+    ],
 )
 def test_malformed_values_are_refused(values):
     with pytest.raises(ValueError, match=r"kind|cannot be read|matrix|convert"):
@@ -222,7 +225,7 @@ def test_scale():
 
 def test_kinds_by_name():
     assert matrix_kind("affine") is Affine
-    with pytest.raises(ValueError, match="translation, similarity, affine, homography.*got 'rigid'"):
+    with pytest.raises(ValueError, match=r"translation, similarity, affine, homography.*got 'rigid'"):
         matrix_kind("rigid")
     assert simpler_kinds(Homography) == [Similarity, Affine]
     assert simpler_kinds(Similarity) == []
