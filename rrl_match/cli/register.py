@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from rrl_match.cli.common import DONE, MISTAKE, NEGATIVE, Subparsers, add_weights, write_line
+from rrl_match.cli.common import DONE, MISTAKE, NEGATIVE, Subparsers, add_weights, count, write_line
 from rrl_match.io.images import Resampling
 from rrl_match.transforms import Transform
 
@@ -36,6 +36,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("image_a", nargs="?", type=Path, metavar="A", help="image of the weights' first band")
     parser.add_argument("image_b", nargs="?", type=Path, metavar="B", help="image of their second band")
     parser.add_argument("--pairs", type=Path, metavar="CSV", help="a list of pairs instead; finished ones are kept")
+    parser.add_argument(
+        "--jobs", type=count, default=1, metavar="N", help="processes for --pairs (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the warped image, a checkerboard, tie points")
     add_weights(parser)
     parser.add_argument("--model", choices=tuple(Transform.kinds), default="affine", help="default: %(default)s")
@@ -96,6 +99,8 @@ def _check(args: argparse.Namespace) -> None:
             error("--pairs needs --out FOLDER, where the results go")
         if args.mask_a or args.mask_b:
             error("masks of a list of pairs go into its columns mask_a and mask_b")
+    elif args.jobs > 1:
+        error("--jobs is for a list of pairs")
     if args.out is not None and args.out.exists() and not args.out.is_dir():
         error(f"--out must be a folder, but {args.out} is a file")
     if args.max_rotation is not None and not 0 <= args.max_rotation <= 180:
@@ -131,7 +136,7 @@ def _run_list(args: argparse.Namespace) -> int:
     from rrl_match.io.batch import register_list
     from rrl_match.io.pairs import outcome, read_pairs, table
 
-    records = register_list(read_pairs(args.pairs), _options(args), args.out)
+    records = register_list(read_pairs(args.pairs), _options(args), args.out, args.jobs)
     write_line(table(records))
     outcomes = {outcome(record) for record in records}
     return MISTAKE if "error" in outcomes else NEGATIVE if "refused" in outcomes else DONE

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import logging
+import signal
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
+import torch
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 from numpy.typing import NDArray
 
 from rrl_match._version import __version__
 from rrl_match.errors import RRLMatchError
+from rrl_match.hub import find_folder
 from rrl_match.io.images import ImageFile, Resampling, read_image, read_mask, with_mask
-from rrl_match.io.pairs import Pair, write_table
+from rrl_match.io.pairs import Pair, Table
 from rrl_match.io.rasters import View, by_georeference, common_views, is_raster, read_raster, read_raster_mask
 from rrl_match.io.results import RECORD, FileRegistration
 from rrl_match.matcher import RRLMatcher
@@ -27,6 +33,9 @@ from rrl_match.registration import Search, register
 TABLE = "registrations.csv"
 _ERRORS_ALONE = 2  # of OpenCV's levels of logging
 Record: TypeAlias = dict[str, Any]
+
+_logger = logging.getLogger(__name__)
+_worker: tuple[RRLMatcher, Options, Path]  # of a process of :func:`register_list`
 
 
 @dataclass(frozen=True)
@@ -114,35 +123,84 @@ def register_files(
     return record
 
 
-def register_list(pairs: Sequence[Pair], options: Options, folder: Path) -> list[Record]:
-    """Register pairs that have not been registered with these options yet, and write a table of all.
+def register_list(pairs: Sequence[Pair], options: Options, folder: Path, jobs: int = 1) -> list[Record]:
+    """Register pairs that have not been registered with these options yet, and write a table of all, row by row.
 
     Args:
         pairs: the files.
         options: how to read and register them.
         folder: where the results go, a folder for each pair in it.
+        jobs: processes that register, with one thread each; 1 is this process with all its threads.
 
     Returns:
         the records of all pairs; one that could not be registered has the key "error".
+
+    Raises:
+        WeightsError: the weights cannot be loaded.
+        OSError, RRLMatchError: the table cannot be written, or a process ended.
     """
-    load = cache(options.matcher)  # not at all if nothing is left to do
+    finished = {pair.name: _finished(pair, options, folder) for pair in pairs}
+    remaining = [pair for pair in pairs if finished[pair.name] is None]
+    new = _registered(remaining, options, folder, jobs)
     records = []
-    with tqdm(pairs, desc="registering", unit=" pairs", disable=None) as bar:
-        for pair in bar:
-            record = _finished(pair, options, folder) or _tried(load, pair, options, folder)
-            files = {"name": pair.name, "image_a": str(pair.image_a), "image_b": str(pair.image_b)}
-            records.append({**record, **files})
     folder.mkdir(parents=True, exist_ok=True)
-    write_table(folder / TABLE, records)
+    with (
+        (folder / TABLE).open("w", encoding="utf-8", newline="") as file,
+        closing(new),
+        tqdm(pairs, desc="registering", unit=" pairs", disable=None) as bar,
+    ):
+        table = Table(file)
+        for pair in bar:
+            files = {"name": pair.name, "image_a": str(pair.image_a), "image_b": str(pair.image_b)}
+            records.append({**(finished[pair.name] or next(new)), **files})
+            table.add(records[-1])
     return records
 
 
-def _tried(load: Callable[[], RRLMatcher], pair: Pair, options: Options, folder: Path) -> Record:
-    """The record of a pair, or its error."""
+def _registered(pairs: Sequence[Pair], options: Options, folder: Path, jobs: int) -> Generator[Record, None, None]:
+    """The records of pairs, in their order."""
+    if not pairs:
+        return
+    if jobs == 1:
+        matcher = options.matcher()
+        for pair in pairs:
+            yield _tried(matcher, pair, options, folder)
+        return
+    find_folder(options.weights)  # raises here if there are none, not in each process
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker, (options, folder))
     try:
-        return register_files(load(), pair, options, folder / pair.name)
+        yield from pool.map(_in_worker, pairs)
+    except BrokenProcessPool as error:
+        raise RRLMatchError(
+            "a process ended, perhaps for want of memory: finished pairs are kept, run it again with fewer --jobs"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(options: Options, folder: Path) -> None:
+    """Prepare a process of :func:`_registered`."""
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process is interrupted, and ends the others
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    _worker = options.matcher(), options, folder
+
+
+def _in_worker(pair: Pair) -> Record:
+    matcher, options, folder = _worker
+    return _tried(matcher, pair, options, folder)
+
+
+def _tried(matcher: RRLMatcher, pair: Pair, options: Options, folder: Path) -> Record:
+    """The record of a pair, or its error, whatever it is: the other pairs must go on."""
+    try:
+        return register_files(matcher, pair, options, folder / pair.name)
     except (RRLMatchError, OSError) as error:
         return {"error": str(error)}
+    except Exception as error:
+        _logger.exception("%s: a bug in rrl-match, please report it", pair.name)
+        return {"error": f"{type(error).__name__}: {error}"}
 
 
 def _finished(pair: Pair, options: Options, folder: Path) -> Record | None:

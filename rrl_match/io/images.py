@@ -38,6 +38,18 @@ class Georeference:
     crs: str
 
 
+class Grid(NamedTuple):
+    """Where pixels lie that are written.
+
+    Attributes:
+        size: (width, height) in pixels.
+        georeference: of the grid, None if it has none.
+    """
+
+    size: tuple[int, int]
+    georeference: Georeference | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class ImageFile:
     """What was read of an image file.
@@ -62,6 +74,11 @@ class ImageFile:
     georeference: Georeference | None = None
     is_raster: bool = False
     notes: tuple[str, ...] = ()
+
+    @property
+    def grid(self) -> Grid:
+        """Of the file."""
+        return Grid(self.size, self.georeference)
 
     @property
     def reduction(self) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from rrl_match.errors import DataError
 from rrl_match.io.tables import read_table
@@ -62,16 +62,25 @@ def outcome(record: dict[str, Any]) -> str:
     return "error" if "error" in record else "ok" if record["ok"] else "refused"
 
 
-def write_table(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    """The records of all pairs as CSV, with their matrices (3, 3)."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, _COLUMNS, extrasaction="ignore")
-        writer.writeheader()
-        for record in records:
-            rows = record.get("matrix") or []
-            values = [value for row in rows for value in row] + ([0, 0, 1] if len(rows) == 2 else [])
-            told = {"outcome": outcome(record), "reason": record.get("error", record.get("reason"))}
-            writer.writerow({**record, **told, **dict(zip(_CELLS, values, strict=False))})
+class Table:
+    """The records of pairs as CSV, with their matrices (3, 3), which grows row by row.
+
+    Args:
+        file: to write to.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._writer = csv.DictWriter(file, _COLUMNS, extrasaction="ignore")
+        self._writer.writeheader()
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Write the row of a pair at once."""
+        rows = record.get("matrix") or []
+        values = [value for row in rows for value in row] + ([0, 0, 1] if len(rows) == 2 else [])
+        told = {"outcome": outcome(record), "reason": record.get("error", record.get("reason"))}
+        self._writer.writerow({**record, **told, **dict(zip(_CELLS, values, strict=False))})
+        self._file.flush()
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:

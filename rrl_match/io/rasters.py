@@ -20,11 +20,12 @@ from rrl_match.errors import ImageError
 from rrl_match.io.images import (
     ORIENTATIONS,
     Georeference,
+    Grid,
     ImageFile,
     Orientation,
     as_pixels,
 )
-from rrl_match.transforms import Affine, Points, Transform, compose
+from rrl_match.transforms import Affine, MatrixTransform, Points, Transform, compose
 
 MAX_PIXELS = 16_000_000  # of a raster that are read for registration; larger ones are reduced
 MARGIN = 0.15  # of the larger side of the overlap, added to it on every side
@@ -162,7 +163,7 @@ def by_georeference(a: ImageFile, b: ImageFile) -> Affine | None:
         return None
     height, width = a.pixels.shape[:2]
     grid = np.stack(np.meshgrid(np.linspace(0, width - 1, 5), np.linspace(0, height - 1, 5)), -1).reshape(-1, 2)
-    there = _converted(a.georeference.to_map(a.to_file(grid)), a.georeference.crs, b.georeference.crs)
+    there = converted(a.georeference.to_map(a.to_file(grid)), a.georeference.crs, b.georeference.crs)
     if there is None:
         return None
     found = Affine.estimate(grid, b.to_file.inverse()(b.georeference.to_map.inverse()(there)))
@@ -182,11 +183,17 @@ def map_offset(a: ImageFile, b: ImageFile, transform: Transform) -> list[float] 
     if a.georeference is None or b.georeference is None:
         return None
     middle = a.to_file(np.array([[(n - 1) / 2 for n in a.pixels.shape[1::-1]]]))
-    said = _converted(a.georeference.to_map(middle), a.georeference.crs, b.georeference.crs)
+    said = converted(a.georeference.to_map(middle), a.georeference.crs, b.georeference.crs)
     if said is None:
         return None
     offset: list[float] = (b.georeference.to_map(transform(middle)) - said)[0].tolist()
     return offset
+
+
+def grid_of(path: Path) -> Grid:
+    """Size and georeference of a raster."""
+    with opened(path) as dataset:
+        return Grid((dataset.width, dataset.height), georeference_of(dataset))
 
 
 def georeference_of(dataset: Any) -> Georeference | None:
@@ -244,7 +251,7 @@ def _ground_pixel(dataset: Any, georeference: Georeference) -> tuple[float, floa
     return float(width), float(height)
 
 
-def _converted(points: Points, of: str, to: str) -> Points | None:
+def converted(points: Points, of: str, to: str) -> Points | None:
     """Map coordinates (N, 2) in another reference system, both as WKT; None if they cannot be converted."""
     from rasterio.errors import RasterioError
     from rasterio.warp import transform
@@ -264,7 +271,7 @@ def _overlap(dataset: Any, here: Georeference, other: Any, there: Georeference) 
     side = np.linspace(0, 1, 21)
     edges = [np.stack([side, np.full_like(side, k)], 1) for k in (0, 1)]
     outline = np.concatenate(edges + [edge[:, ::-1] for edge in edges]) * (other.width, other.height) - 0.5
-    on_map = _converted(there.to_map(outline), there.crs, here.crs)
+    on_map = converted(there.to_map(outline), there.crs, here.crs)
     if on_map is None:
         return None
     points = here.to_map.inverse()(on_map) + 0.5
@@ -276,3 +283,41 @@ def _overlap(dataset: Any, here: Georeference, other: Any, there: Georeference) 
     left, top = (low - margin).clip(0, size).round().astype(int).tolist()
     right, bottom = (high + margin).clip(0, size).round().astype(int).tolist()
     return left, top, right - left, bottom - top
+
+
+def correct_georeference(path: Path, transform: Transform, grid: Grid, out: Path) -> None:
+    """Write a file as a GeoTIFF on another map, without resampling it.
+
+    An affine transform becomes the georeference; of any other, ground control points are written.
+
+    Args:
+        path: of a file that GDAL opens.
+        transform: takes pixels of the file to the grid.
+        grid: with a georeference.
+        out: the GeoTIFF to write.
+
+    Raises:
+        OSError, ImageError: a file cannot be read or written, or the grid has no georeference.
+    """
+    from rasterio import Affine as Geotransform
+    from rasterio.control import GroundControlPoint
+    from rasterio.crs import CRS
+    from rasterio.shutil import copy
+
+    if grid.georeference is None:
+        raise ImageError(f"{path} cannot be georeferenced: the image B of the registration has no georeference")
+    to_map, crs = grid.georeference.to_map, grid.georeference.crs
+    with opened(path) as dataset:
+        size = np.array([dataset.width, dataset.height])
+        copy(dataset, out, driver="GTiff", compress="deflate")
+    with opened(out, "r+") as dataset:
+        if isinstance(transform, MatrixTransform) and np.allclose(transform.full[2], (0, 0, 1)):
+            corner = compose(compose(CENTRE.inverse(), transform), to_map).full
+            dataset.transform = Geotransform(*corner[:2].ravel())
+            dataset.crs = CRS.from_wkt(crs) if crs else None
+        else:
+            side = np.linspace(0, 1, 10)
+            pixels = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2) * size - 0.5
+            rows = np.hstack([pixels + 0.5, to_map(transform(pixels))])
+            points = [GroundControlPoint(row=y, col=x, x=east, y=north) for x, y, east, north in rows.tolist()]
+            dataset.gcps = points, CRS.from_wkt(crs) if crs else None

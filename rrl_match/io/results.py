@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rrl_match.errors import ImageError
-from rrl_match.io.images import IDENTITY, ImageFile, Resampling, bgr, decode, holds_classes
-from rrl_match.io.rasters import map_offset
+from rrl_match.io.images import IDENTITY, Grid, ImageFile, Resampling, bgr, decode, holds_classes
+from rrl_match.io.rasters import is_raster, map_offset
 from rrl_match.io.warping import warp_raster
 from rrl_match.registration import Registration
 from rrl_match.registration.result import displayed
@@ -26,8 +26,7 @@ RECORD = "registration.json"  # written last: a folder that has it is complete
 CHECKERBOARD = "checkerboard.png"
 TIE_POINTS = "tie_points.csv"
 QGIS_POINTS = "tie_points.points"
-WARPED = ("warped.tif", "warped.png")
-FILES = (RECORD, CHECKERBOARD, TIE_POINTS, QGIS_POINTS, *WARPED)
+FILES = (RECORD, CHECKERBOARD, TIE_POINTS, QGIS_POINTS, "warped.tif", "warped.png")
 _LOSSLESS = [cv2.IMWRITE_TIFF_COMPRESSION, 5]  # LZW; without it, OpenCV 4 stores float colours with errors of 2 %
 
 
@@ -79,6 +78,8 @@ class FileRegistration:
             "inliers": int(result.tie_points.inliers.sum()),
             "size_a": list(self.a.size),
             "size_b": list(self.b.size),
+            "georeference_a": _georeference(self.a),
+            "georeference_b": _georeference(self.b),
             "reduction_a": self.a.reduction,
             "reduction_b": self.b.reduction,
             "map_offset": map_offset(self.a, self.b, transform) if result.ok and transform is not None else None,
@@ -108,7 +109,7 @@ class FileRegistration:
             self._write_qgis_points(folder / QGIS_POINTS)
             shown_a, shown_b = _shown(self.a), _shown(self.b)
             write_image(folder / CHECKERBOARD, self.result.checkerboard(shown_a, shown_b))
-            self._write_warped(folder, self.transform, resampling)
+            write_warped(self.a.path, self.transform, self.b.grid, folder / "warped", resampling)
         unfinished = folder / f"{RECORD}.part"
         unfinished.write_text(as_json(record) + "\n", encoding="utf-8")
         os.replace(unfinished, folder / RECORD)
@@ -148,24 +149,33 @@ class FileRegistration:
             for row, inlier in zip(np.hstack([destination, source]), self.result.tie_points.inliers, strict=True):
                 file.write(",".join([*map(_number, row), str(int(inlier))]) + "\n")
 
-    def _write_warped(self, folder: Path, transform: Transform, resampling: Resampling | None) -> None:
-        """All bands of A in B's frame: a GeoTIFF if either is a raster, else A's depth and channels."""
-        if self.a.is_raster or self.b.is_raster:
-            warp_raster(self.a, self.b, transform, folder / WARPED[0], resampling)
-        else:
-            warp_image(self.a.path, transform, self.b.size, folder, resampling)
 
+def write_warped(
+    path: Path, transform: Transform, grid: Grid, stem: Path, resampling: Resampling | None = None
+) -> Path:
+    """Write all bands of a file on another grid: a GeoTIFF if either is a raster, else the image's depth and channels.
 
-def warp_image(
-    path: Path, transform: Transform, size: tuple[int, int], folder: Path, resampling: Resampling | None
-) -> None:
-    """Write an image that OpenCV reads into a frame of `size` (width, height), as PNG, or TIFF if it is deeper."""
+    Args:
+        path: of a raster or an image.
+        transform: takes pixels of the file to the grid.
+        grid: size and georeference of what is written.
+        stem: of the file to write, without its suffix.
+        resampling: see :func:`~rrl_match.io.warping.warp_raster`.
+
+    Returns:
+        the file that was written.
+    """
+    if grid.georeference or is_raster(path):
+        out = Path(f"{stem}.tif")
+        warp_raster(path, transform, grid, out, resampling)
+        return out
     pixels = decode(path)
     method = resampling or ("nearest" if holds_classes(pixels) else "bilinear")
     if pixels.dtype.kind in "iu" and pixels.dtype.itemsize > 2:
         pixels = pixels.astype(np.float64)
-    warped = transform.warp(pixels, size[::-1], "linear" if method == "bilinear" else method)
-    write_image(folder / WARPED[pixels.dtype in (np.uint8, np.uint16)], warped)
+    out = Path(f"{stem}.png" if pixels.dtype in (np.uint8, np.uint16) else f"{stem}.tif")
+    write_image(out, transform.warp(pixels, grid.size[::-1], "linear" if method == "bilinear" else method))
+    return out
 
 
 def write_image(path: Path, image: NDArray[Any]) -> None:
@@ -182,6 +192,12 @@ def as_json(record: dict[str, Any]) -> str:
     """A line for each entry."""
     lines = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in record.items())
     return "{\n" + ",\n".join(lines) + "\n}"
+
+
+def _georeference(image: ImageFile) -> dict[str, Any] | None:
+    """In terms of JSON, as :func:`rrl_match.io.apply.read_registration` reads it."""
+    found = image.georeference
+    return None if found is None else {"to_map": found.to_map.matrix.tolist(), "crs": found.crs}
 
 
 def _shown(image: ImageFile) -> NDArray[np.uint8]:

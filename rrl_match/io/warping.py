@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rrl_match.io.images import ImageFile, Resampling, holds_classes, read_image
-from rrl_match.io.rasters import CENTRE, View, has_palette, opened
+from rrl_match.io.images import Grid, Resampling, holds_classes, read_image
+from rrl_match.io.rasters import CENTRE, View, has_palette, is_raster, opened
 from rrl_match.transforms import FLAGS, MatrixTransform, Points, Transform, compose
 
 _BLOCK = 1024  # pixels of a side that are warped at once, a multiple of a tile
@@ -24,31 +24,30 @@ _SAMPLE = 512  # pixels of a side of what is looked at to tell classes from meas
 _Reader: TypeAlias = "Callable[[Any], tuple[NDArray[Any], NDArray[np.bool_]]]"
 
 
-def warp_raster(
-    a: ImageFile, b: ImageFile, transform: Transform, path: Path, resampling: Resampling | None = None
-) -> None:
-    """Write all bands of file A on the grid of file B: B's size and georeference, A's data type and nodata.
+def warp_raster(path: Path, transform: Transform, grid: Grid, out: Path, resampling: Resampling | None = None) -> None:
+    """Write all bands of a file on another grid, with the data type and nodata of the file.
 
-    Where A is finer, its pixels are averaged; those without data have no part in it. Where A shows nothing, there is
-    nodata, NaN if floats name none, or else 0 and a mask. Memory does not grow with the size of the rasters.
+    Where the file is finer, its pixels are averaged; those without data have no part in it. Where it shows nothing,
+    there is nodata, NaN if floats name none, or else 0 and a mask. Memory does not grow with the size of the rasters.
 
     Args:
-        a, b: as they were read; only B's size and georeference count.
-        transform: takes pixels of file A to file B.
-        path: of the GeoTIFF to write.
+        path: of a raster or an image.
+        transform: takes pixels of the file to the grid.
+        grid: size and georeference of what is written.
+        out: the GeoTIFF to write.
         resampling: default: "nearest" for bands of classes or flags, "bilinear" for all others.
     """
     from rasterio.windows import Window
 
-    width, height = b.size
+    width, height = grid.size
     with ExitStack() as stack:
-        source = stack.enter_context(_opened_or_made(a))
+        source = stack.enter_context(_opened_or_made(path))
         methods = [resampling or ("nearest" if classes else "bilinear") for classes in _bands_of_classes(source)]
-        profile = _profile(source, b)
+        profile = _profile(source, grid)
         is_affine = isinstance(transform, MatrixTransform) and np.allclose(transform.full[2], (0, 0, 1))
         make = _by_gdal if is_affine else _by_opencv
         read = make(source, transform, methods, profile, stack)
-        target = stack.enter_context(opened(path, "w", **profile))
+        target = stack.enter_context(opened(out, "w", **profile))
         _copy_description(source, target)
         for top in range(0, height, _BLOCK):
             for left in range(0, width, _BLOCK):
@@ -67,7 +66,7 @@ def _by_gdal(source: Any, transform: Any, methods: list[Resampling], profile: An
 
     # both rasters on a map whose units are B's pixels, upside down: an identity would count as no georeference
     corners = compose(compose(CENTRE.inverse(), transform), CENTRE).full[:2] * np.array([[1], [-1]])
-    grid = {
+    frame = {
         "src_crs": "EPSG:3857",
         "crs": "EPSG:3857",
         "src_transform": Geotransform(*corners.ravel()),
@@ -79,7 +78,7 @@ def _by_gdal(source: Any, transform: Any, methods: list[Resampling], profile: An
         "add_alpha": _needs_mask(source, profile),
     }
     warped = {
-        method: stack.enter_context(WarpedVRT(source, resampling=Method[method], **grid)) for method in set(methods)
+        method: stack.enter_context(WarpedVRT(source, resampling=Method[method], **frame)) for method in set(methods)
     }
 
     def read(window: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
@@ -157,15 +156,15 @@ def _read_view(source: Any, view: View) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 @contextmanager
-def _opened_or_made(a: ImageFile) -> Iterator[Any]:
-    """File A as a dataset; if OpenCV read it, a dataset in memory of its pixels and mask."""
-    if a.is_raster:
-        with opened(a.path) as dataset:
+def _opened_or_made(path: Path) -> Iterator[Any]:
+    """A file as a dataset; if OpenCV reads it, a dataset in memory of its pixels and mask."""
+    if is_raster(path):
+        with opened(path) as dataset:
             yield dataset
         return
     from rasterio.io import MemoryFile
 
-    image = read_image(a.path)
+    image = read_image(path)
     bands = np.moveaxis(image.pixels.reshape(*image.pixels.shape[:2], -1), 2, 0)
     shape = {"count": len(bands), "height": bands.shape[1], "width": bands.shape[2], "dtype": bands.dtype}
     with MemoryFile() as memory:
@@ -190,7 +189,7 @@ def _needs_mask(source: Any, profile: dict[str, Any]) -> bool:
     return profile["nodata"] is None and all(one.name != "alpha" for one in source.colorinterp)
 
 
-def _profile(source: Any, b: ImageFile) -> dict[str, Any]:
+def _profile(source: Any, grid: Grid) -> dict[str, Any]:
     """How the warped raster is created."""
     from rasterio import Affine as Geotransform
     from rasterio.crs import CRS
@@ -198,8 +197,8 @@ def _profile(source: Any, b: ImageFile) -> dict[str, Any]:
     dtype = np.dtype(source.dtypes[0])
     profile: dict[str, Any] = {
         "driver": "GTiff",
-        "width": b.size[0],
-        "height": b.size[1],
+        "width": grid.size[0],
+        "height": grid.size[1],
         "count": source.count,
         "dtype": dtype.name,
         "nodata": np.nan if source.nodata is None and dtype.kind == "f" else source.nodata,
@@ -210,10 +209,10 @@ def _profile(source: Any, b: ImageFile) -> dict[str, Any]:
         "predictor": 3 if dtype.kind == "f" else 2,
         "bigtiff": "if_safer",
     }
-    if b.georeference is not None:
-        corner = compose(CENTRE.inverse(), b.georeference.to_map).full
+    if grid.georeference is not None:
+        corner = compose(CENTRE.inverse(), grid.georeference.to_map).full
         profile["transform"] = Geotransform(*corner[:2].ravel())
-        profile["crs"] = CRS.from_wkt(b.georeference.crs) if b.georeference.crs else None
+        profile["crs"] = CRS.from_wkt(grid.georeference.crs) if grid.georeference.crs else None
     return profile
 
 

@@ -69,7 +69,10 @@ def refine(frames: Sequence[Frame], transform: MatrixTransform, freedom: Freedom
                 return None
             transform = refined.transform
         if last:
-            return refined if _ratio_of_scales(refined, freedom.base) <= settings.slack * freedom.aspect else None
+            plausible = (
+                refined is not None and _ratio_of_scales(refined, freedom.base) <= settings.slack * freedom.aspect
+            )
+            return refined if plausible else None
         pixel = max(finest, pixel / 2)
 
 

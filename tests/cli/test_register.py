@@ -47,7 +47,10 @@ def calls(request, monkeypatch):
 
     def register(matcher, image_a, image_b, model, **options):
         calls.append(SimpleNamespace(image_a=image_a, image_b=image_b, model=model, **options))
-        return calls.answers.pop(0) if calls.answers else found()
+        answer = calls.answers.pop(0) if calls.answers else found()
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
 
     class Calls(list):
         """With attributes."""
@@ -144,7 +147,7 @@ def test_writes_the_results(tmp_path, images, capsys):
 
 @pytest.mark.parametrize(("dtype", "suffix"), [(np.uint16, ".png"), (np.float32, ".tif")])
 def test_warped_image_keeps_its_depth(tmp_path, images, monkeypatch, dtype, suffix):
-    monkeypatch.setattr("rrl_match.io.batch.is_raster", lambda path: False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # without rasterio
     deep = (GREY.astype(dtype) * 100)[..., None].repeat(3, 2)
     path = tmp_path / f"deep{suffix}"
     cv2.imwrite(str(path), deep, [cv2.IMWRITE_TIFF_COMPRESSION, 5] if suffix == ".tif" else [])
@@ -227,12 +230,14 @@ def mistakes(folder):
         ([], "name two images, A and B, or a list of pairs"),
         (["A", "B", "--pairs", "pairs.csv", "--out", "o"], "two images or --pairs, not both"),
         (["--pairs", "pairs.csv"], "--pairs needs --out"),
+        (["A", "B", "--jobs", "2"], "--jobs is for a list of pairs"),
+        (["--pairs", "pairs.csv", "--out", "text.png"], "--out must be a folder, but text.png is a file"),
         (["--pairs", "pairs.csv", "--out", "o", "--mask-a", "black.png"], "mask_a and mask_b"),
         (["--pairs", "nothing.csv", "--out", "o"], "nothing.csv does not exist"),
     ]
 
 
-@pytest.mark.parametrize("number", range(25))
+@pytest.mark.parametrize("number", range(27))
 def test_mistakes_are_reported_in_one_line(tmp_path, images, monkeypatch, capsys, number):
     monkeypatch.chdir(tmp_path)
     arguments, message = mistakes(tmp_path)[number]
@@ -286,6 +291,44 @@ def test_list_of_pairs(tmp_path, pairs, calls, capsys):
     assert [row["outcome"] for row in rows] == ["ok", "refused", "error"]
     assert [float(rows[0][f"m{k}{j}"]) for k in range(3) for j in range(3)] == [1, 0, 5, 0, 1, -3, 0, 0, 1]
     assert rows[1]["m00"] == ""
+
+
+def test_bug_in_one_pair_is_its_row(tmp_path, pairs, calls, capsys, caplog):
+    """Whatever happens: the other pairs go on, and the traceback is not lost."""
+    encode(tmp_path / "missing.jpg", GREY)
+    calls.answers += [ZeroDivisionError("a bug"), found()]
+    assert run("--pairs", pairs, "--out", tmp_path / "out") == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split(maxsplit=2) == ["one", "error", "ZeroDivisionError: a bug"]
+    assert lines[2].split()[:2] == ["sub/two", "ok"]
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_table_grows_row_by_row(tmp_path, pairs, calls):
+    calls.answers += [found(), KeyboardInterrupt()]
+    assert run("--pairs", pairs, "--out", tmp_path / "out") == 130
+    with (tmp_path / "out" / "registrations.csv").open(newline="") as file:
+        assert [row["name"] for row in csv.DictReader(file)] == ["one"]
+
+
+def test_weights_are_checked_before_the_first_pair(tmp_path, pairs, calls, monkeypatch, capsys):
+    monkeypatch.undo()
+    assert run("--pairs", pairs, "--out", tmp_path / "out", "--weights", "nothing") == 2
+    assert run("--pairs", pairs, "--out", tmp_path / "out", "--weights", "nothing", "--jobs", 2) == 2
+    assert capsys.readouterr().err.count("'nothing'") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("real")
+def test_two_processes_give_what_one_does(tmp_path, pairs, weights_folder, capsys):
+    encode(tmp_path / "text.png", GREY).write_text("no image")
+    pairs.write_text("name,image_a,image_b\none,a.png,b.jpg\nbad,text.png,b.jpg\ntwo,b.jpg,a.png\n")
+    options = ["--pairs", pairs, "--weights", weights_folder, "--device", "cpu", "--max-rotation", 5, "--scale", 1, 1]
+    for jobs in (1, 2):
+        assert run(*options, "--out", tmp_path / str(jobs), "--jobs", jobs) == 2
+    first, second = ((tmp_path / name / "registrations.csv").read_text() for name in "12")
+    assert first == second
+    assert "bad" in capsys.readouterr().out
 
 
 def test_interrupted_list_resumes(tmp_path, pairs, calls, capsys):

@@ -40,7 +40,7 @@ def test_warped_raster_has_the_grid_of_b_and_the_rest_of_a(warp, tmp_path, dtype
     bands[:, :10, :10] = 7
     a = read_raster(write(tmp_path / "a.tif", bands, nodata=nodata))
     b = read_raster(write(tmp_path / "b.tif", values[None, :80, :100], moved(300, 100)))
-    warp(a, b, shift(-20, 5), tmp_path / "warped.tif")
+    warp(a.path, shift(-20, 5), b.grid, tmp_path / "warped.tif")
     warped, masks, facts = read_back(tmp_path / "warped.tif")
     assert warped.shape == (5, 80, 100)
     assert warped.dtype == dtype
@@ -61,7 +61,7 @@ def test_nodata_does_not_bleed(warp, tmp_path):
     values = np.full((1, 80, 80), 100, np.int16)
     values[:, :, 40:] = -9999
     a = read_raster(write(tmp_path / "a.tif", values, nodata=-9999))
-    warp(a, a, shift(0.25, 0), tmp_path / "warped.tif")
+    warp(a.path, shift(0.25, 0), a.grid, tmp_path / "warped.tif")
     warped, masks, _ = read_back(tmp_path / "warped.tif")
     assert set(np.unique(warped)) == {-9999, 100}
     assert masks[0, :, :40].all()
@@ -73,7 +73,7 @@ def test_interpolated_data_is_never_nodata(warp, tmp_path):
     values[0, :, 40:] = 11
     values[0, 0] = np.arange(80)  # so that they are no classes
     a = read_raster(write(tmp_path / "a.tif", values, nodata=6))
-    warp(a, a, shift(0.5, 0), tmp_path / "warped.tif")
+    warp(a.path, shift(0.5, 0), a.grid, tmp_path / "warped.tif")
     warped, masks, _ = read_back(tmp_path / "warped.tif")
     assert (np.abs(warped[0, 1:, 40].astype(int) - 6) == 1).all()  # the next value
     assert masks[0, 1:, 1:].all()
@@ -86,7 +86,7 @@ def test_alpha_is_the_mask_and_goes_along(warp, tmp_path):
     a = read_raster(write(tmp_path / "a.tif", bands, alpha=True))
     assert a.pixels.shape == (80, 90, 3)
     assert (a.mask == (bands[3] > 0)).all()
-    warp(a, a, shift(0, 10), tmp_path / "warped.tif")
+    warp(a.path, shift(0, 10), a.grid, tmp_path / "warped.tif")
     warped, _, facts = read_back(tmp_path / "warped.tif")
     assert [colour.name for colour in facts["colours"]] == ["red", "green", "blue", "alpha"]
     assert not warped[3, :10].any()
@@ -100,7 +100,7 @@ def test_blocks_fit_together(tmp_path, monkeypatch):
     warped = []
     for block in (1024, 64):
         monkeypatch.setattr(warping, "_BLOCK", block)
-        warp_raster(a, a, Homography(matrix), tmp_path / f"{block}.tif")
+        warp_raster(a.path, Homography(matrix), a.grid, tmp_path / f"{block}.tif")
         warped.append(read_back(tmp_path / f"{block}.tif"))
     np.testing.assert_array_equal(warped[0][1], warped[1][1])
     np.testing.assert_allclose(warped[0][0], warped[1][0], atol=BETWEEN_PIXELS)
@@ -116,7 +116,7 @@ def test_finer_pixels_are_averaged(warp, tmp_path):
     stripes[0, 0] = np.arange(800) % 200  # so that they are no classes
     a = read_raster(write(tmp_path / "a.tif", stripes))
     b = read_raster(write(tmp_path / "b.tif", np.zeros((1, 80, 80), np.uint8), moved(0, 0, 10)))
-    warp(a, b, Affine(np.diag([0.1, 0.1, 1])), tmp_path / "warped.tif")
+    warp(a.path, Affine(np.diag([0.1, 0.1, 1])), b.grid, tmp_path / "warped.tif")
     assert np.abs(read_back(tmp_path / "warped.tif")[0][0, 2:-2, 2:-2].astype(int) - 100).max() <= 2
 
 
@@ -125,7 +125,7 @@ def test_image_without_a_map_is_warped_onto_one(warp, tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), cv2.merge([image, image, image, np.full_like(image, 255)]))
     a = read_image(tmp_path / "a.png")
     b = read_raster(write(tmp_path / "b.tif", image[None]))
-    warp(a, b, shift(3, 0), tmp_path / "warped.tif")
+    warp(a.path, shift(3, 0), b.grid, tmp_path / "warped.tif")
     warped, masks, facts = read_back(tmp_path / "warped.tif")
     assert facts["transform"] == NORTH_UP
     np.testing.assert_array_equal(warped[:, :, 3:], np.stack([image] * 3)[:, :, :-3])
@@ -141,7 +141,7 @@ def test_palette_is_kept(warp, tmp_path):
     a = read_raster(path)
     assert a.pixels.shape == (64, 64, 3)
     assert tuple(a.pixels[0, 0]) == colours[classes[0, 0, 0]][:3]
-    warp(a, a, shift(0.3, 0), tmp_path / "warped.tif")
+    warp(a.path, shift(0.3, 0), a.grid, tmp_path / "warped.tif")
     warped = read_back(tmp_path / "warped.tif")[0]
     np.testing.assert_array_equal(warped, classes)  # nearest neighbours, no classes in between
     with opened(tmp_path / "warped.tif") as dataset:
@@ -153,13 +153,13 @@ def test_flags_are_not_interpolated_beside_measurements(warp, tmp_path):
     flags = np.repeat(np.repeat(np.random.default_rng(0).integers(0, 3, (10, 10)), 8, 0), 8, 1)
     bands = np.stack([texture(80, 80) * 60_000, flags * 447]).astype(np.uint16)
     a = read_raster(write(tmp_path / "a.tif", bands), (1,))
-    warp(a, a, shift(0.4, 0.3), tmp_path / "warped.tif")
+    warp(a.path, shift(0.4, 0.3), a.grid, tmp_path / "warped.tif")
     warped, masks, _ = read_back(tmp_path / "warped.tif")
     assert set(np.unique(warped[1])) == {0, 447, 894}
     assert (warped[0] != bands[0])[masks[0]].mean() > 0.9
-    warp(a, a, shift(0.4, 0.3), tmp_path / "warped.tif", "bilinear")
+    warp(a.path, shift(0.4, 0.3), a.grid, tmp_path / "warped.tif", "bilinear")
     assert len(np.unique(read_back(tmp_path / "warped.tif")[0][1])) > 3
-    warp(a, a, shift(0.4, 0.3), tmp_path / "warped.tif", "nearest")
+    warp(a.path, shift(0.4, 0.3), a.grid, tmp_path / "warped.tif", "nearest")
     warped, masks, _ = read_back(tmp_path / "warped.tif")
     np.testing.assert_array_equal(warped[:, masks[0]], bands[:, masks[0]])
 
