@@ -96,8 +96,8 @@ class Transform(ABC):
         return self.inverse()(grid.reshape(-1, 2)).reshape(h, w, 2).astype(np.float32)
 
     def warp(
-        self, image: NDArray[Any], shape: tuple[int, ...], interpolation: Interpolation = "linear"
-    ) -> NDArray[Any]:
+        self, image: NDArray[np.generic], shape: tuple[int, ...], interpolation: Interpolation = "linear"
+    ) -> NDArray[np.generic]:
         """Image A, or anything that lies on its pixels, resampled into B's frame; zero where A shows nothing.
 
         Args:

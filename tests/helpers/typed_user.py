@@ -12,11 +12,14 @@ from rrl_match import (
     DataError,
     ExportError,
     Features,
+    ImageError,
     Matches,
+    MissingExtraError,
     Near,
     Registration,
     RRLMatcher,
     RRLMatchError,
+    ScoringError,
     Search,
     Transform,
     WeightsError,
@@ -41,7 +44,8 @@ from rrl_match.training.trainer import Trainer
 from rrl_match.transforms import Affine
 
 assert_type(__version__, str)
-errors: list[type[RRLMatchError]] = [DataError, ExportError, WeightsError, WeightsNotFoundError]
+errors: list[type[RRLMatchError]] = [DataError, ExportError, ImageError, MissingExtraError, ScoringError]
+errors += [WeightsError, WeightsNotFoundError]
 
 matcher = RRLMatcher.from_pretrained("vis-nir", device="cpu", dtype=torch.float32, local_files_only=True)
 assert_type(matcher, RRLMatcher)
