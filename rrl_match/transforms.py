@@ -126,7 +126,7 @@ class Transform(ABC):
             return np.asarray(joined.reshape(*size, *pixels.shape[2:]))
         if interpolation == "nearest":
             return self._gathered(pixels, size)
-        warped = self.warp(pixels.astype(np.float64), shape, interpolation)
+        warped: NDArray[Any] = self.warp(pixels.astype(np.float64), shape, interpolation)
         if pixels.dtype.kind == "b":
             return np.asarray(warped > 0.5)
         if pixels.dtype.kind == "f":
