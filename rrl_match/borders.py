@@ -35,7 +35,8 @@ def border_without_data(grey: NDArray[Any], known: NDArray[np.bool_] | None = No
     found = np.zeros(small.shape, bool)
     edge = np.concatenate([small[0], small[-1], small[:, 0], small[:, -1]])
     values, counts = np.unique(edge, return_counts=True)
-    for value in values[counts >= 0.01 * counts.sum()][:8]:
+    commonest = np.argsort(-counts, kind="stable")[:8]
+    for value in values[commonest[counts[commonest] >= 0.01 * counts.sum()]]:
         found |= _outside(small, value, hidden)
     if not found.any():
         return np.zeros(grey.shape, bool)

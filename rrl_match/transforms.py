@@ -96,8 +96,8 @@ class Transform(ABC):
         return self.inverse()(grid.reshape(-1, 2)).reshape(h, w, 2).astype(np.float32)
 
     def warp(
-        self, image: NDArray[Any], shape: tuple[int, ...], interpolation: Interpolation = "linear"
-    ) -> NDArray[Any]:
+        self, image: NDArray[np.generic], shape: tuple[int, ...], interpolation: Interpolation = "linear"
+    ) -> NDArray[np.generic]:
         """Image A, or anything that lies on its pixels, resampled into B's frame; zero where A shows nothing.
 
         Args:
@@ -126,7 +126,7 @@ class Transform(ABC):
             return np.asarray(joined.reshape(*size, *pixels.shape[2:]))
         if interpolation == "nearest":
             return self._gathered(pixels, size)
-        warped = self.warp(pixels.astype(np.float64), shape, interpolation)
+        warped: NDArray[Any] = self.warp(pixels.astype(np.float64), shape, interpolation)
         if pixels.dtype.kind == "b":
             return np.asarray(warped > 0.5)
         if pixels.dtype.kind == "f":

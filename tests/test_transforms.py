@@ -63,14 +63,10 @@ def test_stored_and_read(transform):
 @pytest.mark.parametrize(
     "values",
     [
-        {},
-        {"kind": "spiral"},
-        {"kind": ["affine"]},
-        {"kind": "affine"},
-        {"kind": "affine", "matrix": [[1, 2], [3, 4]]},
-        7,
-    ]
-    + [{"kind": "affine", "matrix": "abc"}, {"kind": "similarity", "matrix": [[1, 0, float("nan")], [0, 1, 0]]}],
+        *({}, 7, {"kind": "spiral"}, {"kind": ["affine"]}),
+        *({"kind": "affine"}, {"kind": "affine", "matrix": [[1, 2], [3, 4]]}, {"kind": "affine", "matrix": "abc"}),
+        {"kind": "similarity", "matrix": [[1, 0, float("nan")], [0, 1, 0]]},
+    ],
 )
 def test_malformed_values_are_refused(values):
     with pytest.raises(ValueError, match=r"kind|cannot be read|matrix|convert"):

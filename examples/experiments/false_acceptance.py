@@ -4,7 +4,8 @@
 
 Takes pairs of the folders (training pairs, as thresholds are chosen on them) and rotates image B by any angle, scales
 it by 0.9 to 1.1 and shifts it. `register` gets it as it is, where more than 20 px off is wrong; mirrored; and that of
-another pair, from another folder of images if there are several, as these may show one place at several dates.
+another pair, from another folder of images if there are several, as these may show one place at several dates. The
+other image is given once more stretched by 0.7 to 1.4, once as a crop of half its sides, once under clouds.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from rrl_match import Registration, RRLMatcher, register
 from rrl_match.training.results import save_results
 
 Image: TypeAlias = NDArray[np.uint8]
-PARTNERS = ("right", "mirrored", "another image")
+PARTNERS = ("right", "mirrored", "another image", "stretched", "cropped", "clouded")
 TOLERANCE = 20  # px, the largest mean distance of corners that is not wrong
 
 
@@ -76,12 +77,22 @@ def _call(
     case, b = cases[n], cases[n].b
     if partner == "mirrored":
         b = np.ascontiguousarray(b[:, ::-1])
-    if partner == "another image":
+    if partner not in PARTNERS[:2]:
         half = (n + len(cases) // 2) % len(cases)
         others = cases[half:] + cases[:half]
         b = next((other for other in others if other.folder != case.folder), others[0]).b
-    move = _similarity(b, random)
-    result = register(matcher, case.a, cv2.warpAffine(b, move[:2], b.shape[1::-1]), "affine")
+    if partner in PARTNERS[3:]:
+        random = np.random.default_rng((n, PARTNERS.index(partner)))  # the draws of the others stay the same
+    move, mask = _similarity(b, random), None
+    if partner == "stretched":
+        move = move @ np.diag([random.uniform(0.7, 1.4), 1.0, 1.0])
+    there = np.asarray(cv2.warpAffine(b, move[:2], b.shape[1::-1]), np.uint8)
+    if partner == "cropped":
+        h, w = there.shape[:2]
+        there = there[h // 4 : 3 * h // 4, w // 4 : 3 * w // 4]
+    if partner == "clouded":
+        mask = _clear(there.shape[:2], random)
+    result = register(matcher, case.a, there, "affine", mask_b=mask)
     right = partner == "right" and _error(result, move @ case.a_to_b, case.a) <= TOLERANCE
     return result.ok, result.ok and not right
 
@@ -92,6 +103,13 @@ def _similarity(image: Image, random: np.random.Generator) -> NDArray[np.float64
     matrix = cv2.getRotationMatrix2D((w / 2, h / 2), random.uniform(-180, 180), random.uniform(0.9, 1.1))
     shift = random.uniform(-0.03, 0.03, 2) * np.array([w, h])
     return np.vstack([matrix + np.array([[0, 0, shift[0]], [0, 0, shift[1]]]), [0, 0, 1]])
+
+
+def _clear(shape: tuple[int, ...], random: np.random.Generator) -> NDArray[np.bool_]:
+    """Where clouds that cover 30 % leave an image (H, W) free."""
+    noise = random.random(shape).astype(np.float32)
+    cloud = cv2.GaussianBlur(noise, (0, 0), max(2.0, min(shape) / 15))
+    return np.asarray(cloud < np.quantile(cloud, 0.7), np.bool_)
 
 
 def _error(result: Registration, true: NDArray[np.float64], image: Image) -> float:

@@ -183,7 +183,8 @@ def with_mask(image: ImageFile, shown: NDArray[np.bool_], path: Path) -> ImageFi
     if shown.shape != image.size[::-1]:
         size = " x ".join(map(str, shown.shape[::-1]))
         raise ImageError(f"{path} is {size} pixels, but {image.path} is {image.size[0]} x {image.size[1]}")
-    mask = image.to_file.inverse().warp(shown.astype(np.uint8), image.pixels.shape, "nearest") > 0
+    there = image.to_file.inverse().warp(shown.astype(np.uint8), image.pixels.shape, "nearest")
+    mask = np.asarray(there, np.bool_)
     mask = mask if image.mask is None else mask & image.mask
     if not mask.any():
         raise ImageError(f"{path} leaves nothing of {image.path}: it must be non-zero where there is data")

@@ -22,7 +22,7 @@ from rrl_match.registration.refinement import Freedom, refine
 from rrl_match.registration.result import Registration, TiePoints
 from rrl_match.registration.task import Task
 from rrl_match.registration.verification import Evidence, Judged, Rivals, Verdict, judge, measure, verify
-from rrl_match.transforms import MatrixTransform, Similarity, Transform, matrix_kind
+from rrl_match.transforms import MatrixTransform, Transform, Translation, matrix_kind
 
 SMALLEST = 32  # pixels, of either side of an image
 
@@ -88,7 +88,7 @@ def register(
         search = dataclasses.replace(search, rotation=0.0, scale=(1.0, 1.0), mirrored=False)
     if not kind.stretches:
         search = dataclasses.replace(search, aspect=1.0)
-    base = initial if isinstance(initial, MatrixTransform) else Similarity(np.eye(3))
+    base = initial if isinstance(initial, MatrixTransform) else Translation(np.eye(3))
     region = Region(base, initial is not None, math.inf if search.shift is None else search.shift)
     with tqdm(desc="registering", unit=" steps") if progress else nullcontext() as bar:
         step = bar.update if bar is not None else _nothing

@@ -136,4 +136,5 @@ def _adjusted(
     back = compose(transform.inverse(), fitted)
     step = compose(to_level.inverse(), compose(back, to_level))
     after = adjust(step, kind, to_level(blocks.predicted), blocks.surfaces, config.blocks)
-    return compose(transform, compose(to_level, compose(after, to_level.inverse())))
+    whole = compose(transform, compose(to_level, compose(after, to_level.inverse())))
+    return type(fitted)(whole.full)

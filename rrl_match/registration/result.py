@@ -92,8 +92,8 @@ class Registration:
         )
 
     def warp(
-        self, image_a: NDArray[Any], shape: tuple[int, ...], interpolation: Interpolation = "linear"
-    ) -> NDArray[Any]:
+        self, image_a: NDArray[np.generic], shape: tuple[int, ...], interpolation: Interpolation = "linear"
+    ) -> NDArray[np.generic]:
         """Image A, or anything that lies on its pixels, resampled into B's frame: see :meth:`Transform.warp`.
 
         Raises:

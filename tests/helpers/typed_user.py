@@ -12,11 +12,16 @@ from rrl_match import (
     DataError,
     ExportError,
     Features,
+    ImageError,
     Matches,
+    MissingExtraError,
     Near,
     Registration,
     RRLMatcher,
     RRLMatchError,
+    ScoringError,
+    Search,
+    Transform,
     WeightsError,
     WeightsNotFoundError,
     __version__,
@@ -28,7 +33,7 @@ from rrl_match.cli.main import main
 from rrl_match.export import Exported, export_onnx, export_torch
 from rrl_match.modeling import Band, RRLNet, RRLNetConfig
 from rrl_match.pretrained import ModelConfig, load_folder, save_folder
-from rrl_match.registration import Search, Settings
+from rrl_match.registration import Config, TiePoints
 from rrl_match.selftest import Check, reference_scores, run_checks, versions
 from rrl_match.training.convert import load_keras_weights
 from rrl_match.training.datasets import ImagePair, PairSource, Source, read_source
@@ -36,9 +41,11 @@ from rrl_match.training.evaluation import Benchmark, Metrics, evaluate
 from rrl_match.training.network import TrainingRRLNet
 from rrl_match.training.recipe import Recipe
 from rrl_match.training.trainer import Trainer
+from rrl_match.transforms import Affine
 
 assert_type(__version__, str)
-errors: list[type[RRLMatchError]] = [DataError, ExportError, WeightsError, WeightsNotFoundError]
+errors: list[type[RRLMatchError]] = [DataError, ExportError, ImageError, MissingExtraError, ScoringError]
+errors += [WeightsError, WeightsNotFoundError]
 
 matcher = RRLMatcher.from_pretrained("vis-nir", device="cpu", dtype=torch.float32, local_files_only=True)
 assert_type(matcher, RRLMatcher)
@@ -107,16 +114,34 @@ assert_type(result, Registration)
 assert_type(result.ok, bool)
 assert_type(result.reason, str)
 assert_type(result.matrix, NDArray[np.float64] | None)
-assert_type(result.rejected, NDArray[np.float64] | None)
-assert_type(result.matched_fraction, float)
-assert_type(result.keypoints_a, NDArray[np.float64])
-assert_type(result.keypoints_b, NDArray[np.float64])
-assert_type(result.inliers, NDArray[np.bool_])
-assert_type(result.matches, Matches)
+assert_type(result.transform, Transform | None)
+assert_type(result.rejected, Transform | None)
+assert_type(result.model, str)
+assert_type(result.advice, str)
+assert_type(result.probability, float)
+assert_type(result.overlap, float)
+assert_type(result.agreement, float)
+assert_type(result.notes, tuple[str, ...])
+assert_type(result.tie_points, TiePoints)
+assert_type(result.tie_points.a, NDArray[np.float64])
+assert_type(result.tie_points.scores, NDArray[np.float32])
+assert_type(result.tie_points.inliers, NDArray[np.bool_])
 assert_type(result.checkerboard(image, image), NDArray[np.uint8])
 assert_type(result.warp(image, image.shape), NDArray[np.generic])
 register(matcher, [image, image], [torch.zeros(100, 100)] * 2, mask_a=image[..., 0], value_range=(None, (0, 1)))
-register(matcher, image, image, search=Search(rotation=10, scale=(0.9, 1.1)), settings=Settings(), progress=True)
+register(matcher, image, image, search=Search(rotation=10, scale=(0.9, 1.1)), config=Config(), progress=True)
+transform = Transform.from_dict(Affine(np.eye(3)).to_dict())
+assert_type(transform.inverse()([(1, 2)]), NDArray[np.float64])
+assert_type(transform.jacobian([(1, 2)]), NDArray[np.float64])
+assert_type(transform.map(image.shape), NDArray[np.float32])
+assert_type(transform.warp(image, image.shape, "cubic"), NDArray[np.generic])
+search = Search(aspect=1.2, mirrored=True, shift=40)
+assert_type(search.rotation, float)
+assert_type(search.scale, tuple[float, float] | None)
+assert_type(search.aspect, float)
+assert_type(search.mirrored, bool)
+assert_type(search.shift, float | None)
+register(matcher, image, image, "translation", search=search, initial=transform, simplify=False)
 
 assert_type(matcher.save_pretrained("weights"), Path)
 assert_type(matcher.push_to_hub("owner/name", private=True), str)
