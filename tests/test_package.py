@@ -24,6 +24,7 @@ NAMES = [
     "RRLMatchError",
     "RRLMatcher",
     "Registration",
+    "ScoringError",
     "Search",
     "Transform",
     "WeightsError",
@@ -88,7 +89,7 @@ def is_training(path):
 
 
 REGISTRATION = {module_name(path) for path in SOURCES if path.parent.name == "registration"}
-FILES = {f"rrl_match.io.{name}" for name in ("images", "results", "batch", "warping")}
+FILES = {f"rrl_match.io.{name}" for name in ("images", "report", "results", "batch", "warping")}
 INFERENCE_SOURCES = [path for path in SOURCES if not is_training(path)]
 
 
@@ -172,7 +173,7 @@ def test_import_leaves_extras_alone(fresh_process, module):
                 *FILES,
             },
         ),
-        ("rasterio", {"rrl_match.io.rasters", "rrl_match.io.warping"}),
+        ("rasterio", {"rrl_match.io.rasters", "rrl_match.io.report", "rrl_match.io.warping"}),
         ("safetensors", {"rrl_match.pretrained"}),
         ("onnx", {"rrl_match.export"}),
         ("onnxruntime", {"rrl_match.export"}),
@@ -187,7 +188,7 @@ def test_the_hub_is_used_in_one_place():
         (module_name(path), f"{module}.{name}")
         for path in INFERENCE_SOURCES
         for module, name in imports(path)
-        if module.split(".")[0] in ("huggingface_hub", "httpx", "requests", "urllib", "socket")
+        if module.split(".")[0] in ("huggingface_hub", "httpx", "requests", "urllib", "socket") and name != "quote"
     }
     assert {user for user, what in users if what != "huggingface_hub.utils.tqdm"} == {"rrl_match.hub"}
 
@@ -198,7 +199,8 @@ def test_functions_and_classes_are_short(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         lines = getattr(node, "end_lineno", 0) - getattr(node, "lineno", 0) + 1
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            assert lines < 60, node.name
+            lines -= len((ast.get_docstring(node) or "").splitlines())
+            assert lines <= 50, node.name
         if isinstance(node, ast.ClassDef) and node.name != "RRLMatcher":
             assert lines < 250, node.name
 
