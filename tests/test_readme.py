@@ -32,7 +32,7 @@ def test_code_blocks_run(monkeypatch, tmp_path):
         assert np.array_equal(written, names[shown])
     assert len(names["matched_a"]) == len(names["matched_b"]) == len(names["matches"]) > 20
     far = np.linalg.norm(names["result"].transform(names["matched_a"]) - names["matched_b"], axis=1)
-    assert np.median(far) < 32  # half a patch: matches lie where the transform takes them, and not elsewhere
+    assert np.mean(far < 10) > 0.3  # pixels; keypoints of two bands seldom coincide, and some partners are wrong
     assert names["scores"].shape == (100,)
 
     patches_a, patches_b = names["patches_a"][:20], names["patches_b"][:20]
