@@ -186,7 +186,8 @@ def test_command_writes_a_folder_that_loads(train_file, recorded, tmp_path, caps
     assert "optical against sar" in (folder / "README.md").read_text(encoding="utf-8")
 
 
-def test_command_refuses_a_threshold_that_would_not_load(graph_file, tmp_path):
-    with pytest.raises(ValueError, match="threshold"):
+def test_command_refuses_a_threshold_that_would_not_load(graph_file, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
         run("convert", graph_file, tmp_path / "out", "--threshold", "2")
+    assert "--threshold: must lie in [0, 1], got 2" in capsys.readouterr().err
     assert not (tmp_path / "out" / "config.json").exists()

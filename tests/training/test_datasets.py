@@ -111,7 +111,7 @@ def broken(tmp_path_factory):
         ("gone.png", "does not exist"),
         ("", "is a folder"),
         ("noise.png", "cannot be read"),
-        ("cut.png", "cannot be read"),
+        ("cut.png", "truncated PNG"),
         ("cut.jpg", "truncated"),
         ("small.png", "128 x 95, too small"),
         ("deep.png", "uint16, not 8-bit"),
