@@ -101,8 +101,8 @@ def write_index(folder: Path, records: Sequence[dict[str, Any]]) -> None:
 def _row(folder: Path, record: dict[str, Any]) -> str:
     name, link = escape(record["name"]), quote(record["name"])
     has_report = "error" not in record and (folder / record["name"] / REPORT).is_file()
-    picture = f'<img src="{link}/{THUMBNAIL}" alt="Checkerboard of {name}" loading="lazy">' if has_report else ""
-    cells = [picture, f'<a href="{link}/{REPORT}">{name}</a>' if has_report else name, outcome(record)]
+    image = f'<img src="{link}/{THUMBNAIL}" alt="Checkerboard of {name}" loading="lazy">' if has_report else ""
+    cells = [image, f'<a href="{link}/{REPORT}">{name}</a>' if has_report else name, outcome(record)]
     cells += [f"{record[key]:.0%}" if key in record else "" for key in ("probability", "agreement")]
     cells.append(escape(record.get("error", record.get("reason", ""))))
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"

@@ -165,8 +165,8 @@ class VerifyConfig(_Checked):
     sidelobe_radii: tuple[int, int] = (5, 24)  # pixels beside a transform that it is compared with
     sidelobe_cells: int = 8  # blocks in each direction
     distinct: float = 0.12  # distance of other hypotheses, of the side of the overlap
-    rival_support: float = 0.5  # of a candidate's own, which they must have to count,
-    rival_margin: float = 5.0  # and once refined, their log odds may be lower by this
+    alternative_support: float = 0.5  # of a candidate's own, which they must have to count,
+    alternative_margin: float = 5.0  # and once refined, their log odds may be lower by this
     clear_ratio: float = 1.5  # a transform with a lower ratio is refused
     min_matches: int = 10
     min_agreeing: float = 0.2  # of the blocks

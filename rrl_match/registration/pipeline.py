@@ -21,7 +21,7 @@ from rrl_match.registration.images import Frame, Images, prepare_frames
 from rrl_match.registration.refinement import Freedom, refine
 from rrl_match.registration.result import Registration, TiePoints
 from rrl_match.registration.task import Task
-from rrl_match.registration.verification import Evidence, Judged, Rivals, Verdict, judge, measure, verify
+from rrl_match.registration.verification import Alternatives, Evidence, Judged, Verdict, judge, measure, verify
 from rrl_match.transforms import MatrixTransform, Transform, Translation, matrix_kind
 
 SMALLEST = 32  # pixels, of either side of an image
@@ -188,19 +188,19 @@ class _Trial:
         task.step()
 
     def best(self) -> tuple[Evidence, Verdict] | None:
-        """The candidate that is trusted most, after all rivals that could decide its verdict were refined."""
+        """The candidate that is trusted most, after all alternatives that could decide its verdict were refined."""
         while self.candidates:
             verdicts = [self._verdict(one) for one in self.candidates]
             best = max(range(len(verdicts)), key=lambda k: (not verdicts[k].reason, verdicts[k].log_odds))
-            rival = verdicts[best].rival
-            if rival is None:
+            alternative = verdicts[best].alternative
+            if alternative is None:
                 return self.candidates[best], verdicts[best]
-            self.refine(rival)
+            self.refine(alternative)
         return None
 
     def _verdict(self, candidate: Evidence) -> Verdict:
         others = [one for one in self.candidates if one is not candidate]
-        return verify(candidate, Rivals(others, self.waiting), self.task.matcher.threshold, self.task.config)
+        return verify(candidate, Alternatives(others, self.waiting), self.task.matcher.threshold, self.task.config)
 
 
 def _registration(evidence: Evidence, verdict: Verdict) -> Registration:

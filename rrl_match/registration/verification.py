@@ -81,15 +81,15 @@ class Verdict(NamedTuple):
 
     Attributes:
         log_odds: that the transform is right.
-        ratio: by what factor its channels agree better than those of any rival, infinite without any.
+        ratio: by what factor its channels agree better than those of any alternative, infinite without any.
         reason: why it is refused, or "".
-        rival: a hypothesis that was not refined and decides between refusal and acceptance, or None.
+        alternative: a hypothesis that was not refined and decides between refusal and acceptance, or None.
     """
 
     log_odds: float
     ratio: float
     reason: str
-    rival: Judged | None
+    alternative: Judged | None
 
 
 def judge(
@@ -143,7 +143,7 @@ def measure(matcher: RRLMatcher, frames: Sequence[Frame], refined: Refined, conf
 
 
 def log_odds(evidence: Evidence, ratio: float, config: VerifyConfig) -> float:
-    """Log odds that a transform is right: by its descriptors, scores, ratio to rivals and peak together.
+    """Log odds that a transform is right: by its descriptors, scores, ratio to alternatives and peak together.
 
     Each counts within bounds, so that none decides alone: on sensors that the network does not know, few descriptors
     are nearest neighbours.
@@ -155,34 +155,36 @@ def log_odds(evidence: Evidence, ratio: float, config: VerifyConfig) -> float:
     return config.bias + sum(weight * value for weight, value in zip(config.weights, measured, strict=True))
 
 
-class Rivals(NamedTuple):
+class Alternatives(NamedTuple):
     """What a candidate is compared with: other refined transforms, and hypotheses that were not refined."""
 
     refined: Sequence[Evidence]
     waiting: Sequence[Judged]
 
 
-def verify(candidate: Evidence, rivals: Rivals, threshold: float, config: Config) -> Verdict:
+def verify(candidate: Evidence, alternatives: Alternatives, threshold: float, config: Config) -> Verdict:
     """The verdict on a candidate, beside everything else that is known.
 
-    Under wrong transforms, channels agree about equally well, whatever the sensors. A rival is a distinct transform:
-    one that was refined and is trusted nearly as much, or one that was not refined and is supported half as well.
+    Under wrong transforms, channels agree about equally well, whatever the sensors. An alternative is a distinct
+    transform: one that was refined and is trusted nearly as much, or one that was not and is supported half as well.
 
     Args:
         candidate: what is judged.
-        rivals: what else is known.
+        alternatives: what else is known.
         threshold: score above which a location matches.
         config: of :class:`VerifyConfig` and more.
     """
     settings, alone = config.verify, log_odds(candidate, math.inf, config.verify)
     if candidate.fault or alone < 0:
         return Verdict(alone, math.inf, candidate.fault or "no transform stands out from others", None)
-    trusted = [e for e in rivals.refined if log_odds(e, math.inf, settings) >= alone - settings.rival_margin]
+    trusted = [
+        e for e in alternatives.refined if log_odds(e, math.inf, settings) >= alone - settings.alternative_margin
+    ]
     refined = [e.agreement for e in trusted if _is_distinct(candidate, e.refined.transform, settings)]
-    floor, needed = candidate.agreement / settings.most_ratio, settings.rival_support * candidate.support
+    floor, needed = candidate.agreement / settings.most_ratio, settings.alternative_support * candidate.support
     open_ones = [
         one
-        for one in rivals.waiting
+        for one in alternatives.waiting
         if one.support >= needed
         and one.hypothesis.score >= floor
         and _is_distinct(candidate, one.hypothesis.transform, settings)
@@ -192,13 +194,15 @@ def verify(candidate: Evidence, rivals: Rivals, threshold: float, config: Config
         return decided
     strongest = max(open_ones, key=lambda one: one.hypothesis.score)
     worst = _decision(candidate, max(strongest.hypothesis.score, *refined, 0.0), threshold, config)
-    return decided if not worst.reason and worst.log_odds >= settings.certain else decided._replace(rival=strongest)
+    return (
+        decided if not worst.reason and worst.log_odds >= settings.certain else decided._replace(alternative=strongest)
+    )
 
 
-def _decision(candidate: Evidence, rival: float, threshold: float, config: Config) -> Verdict:
-    """The verdict if the best rival's channels agree so well."""
+def _decision(candidate: Evidence, alternative: float, threshold: float, config: Config) -> Verdict:
+    """The verdict if the best alternative's channels agree so well."""
     settings = config.verify
-    ratio = candidate.agreement / rival if rival > 0 else math.inf
+    ratio = candidate.agreement / alternative if alternative > 0 else math.inf
     odds = log_odds(candidate, ratio, settings)
     scores, rows = candidate.judgement.scores, candidate.judgement.rows
     matching = scores > min(threshold, float(np.median(scores)) if len(scores) else 0.0)

@@ -7,7 +7,7 @@ from scenes import EdgeMatcher, NoDescriptors, frame_of, make_scene, moved
 from rrl_match.registration.config import Config
 from rrl_match.registration.dense_search import Hypothesis
 from rrl_match.registration.refinement import Freedom, refine
-from rrl_match.registration.verification import Judged, Rivals, judge, log_odds, measure, verify
+from rrl_match.registration.verification import Alternatives, Judged, judge, log_odds, measure, verify
 from rrl_match.transforms import Affine, Similarity, Translation, compose
 
 CONFIG = Config()
@@ -48,34 +48,34 @@ def test_odds_fall_with_all_that_speaks_against_a_transform(right):
     assert log_odds(unsettled, 2.0, CONFIG.verify) == -np.inf
 
 
-def test_a_rival_decides_only_if_it_is_distinct_supported_and_agrees(right):
+def test_a_alternative_decides_only_if_it_is_distinct_supported_and_agrees(right):
     _, evidence = right
     there = compose(evidence.refined.transform, FAR)
 
     def verdict(score, transform, support):
         waiting = [Judged(Hypothesis(score, transform), support, support)]
-        return verify(evidence, Rivals([], waiting), 0.4, CONFIG)
+        return verify(evidence, Alternatives([], waiting), 0.4, CONFIG)
 
     much, little = 0.9 * evidence.agreement, 0.4 * evidence.agreement
-    assert verdict(much, there, evidence.support).rival is not None, "must be refined first"
+    assert verdict(much, there, evidence.support).alternative is not None, "must be refined first"
     for harmless in (
         (much, evidence.refined.transform, evidence.support),
         (much, there, 0.4 * evidence.support),
         (little, there, evidence.support),
     ):
-        assert verdict(*harmless).rival is None
+        assert verdict(*harmless).alternative is None
         assert verdict(*harmless).reason == ""
 
 
-def test_a_refined_rival_that_agrees_as_well_means_a_refusal(right):
+def test_a_refined_alternative_that_agrees_as_well_means_a_refusal(right):
     _, evidence = right
     other = evidence.refined._replace(transform=compose(evidence.refined.transform, FAR))
-    rival = evidence._replace(refined=other, agreement=0.9 * evidence.agreement)
-    verdict = verify(evidence, Rivals([rival], []), 0.4, CONFIG)
+    alternative = evidence._replace(refined=other, agreement=0.9 * evidence.agreement)
+    verdict = verify(evidence, Alternatives([alternative], []), 0.4, CONFIG)
     assert verdict.ratio == pytest.approx(1 / 0.9)
     assert "another transform fits nearly as well" in verdict.reason
-    doubtful = rival._replace(mutual=0.0, support=0.0, peak=0.0)
-    assert verify(evidence, Rivals([doubtful], []), 0.4, CONFIG).reason == ""
+    doubtful = alternative._replace(mutual=0.0, support=0.0, peak=0.0)
+    assert verify(evidence, Alternatives([doubtful], []), 0.4, CONFIG).reason == ""
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def test_a_refined_rival_that_agrees_as_well_means_a_refusal(right):
 )
 def test_reasons(right, change, reason):
     _, evidence = right
-    assert verify(evidence, Rivals([], []), 0.4, CONFIG).reason == ""
-    assert reason in verify(evidence._replace(**change), Rivals([], []), 0.4, CONFIG).reason
+    assert verify(evidence, Alternatives([], []), 0.4, CONFIG).reason == ""
+    assert reason in verify(evidence._replace(**change), Alternatives([], []), 0.4, CONFIG).reason
 
 
 def test_matches_on_a_line_are_refused(right):
@@ -97,7 +97,7 @@ def test_matches_on_a_line_are_refused(right):
     judgement = evidence.judgement
     line = judgement.locations * (1, 0)
     there = evidence._replace(judgement=judgement._replace(locations=line))
-    assert "on a line" in verify(there, Rivals([], []), 0.4, CONFIG).reason
+    assert "on a line" in verify(there, Alternatives([], []), 0.4, CONFIG).reason
 
 
 def test_hypotheses_are_ranked_by_the_network(right):
