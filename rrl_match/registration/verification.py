@@ -350,8 +350,9 @@ def _explained(
         together = of_region.mean(0)
         y, x = np.unravel_index(together[1:-1, 1:-1].argmin(), (2 * reach - 1,) * 2)
         at = int(x) + 1 - reach, int(y) + 1 - reach
-        if peak_to_sidelobes(together, beyond, at) < _TELLING:
-            continue
-        near = math.hypot(*at) * pixel / overlap.unit <= config.off
-        agreeing, off = agreeing + near, off + (not near)
+        here, there = (peak_to_sidelobes(together, beyond, offset) for offset in ((0, 0), at))
+        if math.hypot(*at) * pixel / overlap.unit <= config.off:
+            agreeing += there >= _TELLING
+        else:
+            off += there >= here + _TELLING
     return agreeing / (agreeing + off) if agreeing + off else 1.0
