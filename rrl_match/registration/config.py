@@ -84,7 +84,7 @@ class ChannelConfig(_Checked):
 class DenseSearchConfig(_Checked):
     """Correlation over shift, rotation and scale."""
 
-    side: int = 88  # pixels of the level: the root of the area of either image where they are equally large
+    side: int = 96  # pixels of the level: the root of the area of either image where they are equally large
     stretched_side: int = 52  # the same where stretched hypotheses are searched, too
     most_shown: float = 16.0  # by what factor the area that one image shows may exceed that of the other
     rotation_step: float = 5.0  # degrees, for images of `side`; larger for smaller ones
