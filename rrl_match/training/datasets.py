@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rrl_match.borders import footprint
+from rrl_match.borders import border_without_data
 from rrl_match.errors import DataError, ImageError
 from rrl_match.io.images import decode
 from rrl_match.io.tables import read_table
@@ -221,6 +221,12 @@ def _read_pair(folder: Path, where: str, row: dict[str, str]) -> ImagePair:
             f"{where}: the images differ in size, {a.shape[:2]} and {b.shape[:2]}, yet the matrix is the identity"
         )
     return ImagePair(row["pair"], row["scene"], a, b, a_to_b)
+
+
+def footprint(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Where a training image (H, W) or (H, W, 3) has data: (H, W) of 1, but 0 in a black border and 3 px beside it."""
+    border = border_without_data(image.reshape(*image.shape[:2], -1).max(2), value=0).astype(np.uint8)
+    return np.asarray(1 - cv2.dilate(border, np.ones((5, 5), np.uint8)), np.uint8)  # 1 px is in the border already
 
 
 def find_locations(pair: ImagePair, patch_size: int, spacing: int = 12) -> NDArray[np.float32]:
