@@ -19,7 +19,7 @@ from rrl_match.registration.config import Config, Search
 from rrl_match.registration.dense_search import Region, propose, stages
 from rrl_match.registration.images import Frame, Images, prepare_frames
 from rrl_match.registration.refinement import Freedom, refine
-from rrl_match.registration.result import Registration, TiePoints
+from rrl_match.registration.result import Registration, Thumbnails, TiePoints
 from rrl_match.registration.task import Task
 from rrl_match.registration.verification import Alternatives, Evidence, Judged, Verdict, judge, measure, verify
 from rrl_match.transforms import MatrixTransform, Transform, Translation, matrix_kind
@@ -111,7 +111,12 @@ def _with_second_tries(task: Task, search: Search) -> Registration:
         again = searched(dataclasses.replace(task, frames=whole), search, near=True)
         found, notes = (again, ()) if again else (found, notes)
     advice = "" if found else advise(found, task, search, searched)
-    return dataclasses.replace(found, notes=notes, advice=advice)
+    return dataclasses.replace(found, notes=notes, advice=advice, thumbnails=_thumbnails(task.frames[0]))
+
+
+def _thumbnails(frame: Frame) -> Thumbnails:
+    sizes = [(image.shape[1], image.shape[0]) for image in frame]
+    return Thumbnails(frame.a.thumbnail(), frame.b.thumbnail(), *sizes)
 
 
 def _notes(frames: Sequence[Frame]) -> tuple[str, ...]:
