@@ -14,7 +14,7 @@ import rrl_match.export
 from rrl_match import RRLMatcher, __version__
 from rrl_match.cli.main import main
 from rrl_match.errors import ExportError
-from rrl_match.export import BATCHES, BOUND, PARTS, export_onnx, export_torch
+from rrl_match.export import BATCHES, BOUND, PARTS, export_onnx, export_torch, largest_deviation
 from rrl_match.modeling import RRLNet, RRLNetConfig
 from rrl_match.pretrained import ModelConfig
 
@@ -139,7 +139,7 @@ def test_weights_without_descriptors(plain, patches_a, tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # newer PyTorch deprecates this exporter
 def test_onnx_by_the_exporter_of_older_pytorch(plain, patches_a, patches_b, tmp_path, monkeypatch):
-    monkeypatch.setattr(rrl_match.export, "_BY_TORCHSCRIPT", True)
+    monkeypatch.setattr(rrl_match.export, "BY_TORCHSCRIPT", True)
     if "dynamo" in rrl_match.export.inspect.signature(torch.onnx.export).parameters:
         monkeypatch.setattr(torch.onnx, "export", functools.partial(torch.onnx.export, dynamo=False))
     for written in export_onnx(plain, tmp_path):
@@ -154,7 +154,7 @@ def test_onnx_by_the_exporter_of_older_pytorch(plain, patches_a, patches_b, tmp_
 def test_a_file_that_deviates_is_not_kept(plain, tmp_path, monkeypatch, deviation, batch):
     (tmp_path / "scorer.pt2").write_bytes(b"an older one")
     monkeypatch.setattr(
-        rrl_match.export, "_deviation", lambda *arguments: deviation if len(arguments[2][0]) == batch else 0.0
+        "rrl_match.export.largest_deviation", lambda *given: deviation if len(given[2][0]) == batch else 0.0
     )
     with pytest.raises(ExportError, match=rf"scorer.pt2 was not kept: it differs from PyTorch by {deviation:.2g}"):
         export_torch(plain, tmp_path, ["scorer"])
@@ -172,17 +172,15 @@ def test_failed_export_leaves_no_file(plain, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@torch.no_grad()
-def test_deviation_sees_every_kind_of_difference(plain):
-    part = rrl_match.export._part(plain._network, "encoder_a")
-    inputs = rrl_match.export._example(plain._network, "encoder_a", batch=2)
-    first, *rest = part(*inputs)
+def test_deviation_sees_every_kind_of_difference():
+    first, second = torch.linspace(-3, 4, 12).view(2, 6), torch.ones(2)
 
     def deviation(value):
-        return rrl_match.export._deviation(lambda *_: (value, *rest), part, inputs)
+        return largest_deviation(lambda x: (x, value), lambda x: (x, first), (second,))
 
     assert deviation(first) == 0
-    assert deviation(first + 0.5) == pytest.approx(0.5 / max(1, first.abs().max().item()), rel=1e-4)
+    assert deviation(first + 0.5) == pytest.approx(0.5 / 4)
+    assert largest_deviation(lambda x: x + 0.5, lambda x: x, (second / 10,)) == pytest.approx(0.5), "at least of 1"
     for wrong in (first * float("nan"), first[:1], first.double()):
         assert np.isnan(deviation(wrong))
 
@@ -217,7 +215,7 @@ def test_command_reports_mistakes(folder, tmp_path, monkeypatch, capsys):
     for extra in ("onnx", "onnxruntime", "onnxscript"):
         with monkeypatch.context() as without:
             without.setitem(sys.modules, extra, None)
-            without.setattr(rrl_match.export, "_BY_TORCHSCRIPT", False)
+            without.setattr(rrl_match.export, "BY_TORCHSCRIPT", False)
             assert f"needs {extra}: pip install 'rrl-match[onnx]'" in refusal("export", folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

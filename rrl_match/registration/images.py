@@ -15,9 +15,9 @@ from rrl_match.borders import border_without_data
 from rrl_match.patches import ValueRange, ValueRanges, as_grey, checked_range, percentile_range, range_per_band
 from rrl_match.transforms import Affine, Points, resizing
 
-Array: TypeAlias = "NDArray[np.generic] | Tensor"
-Images: TypeAlias = "Array | Sequence[Array]"
-Pixels: TypeAlias = "NDArray[Any]"  # uint8, uint16 or floating point
+Array: TypeAlias = NDArray[np.generic] | Tensor
+Images: TypeAlias = Array | Sequence[Array]
+Pixels: TypeAlias = NDArray[Any]  # uint8, uint16 or floating point
 Grey: TypeAlias = NDArray[np.float32]
 Mask: TypeAlias = NDArray[np.bool_]
 

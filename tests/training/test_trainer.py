@@ -15,12 +15,12 @@ from training_run import NETWORK, RECIPE, make_trainer, replace, tiny_network
 
 from rrl_match import DataError, RRLMatcher, RRLMatchError
 from rrl_match.pretrained import load_folder
+from rrl_match.training import trainer as trainer_module
 from rrl_match.training.datasets import PairSource, read_source
 from rrl_match.training.mining import mine_pairs
 from rrl_match.training.network import TrainingConfig
 from rrl_match.training.phases import FullTraining, Pretraining
 from rrl_match.training.recipe import Phase, Recipe, SyntheticBands
-from rrl_match.training.trainer import Trainer
 from rrl_match.training.validation import ValidationScores, ValidationSet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -70,20 +70,25 @@ def assert_same_run(out, trainer, finished):
     assert weights[0] == weights[1]
 
 
-@pytest.mark.parametrize("step", [1, 3, 5, 7])
-def test_interrupted_run_resumes_with_the_same_result(sources, finished, tmp_path, monkeypatch, step):
-    """Before the first checkpoint, during pretraining, and at the start and in the middle of the main phase."""
-    original = Trainer._step
+def train_until(trainer, step):
+    """A run that is interrupted after so many steps."""
+    draw, draws = trainer_module.draw_batch, iter(range(step))
 
-    def interrupted(self, *args):
-        if self.done == step:
+    def draw_or_stop(*args):
+        if next(draws, None) is None:
             raise KeyboardInterrupt
-        return original(self, *args)
+        return draw(*args)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", interrupted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_module, "draw_batch", draw_or_stop)
         with pytest.raises(KeyboardInterrupt):
-            make_trainer(sources, tmp_path).train()
+            trainer.train()
+
+
+@pytest.mark.parametrize("step", [1, 3, 5, 7])
+def test_interrupted_run_resumes_with_the_same_result(sources, finished, tmp_path, step):
+    """Before the first checkpoint, during pretraining, and at the start and in the middle of the main phase."""
+    train_until(make_trainer(sources, tmp_path), step)
     assert not (tmp_path / "weights").exists()
     trainer = make_trainer(sources, tmp_path)
     trainer.train()
@@ -95,16 +100,16 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from rrl_match.training.datasets import read_source
-from rrl_match.training.trainer import Trainer
+from rrl_match.training.run_folder import RunFolder
 from training_run import make_trainer
 
 torch.set_num_threads(1)
-original = Trainer._write_checkpoint
-def write_and_die(self, *args):
-    original(self, *args)
-    if self.done == 6:
+original = RunFolder.write_checkpoint
+def write_and_die(self, state):
+    original(self, state)
+    if state["done"] == 6:
         os.kill(os.getpid(), signal.SIGKILL)
-Trainer._write_checkpoint = write_and_die
+RunFolder.write_checkpoint = write_and_die
 make_trainer([read_source(sys.argv[1])], Path(sys.argv[2])).train()
 """
 
@@ -211,9 +216,9 @@ def one_step(sources, out, phase="training", **values):
     trainer = make_trainer(sources, out, recipe)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     if phase == "pretraining":  # without the main phase
-        trainer.phases = trainer.phases[:1]
-        trainer._save_best = lambda: None
-    trainer.train()
+        train_until(trainer, 1)
+    else:
+        trainer.train()
     return {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
 
 
@@ -439,17 +444,7 @@ def test_the_mean_over_sources_picks_the_weights(two_sources, tmp_path, monkeypa
 
 
 def test_interrupted_run_of_several_sources_resumes_with_the_same_result(two_sources, mixed, tmp_path, monkeypatch):
-    original = Trainer._step
-
-    def interrupted(self, *args):
-        if self.done == 3:
-            raise KeyboardInterrupt
-        return original(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            make_trainer(two_sources, tmp_path, MIXED).train()
+    train_until(make_trainer(two_sources, tmp_path, MIXED), 3)
     monkeypatch.setattr("rrl_match.training.alignment.edge_move", None)  # not called: the matrices are in the cache
     trainer = make_trainer(two_sources, tmp_path, MIXED)
     trainer.train()
