@@ -18,9 +18,14 @@ from rrl_match.registration.block_matching import Blocks, align
 from rrl_match.registration.config import Config, Search
 from rrl_match.registration.dense_search import Region, propose, stages
 from rrl_match.registration.images import Frame, Images, prepare_frames
+<<<<<<< HEAD
 from rrl_match.registration.overlay import overlap_of
 from rrl_match.registration.refinement import Freedom, finest_pixel, fit, refine
 from rrl_match.registration.result import Registration, TiePoints
+=======
+from rrl_match.registration.refinement import Freedom, refine
+from rrl_match.registration.result import Registration, Thumbnails, TiePoints
+>>>>>>> main
 from rrl_match.registration.task import Task
 from rrl_match.registration.tiles import Reader, Source, refine_on_tiles
 from rrl_match.registration.verification import Alternatives, Evidence, Judged, Verdict, judge, measure, verify
@@ -131,7 +136,12 @@ def _with_second_tries(task: Task, search: Search) -> Registration:
         again = searched(dataclasses.replace(task, frames=whole), search, near=True)
         found, notes = (again, ()) if again else (found, notes)
     advice = "" if found else advise(found, task, search, searched)
-    return dataclasses.replace(found, notes=notes, advice=advice)
+    return dataclasses.replace(found, notes=notes, advice=advice, thumbnails=_thumbnails(task.frames[0]))
+
+
+def _thumbnails(frame: Frame) -> Thumbnails:
+    sizes = [(image.shape[1], image.shape[0]) for image in frame]
+    return Thumbnails(frame.a.thumbnail(), frame.b.thumbnail(), *sizes)
 
 
 def _notes(frames: Sequence[Frame]) -> tuple[str, ...]:
