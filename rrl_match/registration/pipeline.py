@@ -18,14 +18,9 @@ from rrl_match.registration.block_matching import Blocks, align
 from rrl_match.registration.config import Config, Search
 from rrl_match.registration.dense_search import Region, propose, stages
 from rrl_match.registration.images import Frame, Images, prepare_frames
-<<<<<<< HEAD
 from rrl_match.registration.overlay import overlap_of
 from rrl_match.registration.refinement import Freedom, finest_pixel, fit, refine
-from rrl_match.registration.result import Registration, TiePoints
-=======
-from rrl_match.registration.refinement import Freedom, refine
 from rrl_match.registration.result import Registration, Thumbnails, TiePoints
->>>>>>> main
 from rrl_match.registration.task import Task
 from rrl_match.registration.tiles import Reader, Source, refine_on_tiles
 from rrl_match.registration.verification import Alternatives, Evidence, Judged, Verdict, judge, measure, verify
