@@ -25,7 +25,15 @@ from rrl_match._version import __version__
 from rrl_match.errors import RRLMatchError
 from rrl_match.io.images import ImageFile, Resampling, read_image, read_mask, with_mask
 from rrl_match.io.pairs import Pair, Table
-from rrl_match.io.rasters import View, by_georeference, common_views, is_raster, read_raster, read_raster_mask
+from rrl_match.io.rasters import (
+    RasterParts,
+    View,
+    by_georeference,
+    common_views,
+    is_raster,
+    read_raster,
+    read_raster_mask,
+)
 from rrl_match.io.report import write_index
 from rrl_match.io.results import RECORD, FileRegistration
 from rrl_match.io.warping import WhichGrid
@@ -113,6 +121,7 @@ def register_files(
             mask_b=b.mask,
             value_range=None if ranges == (None, None) else ranges,
             progress=progress,
+            finer=(_finer(a, options.bands_a), _finer(b, options.bands_b)),
             **given,
         )
         found = FileRegistration(result, a, b)
@@ -283,6 +292,11 @@ def _search(options: Options, a: ImageFile, b: ImageFile, from_initial: bool) ->
         low, high = given["scale"]
         given["scale"] = low * a.reduction / b.reduction, high * a.reduction / b.reduction
     return Search(**given)
+
+
+def _finer(image: ImageFile, bands: tuple[int, ...] | None) -> RasterParts | None:
+    """What reads a raster that was reduced at its full resolution."""
+    return RasterParts(image, bands) if image.is_raster and image.reduction > 1 else None
 
 
 def _read(path: Path, mask: Path | None, bands: tuple[int, ...] | None, view: View | None) -> ImageFile:
