@@ -137,6 +137,8 @@ def _run_one(args: argparse.Namespace) -> int:
     from rrl_match.io.pairs import Pair
     from rrl_match.io.results import as_json
 
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)  # before the work, for it may not be possible
     options = _options(args)
     pair = Pair("", args.image_a, args.image_b, args.mask_a, args.mask_b)
     record = register_files(options.matcher(), pair, options, args.out, progress=sys.stderr.isatty())

@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -105,10 +105,31 @@ def register_files(
     Raises:
         OSError, RRLMatchError: a file cannot be read, used or written.
     """
+    found = register_pair(matcher, pair, options, progress)
+    record = {
+        "image_a": str(pair.image_a),
+        "image_b": str(pair.image_b),
+        **found.describe(),
+        "modalities": list(matcher.modalities),
+        "settings": options.settings(pair),
+    }
+    if folder is not None:
+        with _quiet_opencv():
+            found.write(folder, record, options.resampling, options.grid)
+    return record
+
+
+def register_pair(matcher: RRLMatcher, pair: Pair, options: Options, progress: bool = False) -> FileRegistration:
+    """Read and register a pair of files.
+
+    Args:
+        matcher, pair, options, progress: see :func:`register_files`.
+
+    Raises:
+        OSError, RRLMatchError: a file cannot be read or used.
+    """
     with _quiet_opencv():
-        a, b, initial, notes = _read_pair(pair, options)
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)  # before the work, for it may not be possible
+        a, b, initial, notes = read_pair(pair, options)
         ranges = options.value_range_a, options.value_range_b
         given: dict[str, Any] = {"search": _search(options, a, b, initial is not None)} if options.search else {}
         given |= {} if initial is None else {"initial": initial}
@@ -124,18 +145,7 @@ def register_files(
             finer=(_finer(a, options.bands_a), _finer(b, options.bands_b)),
             **given,
         )
-        found = FileRegistration(result, a, b)
-        record = {
-            "image_a": str(pair.image_a),
-            "image_b": str(pair.image_b),
-            **found.describe(),
-            "modalities": list(matcher.modalities),
-            "settings": options.settings(pair),
-        }
-        record["notes"] += notes
-        if folder is not None:
-            found.write(folder, record, options.resampling, options.grid)
-    return record
+    return FileRegistration(replace(result, notes=(*result.notes, *notes)), a, b)
 
 
 def register_list(pairs: Sequence[Pair], options: Options, folder: Path, jobs: int = 1) -> list[Record]:
@@ -269,7 +279,7 @@ def _finished(pair: Pair, options: Options, folder: Path) -> Record | None:
         return None
 
 
-def _read_pair(pair: Pair, options: Options) -> tuple[ImageFile, ImageFile, Any, list[str]]:
+def read_pair(pair: Pair, options: Options) -> tuple[ImageFile, ImageFile, Any, list[str]]:
     """Both images, where their georeferences put A in B, and notes on how they were read."""
     views: tuple[View | None, View | None] | None = None
     if not options.whole and is_raster(pair.image_a) and is_raster(pair.image_b):
