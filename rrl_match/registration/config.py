@@ -98,6 +98,7 @@ class DenseSearchConfig(_Checked):
     peaks: int = 2  # of each rotation and scale
     near_proposals: int = 14  # hypotheses to align of the first search
     proposals: int = 60  # and of each other one
+    comparable: float = 0.6  # hypotheses whose score is lower than this part of the highest are not aligned
     distance: float = 0.04  # between hypotheses, of the side of the overlap
     frames: int = 6  # of a rig that are searched
 
@@ -124,6 +125,7 @@ class AlignConfig(_Checked):
     radii: tuple[int, ...] = (12, 8)  # pixels that blocks are searched
     cells: tuple[int, ...] = (5, 7)  # blocks in each direction
     kept: tuple[int, ...] = (8, 6)  # hypotheses that are left
+    comparable: float = 0.5  # and only those whose channels agree so well, compared with the best
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ class VerifyConfig(_Checked):
 
     pixels: int = 400_000  # of the overlap, of which patches are cut
     patch_known: float = 0.7  # part of a patch that both images must show
+    clear: float = 0.7  # where the channels of all other hypotheses agree less than this part, the best is refined first
     quick_locations: int = 10  # of each hypothesis
     quick_prior: float = 3.0  # locations that do not match, added to these
     quick_support: float = 0.45  # hypotheses with less are refined only after everything was searched

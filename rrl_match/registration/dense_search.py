@@ -153,7 +153,7 @@ def _stretches(aspect: float, config: DenseSearchConfig) -> list[Matrix]:
 def propose(
     frames: Sequence[Frame], scales: Sequence[Scale], most: int, region: Region, config: Config
 ) -> list[Hypothesis]:
-    """Distinct hypotheses, best first, of one transform for all frames.
+    """Distinct hypotheses, best first, of one transform for all frames; those far worse than the best are left out.
 
     Args:
         frames: images of equal shapes.
@@ -163,7 +163,12 @@ def propose(
     """
     step = max(1, math.ceil(len(frames) / config.search.frames))
     found = [h for scale in scales for h in _at_scale(frames[::step], scale, region, config)]
-    return distinct(found, frames[0], config.search.distance, most)
+    return comparable(distinct(found, frames[0], config.search.distance, most), config.search.comparable)
+
+
+def comparable(found: Sequence[Hypothesis], part: float) -> list[Hypothesis]:
+    """Hypotheses that score at least a part of what the best one, the first, does."""
+    return [hypothesis for hypothesis in found if hypothesis.score >= part * found[0].score]
 
 
 def distinct(found: Sequence[Hypothesis], frame: Frame, distance: float, most: int) -> list[Hypothesis]:
@@ -201,7 +206,7 @@ def _at_scale(frames: Sequence[Frame], scale: Scale, region: Region, config: Con
     shape_a = pooled_a[0].channels.known.shape
     side = math.ceil(math.hypot(*shape_a)) + 1
     size = [2 * cv2.getOptimalDFTSize((n + side - min(n, side) // 4) // 2 + 1) for n in (height, width)]
-    spectra_b = [_spectra(p.channels.stacked(), p.channels.known, size) for p in pooled_b]
+    spectra_b = [_spectra(p.channels.values, p.channels.known, size) for p in pooled_b]
     found, back = [], pooled_b[0].from_full.inverse()
     for start in range(0, len(scale.rotations), _AT_ONCE):
         turns = [_about_centre(r, shape_a, side) for r in scale.rotations[start : start + _AT_ONCE]]
