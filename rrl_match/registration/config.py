@@ -163,7 +163,7 @@ class VerifyConfig(_Checked):
     weights: tuple[float, float, float, float] = (8.0, 6.0, 9.9, 2.5)  # mutual, support, log ratio and peak add to them
     most_ratio: float = 2.0  # ratios count up to this
     most_peak: float = 6.0  # and peaks to sidelobes up to this
-    certain: float = 4.0  # log odds at which the search stops
+    certain: float = 2.5  # log odds at which the search stops
     whole_patches: float = 24.0  # the peak counts less in overlaps of fewer patches
     sidelobe_radii: tuple[int, int] = (5, 24)  # pixels beside a transform that it is compared with
     sidelobe_cells: int = 8  # blocks in each direction

@@ -63,7 +63,7 @@ class Region:
 def stages(frame: Frame, search: Search, region: Region, config: DenseSearchConfig) -> Iterator[list[Scale]]:
     """What to search first, what next, and what last.
 
-    First what is near; then all rotations and scales, and what is near stretched; last all rotations stretched.
+    First what is near; then all scales, and what is near stretched; then all rotations; last all rotations stretched.
 
     Args:
         frame: images of the sizes that all have.
@@ -97,7 +97,8 @@ def stages(frame: Frame, search: Search, region: Region, config: DenseSearchConf
 
     small = config.stretched_side
     yield grid(near, plain, first)
-    yield grid(near, plain, others) + grid(rest, plain, first, others) + grid(near, stretched, first, side=small)
+    yield grid(rest, plain, first) + grid(near, stretched, first, side=small)
+    yield grid(near, plain, others) + grid(rest, plain, others)
     yield grid(near, stretched, others, side=small)
 
 
@@ -262,7 +263,7 @@ def _surface(
     for a, b, (spectrum_b, known_b) in zip(pooled_a, pooled_b, spectra_b, strict=True):
         rotated, known = (np.stack(p) for p in zip(*(a.channels.rotated(t.full, side) for t in turns), strict=True))
         spectrum_a, known_a = _spectra(rotated, known, size)
-        products.append((spectrum_b * spectrum_a.conj()).sum(-3))
+        products.append(_correlation(spectrum_a, spectrum_b))
         overlaps.append(known_b * known_a.conj())
         least += min_overlap * known.sum((1, 2)).clip(max=float(b.channels.known.sum()))
     half = size[0] // 2, size[1] // 2
@@ -273,6 +274,14 @@ def _surface(
     weight = weight.repeat_interleave(2, 1).repeat_interleave(2, 2)
     surface: Tensor = torch.fft.irfft2(sum(products[1:], products[0]), tuple(size)).mul_(weight)
     return surface
+
+
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Spectrum (R, H, W) of the correlation of A (R, C, H, W) with B (C, H, W), summed over channels."""
+    product = a[:, 0].conj() * b[0]
+    for channel in range(1, len(b)):
+        product.addcmul_(a[:, channel].conj(), b[channel])
+    return product
 
 
 def _confine(
