@@ -45,17 +45,16 @@ class Channels:
     @property
     def strength(self) -> Grey:
         """(H, W)."""
-        return self.values[0]
+        return np.asarray(self.values[0], np.float32)
 
     def rotated(self, matrix: Matrix, side: int) -> tuple[NDArray[np.float32], Grey]:
         """Channels (3, side, side) and known (side, side) under a rotation (3, 3); orientations rotate with it."""
         strength, x, y = (cv2.warpAffine(v, matrix[:2], (side, side), flags=cv2.INTER_LINEAR) for v in self.values)
+        known = cv2.warpAffine(self.known, matrix[:2], (side, side), flags=cv2.INTER_NEAREST)
         cosine, sine = matrix[0, 0], matrix[1, 0]
         c, s = cosine * cosine - sine * sine, 2 * cosine * sine  # of the doubled angle
         turned = np.stack([strength, cv2.addWeighted(x, c, y, -s, 0), cv2.addWeighted(x, s, y, c, 0)])
-        return turned, np.asarray(
-            cv2.warpAffine(self.known, matrix[:2], (side, side), flags=cv2.INTER_NEAREST), np.float32
-        )
+        return turned.astype(np.float32, copy=False), np.asarray(known, np.float32)
 
 
 def agreement(a: Channels, b: Channels) -> tuple[float, float]:
@@ -78,11 +77,11 @@ def block_channels(image: Grey, known: Grey, holes: Grey, config: ChannelConfig)
     With smoothed gradients, this is a compact form of CFOG (Ye et al., "Fast and robust matching for multimodal remote
     sensing image registration", TGRS 2019): the two lowest harmonics of its channels hold nearly all of their energy.
     """
-    gradients, part = _smoothed(_gradients(image), known, config.blur)
+    gradients, part = _smoothed(_gradients(image), _inner(known, config), config.blur)
     enough = _enough(part, config)
     whole = np.ones_like(enough)
     if holes.any():
-        footprint = cv2.GaussianBlur(_inner(known + holes), (0, 0), config.blur)
+        footprint = _blurred(_inner(known + holes, config), config.blur)
         whole -= _enough(footprint, config) * (1 - enough)
     return Channels(_scaled(gradients, enough, part, config), enough, whole)
 
@@ -100,18 +99,20 @@ def pooled_channels(
     """
     finer = max(factor / config.oversampling, min(1.0, factor))
     fine = _resampled(image, linear, finer)
-    known, inner = fine.known, _inner(fine.known)
+    known, inner = fine.known, _inner(fine.known, config)
     gradients = [one * inner for one in _gradients(fine.image)]
     h, w = known.shape
     size = max(8, round(w * finer / factor)), max(8, round(h * finer / factor))
     if size != (w, h):
         how = cv2.INTER_AREA if size[0] < w else cv2.INTER_LINEAR
-        known, *gradients = (cv2.resize(one, size, interpolation=how) for one in (known, *gradients))
+        known, *gradients = (
+            np.asarray(cv2.resize(one, size, interpolation=how), np.float32) for one in (known, *gradients)
+        )
     known = (known >= config.known).astype(np.float32)
     values = _scaled([_blurred(one, config.pooled_blur) for one in gradients], known, np.ones_like(known), config)
     weight = np.maximum(_blurred(known, config.highpass), np.float32(1e-3))
     for one in values:
-        one -= _blurred(one, config.highpass) / weight
+        one -= np.asarray(_blurred(one, config.highpass) / weight, np.float32)
         one *= known
     to_small = compose(fine.from_full, resizing((w / size[0], h / size[1])))
     return Channels(values, known, known), Affine(to_small.full)
@@ -138,27 +139,21 @@ def _gradients(image: Grey) -> list[Grey]:
     xx, yy = dx * dx, dy * dy
     strength = np.sqrt(xx + yy)  # cv2.magnitude rounds differently from one memory address to the next
     inverse = 1 / np.maximum(strength, np.float32(1e-9))
-    dx *= dy
-    dx *= 2 * inverse
-    xx -= yy
-    xx *= inverse
-    return [strength, np.asarray(xx, np.float32), np.asarray(dx, np.float32)]
+    return [np.asarray(one, np.float32) for one in (strength, (xx - yy) * inverse, 2 * dx * dy * inverse)]
 
 
-def _inner(known: Grey) -> Grey:
-    """Known pixels all of whose neighbours are known: elsewhere, gradients are those of what was filled in."""
-    return np.asarray(
-        cv2.erode((known > 0.99).astype(np.float32), np.ones((3, 3), np.uint8), borderValue=1.0), np.float32
-    )
+def _inner(known: Grey, config: ChannelConfig) -> Grey:
+    """Pixels whose neighbours are known, too, as 0 or 1: elsewhere, gradients are those of what was filled in."""
+    enough = (known >= config.pixel_known).astype(np.float32)
+    return np.asarray(cv2.erode(enough, np.ones((3, 3), np.uint8), borderValue=1.0), np.float32)
 
 
 def _blurred(image: Grey, sigma: float) -> Grey:
     return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma), np.float32)
 
 
-def _smoothed(gradients: Sequence[Grey], known: Grey, blur: float) -> tuple[list[Grey], Grey]:
-    """Gradients smoothed as if only known ones were there, but for a division by the known part, which comes second."""
-    inner = _inner(known)
+def _smoothed(gradients: Sequence[Grey], inner: Grey, blur: float) -> tuple[list[Grey], Grey]:
+    """Gradients smoothed where they are known, and the part of their surroundings that is: to be divided by it."""
     if inner.all():
         return [_blurred(one, blur) for one in gradients], inner
     return [_blurred(one * inner, blur) for one in gradients], _blurred(inner, blur)

@@ -77,6 +77,7 @@ class ChannelConfig(_Checked):
     pooled_blur: float = 0.7  # of channels for the dense search, in their pixels
     highpass: float = 6.0  # what varies more slowly is taken out of these; standard deviation in their pixels
     oversampling: float = 3.0  # their gradients are taken in an image so much larger
+    pixel_known: float = 0.7  # part of a pixel of the level that must be known: the rest was filled in
     known: float = 0.5  # part of a pixel's surroundings that must be known
 
 

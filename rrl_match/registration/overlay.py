@@ -109,8 +109,9 @@ def overlay_of(
     level = frame.b.level(pixel)
     left, top, right, bottom = _window(level.from_full(overlap.outline), level.image.shape, margin)
     to_level = compose(level.from_full, similarity(shift=(-left, -top)))
-    b = Level(*(one[top:bottom, left:right] for one in level[:3]), to_level)
-    return Overlay(_warped(frame.a, compose(transform, to_level), b.image.shape), b, pixel, config, frame.b.cache)
+    image, known, holes = (one[top:bottom, left:right] for one in level[:3])
+    b = Level(image, known, holes, to_level)
+    return Overlay(_warped(frame.a, compose(transform, to_level), image.shape), b, pixel, config, frame.b.cache)
 
 
 def _window(outline: Points, shape: Sequence[int], margin: int) -> tuple[int, int, int, int]:

@@ -21,7 +21,7 @@ from rrl_match.registration.images import Frame, Images, prepare_frames
 from rrl_match.registration.refinement import Freedom, refine
 from rrl_match.registration.result import Registration, TiePoints
 from rrl_match.registration.task import Task
-from rrl_match.registration.verification import Alternatives, Evidence, Judged, Verdict, judge, measure, verify
+from rrl_match.registration.verification import Alternatives, Evidence, Judged, Verdict, is_distinct, judge, measure, verify
 from rrl_match.transforms import MatrixTransform, Transform, Translation, matrix_kind
 
 SMALLEST = 32  # pixels, of either side of an image
@@ -172,9 +172,9 @@ class _Trial:
         First what agrees clearly better than all others, if there is such; then what RRL-Net prefers; at the last stage
         also what the dense search itself prefers.
         """
-        settings = self.task.config.verify
-        self.waiting += [Judged(hypothesis) for hypothesis in aligned]
-        best, *others = sorted((one.score for one in aligned), reverse=True) or [0.0]
+        settings, new = self.task.config.verify, [Judged(one) for one in aligned if self._is_new(one)]
+        self.waiting += new
+        best, *others = sorted((one.hypothesis.score for one in new), reverse=True) or [0.0]
         if best > 0 and max(others, default=0.0) < settings.clear * best:
             yield max(self.waiting, key=lambda one: (not one.judged, one.hypothesis.score))
         self.judge()
@@ -196,7 +196,13 @@ class _Trial:
         refined = refine(task.frames, one.hypothesis.transform, task.freedom, task.config)
         if refined is not None:
             self.candidates.append(measure(task.matcher, task.frames, refined, task.config))
+            self.waiting = [one for one in self.waiting if self._is_new(one.hypothesis)]
         task.step()
+
+    def _is_new(self, hypothesis: Hypothesis) -> bool:
+        """Whether no candidate is where the hypothesis is."""
+        sound, distance = [e for e in self.candidates if not e.fault], self.task.config.search.distance
+        return all(is_distinct(evidence, hypothesis.transform, distance) for evidence in sound)
 
     def best(self) -> tuple[Evidence, Verdict] | None:
         """The candidate that is trusted most, after all alternatives that could decide its verdict were refined."""

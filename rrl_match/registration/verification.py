@@ -187,14 +187,14 @@ def verify(candidate: Evidence, alternatives: Alternatives, threshold: float, co
     trusted = [
         e for e in alternatives.refined if log_odds(e, math.inf, settings) >= alone - settings.alternative_margin
     ]
-    refined = [e.agreement for e in trusted if _is_distinct(candidate, e.refined.transform, settings)]
+    refined = [e.agreement for e in trusted if is_distinct(candidate, e.refined.transform, settings.distinct)]
     floor, needed = candidate.agreement / settings.most_ratio, settings.alternative_support * candidate.support
     open_ones = [
         one
         for one in alternatives.waiting
         if one.support >= needed
         and one.hypothesis.score >= floor
-        and _is_distinct(candidate, one.hypothesis.transform, settings)
+        and is_distinct(candidate, one.hypothesis.transform, settings.distinct)
     ]
     decided = _decision(candidate, max(refined, default=0.0), threshold, config)
     if decided.reason or not open_ones:
@@ -237,13 +237,11 @@ def _spread_out(locations: Points, matching: NDArray[np.bool_], config: VerifyCo
     return bool(area >= max(config.min_spread * whole, 1e-9))
 
 
-def _is_distinct(candidate: Evidence, other: MatrixTransform, config: VerifyConfig) -> bool:
-    """Whether another transform takes the overlap to quite another location."""
+def is_distinct(candidate: Evidence, other: MatrixTransform, distance: float) -> bool:
+    """Whether another transform takes the overlap elsewhere, on average by more than `distance` of its side."""
     outline = candidate.refined.overlap.outline
     moved = other(candidate.refined.transform.inverse()(outline))
-    return bool(
-        np.linalg.norm(moved - outline, axis=1).mean() > config.distinct * math.sqrt(candidate.refined.overlap.area)
-    )
+    return bool(np.linalg.norm(moved - outline, axis=1).mean() > distance * math.sqrt(candidate.refined.overlap.area))
 
 
 def _overlays(frames: Sequence[Frame], transform: MatrixTransform, patch_size: int, config: Config) -> list[Overlay]:
