@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,7 +25,15 @@ from rrl_match.errors import RRLMatchError
 from rrl_match.hub import find_folder
 from rrl_match.io.images import ImageFile, Resampling, read_image, read_mask, with_mask
 from rrl_match.io.pairs import Pair, Table
-from rrl_match.io.rasters import View, by_georeference, common_views, is_raster, read_raster, read_raster_mask
+from rrl_match.io.rasters import (
+    RasterParts,
+    View,
+    by_georeference,
+    common_views,
+    is_raster,
+    read_raster,
+    read_raster_mask,
+)
 from rrl_match.io.report import write_index
 from rrl_match.io.results import RECORD, FileRegistration
 from rrl_match.matcher import RRLMatcher
@@ -94,8 +102,31 @@ def register_files(
     Raises:
         OSError, RRLMatchError: a file cannot be read, used or written.
     """
+    found = register_pair(matcher, pair, options, progress)
+    record = {
+        "image_a": str(pair.image_a),
+        "image_b": str(pair.image_b),
+        **found.describe(),
+        "modalities": list(matcher.modalities),
+        "settings": options.settings(pair),
+    }
+    if folder is not None:
+        with _quiet_opencv():
+            found.write(folder, record, options.resampling)
+    return record
+
+
+def register_pair(matcher: RRLMatcher, pair: Pair, options: Options, progress: bool = False) -> FileRegistration:
+    """Read and register a pair of files.
+
+    Args:
+        matcher, pair, options, progress: see :func:`register_files`.
+
+    Raises:
+        OSError, RRLMatchError: a file cannot be read or used.
+    """
     with _quiet_opencv():
-        a, b, initial, notes = _read_pair(pair, options)
+        a, b, initial, notes = read_pair(pair, options)
         ranges = options.value_range_a, options.value_range_b
         given: dict[str, Any] = {"search": Search(**options.search)} if options.search else {}
         given |= {} if initial is None else {"initial": initial}
@@ -108,20 +139,10 @@ def register_files(
             mask_b=b.mask,
             value_range=None if ranges == (None, None) else ranges,
             progress=progress,
+            finer=(_finer(a, options.bands_a), _finer(b, options.bands_b)),
             **given,
         )
-        found = FileRegistration(result, a, b)
-        record = {
-            "image_a": str(pair.image_a),
-            "image_b": str(pair.image_b),
-            **found.describe(),
-            "modalities": list(matcher.modalities),
-            "settings": options.settings(pair),
-        }
-        record["notes"] += notes
-        if folder is not None:
-            found.write(folder, record, options.resampling)
-    return record
+    return FileRegistration(replace(result, notes=(*result.notes, *notes)), a, b)
 
 
 def register_list(pairs: Sequence[Pair], options: Options, folder: Path, jobs: int = 1) -> list[Record]:
@@ -217,7 +238,7 @@ def _finished(pair: Pair, options: Options, folder: Path) -> Record | None:
         return None
 
 
-def _read_pair(pair: Pair, options: Options) -> tuple[ImageFile, ImageFile, Any, list[str]]:
+def read_pair(pair: Pair, options: Options) -> tuple[ImageFile, ImageFile, Any, list[str]]:
     """Both images, where their georeferences put A in B, and notes on how they were read."""
     views: tuple[View | None, View | None] | None = None
     if not options.whole and is_raster(pair.image_a) and is_raster(pair.image_b):
@@ -229,6 +250,11 @@ def _read_pair(pair: Pair, options: Options) -> tuple[ImageFile, ImageFile, Any,
         return a, b, by_georeference(a, b), []
     note = "the georeferences do not overlap enough or cannot be compared: both rasters were searched whole"
     return a, b, None, [note] if not options.whole and a.georeference and b.georeference else []
+
+
+def _finer(image: ImageFile, bands: tuple[int, ...] | None) -> RasterParts | None:
+    """What reads a raster that was reduced at its full resolution."""
+    return RasterParts(image, bands) if image.is_raster and image.reduction > 1 else None
 
 
 def _read(path: Path, mask: Path | None, bands: tuple[int, ...] | None, view: View | None) -> ImageFile:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
@@ -24,38 +24,68 @@ _SAMPLE = 512  # pixels of a side of what is looked at to tell classes from meas
 _Reader: TypeAlias = "Callable[[Any], tuple[NDArray[Any], NDArray[np.bool_]]]"
 
 
-def warp_raster(path: Path, transform: Transform, grid: Grid, out: Path, resampling: Resampling | None = None) -> None:
-    """Write all bands of a file on another grid, with the data type and nodata of the file.
+class Warped(NamedTuple):
+    """A file warped onto a grid, as :func:`warped_onto` gives it.
 
-    Where the file is finer, its pixels are averaged; those without data have no part in it. Where it shows nothing,
-    there is nodata, NaN if floats name none, or else 0 and a mask. Memory does not grow with the size of the rasters.
+    Attributes:
+        source: the dataset of the file.
+        profile: how rasterio creates a GeoTIFF of it.
+        read: gives a block.
+    """
+
+    source: Any
+    profile: dict[str, Any]
+    read: _Reader
+
+
+@contextmanager
+def warped_onto(path: Path, transform: Transform, grid: Grid, resampling: Resampling | None = None) -> Iterator[Warped]:
+    """A file, to be read block by block as it lies on another grid.
+
+    Where the file is finer, its pixels are averaged; those without data have no part in it. Memory does not grow with
+    the size of the rasters.
 
     Args:
         path: of a raster or an image.
         transform: takes pixels of the file to the grid.
-        grid: size and georeference of what is written.
-        out: the GeoTIFF to write.
+        grid: its size and georeference.
         resampling: default: "nearest" for bands of classes or flags, "bilinear" for all others.
     """
-    from rasterio.windows import Window
-
-    width, height = grid.size
     with ExitStack() as stack:
         source = stack.enter_context(_opened_or_made(path))
         methods = [resampling or ("nearest" if classes else "bilinear") for classes in _bands_of_classes(source)]
         profile = _profile(source, grid)
         is_affine = isinstance(transform, MatrixTransform) and np.allclose(transform.full[2], (0, 0, 1))
         make = _by_gdal if is_affine else _by_opencv
-        read = make(source, transform, methods, profile, stack)
-        target = stack.enter_context(opened(out, "w", **profile))
-        _copy_description(source, target)
-        for top in range(0, height, _BLOCK):
-            for left in range(0, width, _BLOCK):
-                window = Window(left, top, min(_BLOCK, width - left), min(_BLOCK, height - top))
-                values, shown = read(window)
-                target.write(values, window=window)
-                if _needs_mask(source, profile):
-                    target.write_mask(shown.any(axis=0), window=window)
+        yield Warped(source, profile, make(source, transform, methods, profile, stack))
+
+
+def windows(grid: Grid) -> Iterator[Any]:
+    """The blocks of a grid."""
+    from rasterio.windows import Window
+
+    width, height = grid.size
+    for top in range(0, height, _BLOCK):
+        for left in range(0, width, _BLOCK):
+            yield Window(left, top, min(_BLOCK, width - left), min(_BLOCK, height - top))
+
+
+def warp_raster(path: Path, transform: Transform, grid: Grid, out: Path, resampling: Resampling | None = None) -> None:
+    """Write all bands of a file on another grid, with the data type and nodata of the file.
+
+    Where it shows nothing, there is nodata, NaN if floats name none, or else 0 and a mask.
+
+    Args:
+        path, transform, grid, resampling: see :func:`warped_onto`.
+        out: the GeoTIFF to write.
+    """
+    with warped_onto(path, transform, grid, resampling) as warped, opened(out, "w", **warped.profile) as target:
+        _copy_description(warped.source, target)
+        for window in windows(grid):
+            values, shown = warped.read(window)
+            target.write(values, window=window)
+            if _needs_mask(warped.source, warped.profile):
+                target.write_mask(shown.any(axis=0), window=window)
 
 
 def _by_gdal(source: Any, transform: Any, methods: list[Resampling], profile: Any, stack: ExitStack) -> _Reader:
@@ -82,10 +112,12 @@ def _by_gdal(source: Any, transform: Any, methods: list[Resampling], profile: An
     }
 
     def read(window: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        values = [warped[method].read(band, window=window) for band, method in enumerate(methods, 1)]
-        alpha = warped[methods[0]]  # its last band, if it was added
-        shown = alpha.read([alpha.count], window=window) > 127
-        return np.stack(values), shown
+        bands = [(warped[method], band) for band, method in enumerate(methods, 1)]
+        values = np.stack([dataset.read(band, window=window) for dataset, band in bands])
+        if frame["add_alpha"]:  # read_masks does not know of it
+            alpha = warped[methods[0]]
+            return values, np.broadcast_to(alpha.read(alpha.count, window=window) > 127, values.shape)
+        return values, np.stack([dataset.read_masks(band, window=window) > 127 for dataset, band in bands])
 
     return read
 

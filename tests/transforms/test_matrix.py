@@ -206,10 +206,45 @@ def test_what_is_no_matrix_is_refused(matrix):
         Affine(matrix)
 
 
-def test_compose_applies_one_after_the_other():
-    both = compose(EXAMPLES[1], EXAMPLES[3])
-    assert type(both) is Homography
-    np.testing.assert_allclose(both(POINTS), EXAMPLES[3](EXAMPLES[1](POINTS)), atol=1e-9)
+@pytest.mark.parametrize("first", range(4))
+@pytest.mark.parametrize("second", range(4))
+def test_compose_applies_one_after_the_other(first, second):
+    both = compose(EXAMPLES[first], EXAMPLES[second])
+    assert type(both) is type(EXAMPLES[max(first, second)])
+    np.testing.assert_allclose(both(POINTS), EXAMPLES[second](EXAMPLES[first](POINTS)), atol=1e-9)
+
+
+class Rotation(MatrixTransform):
+    """Rotation about the origin; not registered, for other tests look through all registered kinds."""
+
+    kind = "rotation"
+    parameters = 1
+
+    @classmethod
+    def basis(cls, points):
+        return np.stack([-points[:, 1], points[:, 0]], 1)[:, :, None]
+
+    @classmethod
+    def near_identity(cls, parameters):
+        raise NotImplementedError
+
+
+class Stretch(Rotation):
+    """Scale of x alone."""
+
+    kind = "stretch"
+
+    @classmethod
+    def basis(cls, points):
+        return np.stack([points[:, 0], np.zeros(len(points))], 1)[:, :, None]
+
+
+@pytest.mark.parametrize(("other", "expected"), [(Rotation, Rotation), (Translation, Similarity), (Stretch, Affine)])
+def test_kinds_of_which_neither_includes_the_other(other, expected):
+    """Together they are of the simplest kind that includes both, in either order; also with as many parameters."""
+    rotation = Rotation(similarity(20).matrix)
+    transform = other([[1, 0, 3], [0, 1, 0]])
+    assert type(compose(rotation, transform)) is type(compose(transform, rotation)) is expected
 
 
 def test_resizing_keeps_the_corner():

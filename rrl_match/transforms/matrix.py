@@ -1,158 +1,24 @@
-"""Transforms between images: one class a kind, each of which can be applied, inverted, warped by, stored and estimated.
-
-A new kind is one more class: it registers itself under its name, and :func:`rrl_match.register` takes that name as
-`model`. Nobody else knows which kinds there are.
-"""
+"""Transforms that a 3 x 3 matrix describes, and their estimation from points."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias
+from functools import cache
+from typing import Any, ClassVar, TypeAlias
 
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from typing_extensions import Self
 
-Matrix: TypeAlias = NDArray[np.float64]
-Points: TypeAlias = NDArray[np.float64]
-Interpolation: TypeAlias = Literal["nearest", "linear", "cubic"]
+from rrl_match.transforms.base import LARGEST, FailedEstimation, Points, Transform
 
-FLAGS = {"nearest": cv2.INTER_NEAREST, "linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
-_LARGEST = 32_000  # OpenCV counts the pixels of a warped image in 16 bits
-_WARPED_BY_OPENCV = ("uint8", "uint16", "int16", "float32", "float64")
+Matrix: TypeAlias = NDArray[np.float64]
+
 _ROUNDS = 30  # of reweighting in robust estimates
 _SAMPLES, _CONFIDENCE = 5000, 0.9999  # of OpenCV's robust estimates
-
-
-@dataclass(frozen=True)
-class FailedEstimation:
-    """What an estimate returns if the points determine no transform: false, with the reason."""
-
-    reason: str
-
-    def __bool__(self) -> bool:
-        return False
-
-
-class Transform(ABC):
-    """Takes locations of image A to image B; xy in pixels, pixel centres at integers.
-
-    Attributes:
-        kind: the name under which a class is stored and asked for.
-        kinds: all classes by their names.
-    """
-
-    kind: ClassVar[str]
-    kinds: ClassVar[dict[str, type[Transform]]] = {}
-
-    def __init_subclass__(cls, kind: str | None = None) -> None:
-        super().__init_subclass__()
-        if kind is not None:
-            cls.kind = kind
-            Transform.kinds[kind] = cls
-
-    @abstractmethod
-    def __call__(self, points: ArrayLike) -> Points:
-        """Locations (N, 2) of A, or one (2,), in B: float64 of the same shape."""
-
-    @abstractmethod
-    def inverse(self) -> Transform:
-        """The transform from B to A."""
-
-    @abstractmethod
-    def jacobian(self, points: ArrayLike) -> NDArray[np.float64]:
-        """Derivatives (N, 2, 2) at locations (N, 2) of A; row 0 is of x in B."""
-
-    @abstractmethod
-    def to_dict(self) -> dict[str, Any]:
-        """The transform in terms of JSON, as :meth:`from_dict` reads it."""
-
-    @classmethod
-    @abstractmethod
-    def _from_dict(cls, values: Mapping[str, Any]) -> Self: ...
-
-    @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> Transform:
-        """The transform that :meth:`to_dict` described.
-
-        Raises:
-            ValueError: the kind is unknown, or its numbers are missing or malformed.
-        """
-        kind = values.get("kind") if isinstance(values, Mapping) else None
-        if not isinstance(kind, str) or kind not in Transform.kinds:
-            raise ValueError(f"a transform must have a kind, one of {', '.join(Transform.kinds)}, got {kind!r}")
-        try:
-            return Transform.kinds[kind]._from_dict(values)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"the {kind} cannot be read: {error!r}") from error
-
-    def map(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """Locations xy in A of the pixels of an image B of this shape (H, W, ...): (H, W, 2), for ``cv2.remap``."""
-        h, w = shape[:2]
-        grid = np.stack(np.meshgrid(np.arange(w, dtype=np.float64), np.arange(h, dtype=np.float64)), -1)
-        return self.inverse()(grid.reshape(-1, 2)).reshape(h, w, 2).astype(np.float32)
-
-    def warp(
-        self, image: NDArray[np.generic], shape: tuple[int, ...], interpolation: Interpolation = "linear"
-    ) -> NDArray[np.generic]:
-        """Image A, or anything that lies on its pixels, resampled into B's frame; zero where A shows nothing.
-
-        Args:
-            image: (H, W) or (H, W, C) of any integer or floating dtype, or bool.
-            shape: of image B; its first two numbers are height and width.
-            interpolation: "nearest", which keeps labels as they are, "linear" or "cubic".
-
-        Returns:
-            (H of B, W of B) or (H of B, W of B, C), of the image's dtype.
-
-        Raises:
-            ValueError: the interpolation is unknown, or the image has no two or three dimensions.
-        """
-        if interpolation not in FLAGS:
-            raise ValueError(f"interpolation must be one of {', '.join(FLAGS)}, got {interpolation!r}")
-        pixels = np.asarray(image)
-        if pixels.ndim not in (2, 3) or pixels.dtype.kind not in "biuf":
-            raise ValueError(f"image must be numbers (H, W) or (H, W, C), got {pixels.dtype} {pixels.shape}")
-        size = int(shape[0]), int(shape[1])
-        if pixels.dtype.name in _WARPED_BY_OPENCV:
-            layers = pixels.reshape(*pixels.shape[:2], -1)
-            parts = [
-                self._warped(layers[..., k : k + 4], size, FLAGS[interpolation]) for k in range(0, layers.shape[2], 4)
-            ]
-            joined = np.concatenate([p.reshape(*size, -1) for p in parts], axis=2)
-            return np.asarray(joined.reshape(*size, *pixels.shape[2:]))
-        if interpolation == "nearest":
-            return self._gathered(pixels, size)
-        warped: NDArray[Any] = self.warp(pixels.astype(np.float64), shape, interpolation)
-        if pixels.dtype.kind == "b":
-            return np.asarray(warped > 0.5)
-        if pixels.dtype.kind == "f":
-            return np.asarray(warped.astype(pixels.dtype))
-        limits = np.iinfo(pixels.dtype)
-        return np.asarray(warped.round().clip(limits.min, limits.max).astype(pixels.dtype))
-
-    def _warped(self, pixels: NDArray[Any], size: tuple[int, int], flags: int) -> NDArray[Any]:
-        """Up to four channels in one of OpenCV's dtypes."""
-        at = self.map(size)
-        if max(pixels.shape[:2]) < _LARGEST:
-            return np.asarray(cv2.remap(np.ascontiguousarray(pixels), at[..., 0], at[..., 1], flags))
-        # OpenCV counts in 16 bits: only the part of A that B shows, which must be smaller
-        first = (np.floor(at.reshape(-1, 2).min(0)).astype(int) - 2).clip(0)
-        part = pixels[first[1] : first[1] + _LARGEST, first[0] : first[0] + _LARGEST]
-        x, y = np.moveaxis(at - first.astype(np.float32), -1, 0)
-        return np.asarray(cv2.remap(np.ascontiguousarray(part), x, y, flags))
-
-    def _gathered(self, pixels: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-        """The nearest pixels, of any dtype."""
-        x, y = np.moveaxis(self.map(size).round().astype(np.int64), -1, 0)
-        h, w = pixels.shape[:2]
-        inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)
-        found = pixels[y.clip(0, h - 1), x.clip(0, w - 1)]
-        found[~inside] = 0
-        return np.asarray(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +26,8 @@ class MatrixTransform(Transform):
     """A transform that a 3 x 3 matrix describes.
 
     A subclass says how many parameters it has and how they move points. The parameters are those of
-    a small change: zero is the identity, and points are expected to lie at about -1 to 1.
+    a small change: zero is the identity, and points are expected to lie at about -1 to 1. One transform of a kind
+    after another is again of this kind.
 
     Args:
         full: (3, 3), or (2, 3) without its last row; takes homogeneous xy of A to B.
@@ -222,7 +89,7 @@ class MatrixTransform(Transform):
         return cls(np.asarray(values["matrix"], np.float64))
 
     def _warped(self, pixels: NDArray[Any], size: tuple[int, int], flags: int) -> NDArray[Any]:
-        if max(*pixels.shape[:2], *size) < _LARGEST:
+        if max(*pixels.shape[:2], *size) < LARGEST:
             return np.asarray(cv2.warpPerspective(np.ascontiguousarray(pixels), self.full, size[::-1], flags=flags))
         return super()._warped(pixels, size, flags)
 
@@ -429,9 +296,24 @@ def simpler_kinds(kind: type[MatrixTransform]) -> list[type[MatrixTransform]]:
 
 
 def compose(first: MatrixTransform, second: MatrixTransform) -> MatrixTransform:
-    """The transform that applies `first` and then `second`, of the more general kind of both."""
-    kind = max(type(first), type(second), key=lambda one: one.parameters)
-    return kind(second.full @ first.full)
+    """The transform that applies `first` and then `second`, of the simplest kind that includes the kinds of both.
+
+    That is one of the two kinds if it includes the other, whatever their order; otherwise a registered one.
+    """
+    kinds = type(first), type(second)
+    registered = (one for one in Transform.kinds.values() if issubclass(one, MatrixTransform))
+    for kind in (*kinds, *sorted(registered, key=lambda one: one.parameters)):
+        if all(_includes(kind, one) for one in kinds):
+            return kind(second.full @ first.full)
+    raise ValueError(f"no kind of transform includes both {kinds[0].kind} and {kinds[1].kind}")
+
+
+@cache
+def _includes(kind: type[MatrixTransform], other: type[MatrixTransform]) -> bool:
+    """Whether all transforms of the other kind are of this one: every small change of points by that is one by this."""
+    points = np.stack(np.meshgrid([-1.0, 0.0, 1.0], [-1.0, 0.0, 1.0]), -1).reshape(-1, 2)
+    changes = [one.basis(points).reshape(-1, one.parameters) for one in (kind, other)]
+    return bool(np.linalg.matrix_rank(np.concatenate(changes, 1)) == kind.parameters)
 
 
 def similarity(rotation: float = 0.0, scale: float = 1.0, shift: tuple[float, float] = (0.0, 0.0)) -> Similarity:
