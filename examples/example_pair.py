@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from rrl_match.training.datasets import read_manifest
 
 IMAGES = Path(__file__).resolve().parent / "images"
 
@@ -23,7 +24,5 @@ def read_image(path: Path) -> NDArray[Any]:
 
 def read_pair(name: str) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float64]]:
     """Image A, image B and the matrix (2, 3) from A to B of the pair "naip" or "sentinel"."""
-    with open(IMAGES / "manifest.csv", newline="", encoding="utf-8") as manifest:
-        row = next(row for row in csv.DictReader(manifest) if row["pair"] == name)
-    matrix = np.array([[float(row[f"m{i}{j}"]) for j in range(3)] for i in range(2)])
-    return read_image(IMAGES / row["image_a"]), read_image(IMAGES / row["image_b"]), matrix
+    row = next(row for split in ("train", "test") for row in read_manifest(IMAGES, split) if row.name == name)
+    return read_image(row.image_a), read_image(row.image_b), row.a_to_b

@@ -17,8 +17,6 @@ its displacement, as frames of a rig.
 from __future__ import annotations
 
 import argparse
-import csv
-import sys
 import time
 import zlib
 from collections import defaultdict
@@ -36,6 +34,8 @@ from registration_methods import METHODS, Found, Image, Method, of_matcher
 from tqdm import tqdm
 
 from rrl_match import RRLMatcher
+from rrl_match.io.images import decode
+from rrl_match.training.datasets import ManifestRow, read_manifest
 from rrl_match.training.results import save_results
 
 Matrix: TypeAlias = NDArray[np.float64]
@@ -157,22 +157,17 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _pairs(folder: Path, args: argparse.Namespace, frames: int) -> Iterator[Pair]:
-    with open(folder / "manifest.csv", newline="", encoding="utf-8") as file:
-        rows = [r for r in csv.DictReader(file) if r["split"] == args.split and args.scene in (None, r["scene"])]
+    rows = [row for row in read_manifest(folder, args.split) if args.scene in (None, row.scene)]
     step = max(1, len(rows) // args.pairs) if args.pairs else 1
-    everything = [_read(folder, row) for row in rows] if frames > 1 else None
+    everything = [_read(row) for row in rows] if frames > 1 else None
     for n in range(0, len(rows), step)[: args.pairs]:
-        first = everything[n] if everything else _read(folder, rows[n])
+        first = everything[n] if everything else _read(rows[n])
         yield _displaced(folder.name, _rig(first, n, everything, frames) if everything else [first])
 
 
-def _read(folder: Path, row: dict[str, str]) -> Read:
-    a, b = (cv2.imread(str(folder / row[k]), cv2.IMREAD_COLOR) for k in ("image_a", "image_b"))
-    if a is None or b is None:
-        sys.exit(f"{folder}: cannot read {row['image_a']} or {row['image_b']}")
-    values = [float(row[f"m{i}{j}"]) for i in (0, 1) for j in (0, 1, 2)]
-    rgb = [np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8) for image in (a, b)]
-    return Read(row["pair"], row["scene"], rgb[0], rgb[1], np.array([*values, 0, 0, 1]).reshape(3, 3))
+def _read(row: ManifestRow) -> Read:
+    a, b = (decode(path, cv2.IMREAD_COLOR) for path in (row.image_a, row.image_b))
+    return Read(row.name, row.scene, a, b, np.vstack([row.a_to_b, [0, 0, 1]]))
 
 
 def _rig(first: Read, n: int, everything: Sequence[Read], frames: int) -> list[Read]:

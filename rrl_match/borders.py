@@ -13,12 +13,10 @@ _LEAST = 0.002  # of the image: less is no border
 _NOISE = 0.04  # of the range of values: what JPEG adds along the edge of a footprint
 _EXACT = 0.7  # part of a border that has exactly its value
 
-_BLACK = 2  # highest value of an area without data, for JPEG's noise
-_SMALLEST = 64  # pixels of such an area
-_RIM = 7  # pixels wide around it, 3 on each side, that JPEG or interpolation mixed
 
-
-def border_without_data(grey: NDArray[Any], known: NDArray[np.bool_] | None = None) -> NDArray[np.bool_]:
+def border_without_data(
+    grey: NDArray[Any], known: NDArray[np.bool_] | None = None, value: float | None = None
+) -> NDArray[np.bool_]:
     """Where an image (H, W) has a border without data: (H, W) bool.
 
     A footprint is convex, and around it there is exactly one value, up to the noise of JPEG. Only what lies outside the
@@ -28,21 +26,26 @@ def border_without_data(grey: NDArray[Any], known: NDArray[np.bool_] | None = No
     Args:
         grey: uint8, uint16 or floating point, finite.
         known: where the image is known otherwise; all if not given.
+        value: of the border; if not given, those that are common at the image's edge are tried.
     """
     step = max(1, int(np.sqrt(grey.size / _PIXELS)))
     small = grey[::step, ::step].astype(np.float32)
     hidden = np.zeros(small.shape, bool) if known is None else ~known[::step, ::step]
     found = np.zeros(small.shape, bool)
-    edge = np.concatenate([small[0], small[-1], small[:, 0], small[:, -1]])
-    values, counts = np.unique(edge, return_counts=True)
-    commonest = np.argsort(-counts, kind="stable")[:8]
-    for value in values[commonest[counts[commonest] >= 0.01 * counts.sum()]]:
-        found |= _outside(small, value, hidden)
+    for candidate in _common_at_edge(small) if value is None else [value]:
+        found |= _outside(small, candidate, hidden)
     if not found.any():
         return np.zeros(grey.shape, bool)
     wider = cv2.dilate(found.astype(np.uint8), np.ones((3, 3), np.uint8))  # pixels that blend with it
     whole: NDArray[np.bool_] = cv2.resize(wider, grey.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
     return whole
+
+
+def _common_at_edge(grey: NDArray[np.float32]) -> NDArray[np.float32]:
+    edge = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    values, counts = np.unique(edge, return_counts=True)
+    commonest = np.argsort(-counts, kind="stable")[:8]
+    return values[commonest[counts[commonest] >= 0.01 * len(edge)]]
 
 
 def _outside(grey: NDArray[np.float32], value: float, hidden: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -62,13 +65,3 @@ def _outside(grey: NDArray[np.float32], value: float, hidden: NDArray[np.bool_])
     if outside.mean() < _LEAST or (grey[outside] == value).mean() < _EXACT:
         return nothing
     return np.asarray(outside)
-
-
-def footprint(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Where an image (H, W) or (H, W, 3) has data: (H, W) of 1, but 0 in black areas at its border and 3 px around."""
-    black = np.asarray(image.reshape(*image.shape[:2], -1).max(2) <= _BLACK, np.uint8)
-    _, labels = cv2.connectedComponents(black, connectivity=4)
-    border = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
-    areas = np.bincount(labels.ravel())
-    outside = np.isin(labels, [k for k in border if k and areas[k] >= _SMALLEST])
-    return np.asarray(1 - cv2.dilate(outside.astype(np.uint8), np.ones((_RIM, _RIM), np.uint8)), np.uint8)

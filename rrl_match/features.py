@@ -33,6 +33,10 @@ class Features:
     def __len__(self) -> int:
         return len(self.maps[0])
 
+    def __repr__(self) -> str:
+        dtype = str(self.maps[0].dtype).removeprefix("torch.")
+        return f"Features({len(self)} patches of band {self.band!r}, {dtype} on {self.maps[0].device})"
+
 
 def encoder_checksum(encoder: nn.Module) -> int:
     """CRC-32 of the stored values of an encoder, in float32."""

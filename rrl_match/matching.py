@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import TypeVar
 
+from rrl_match.drawing import Drawable, Picture, matches_side_by_side
 from rrl_match.extraction import Keypoints, as_points
 from rrl_match.patches import is_count, is_number
 
@@ -46,6 +47,35 @@ class Matches(Generic[IndicesT, ScoresT]):
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def __repr__(self) -> str:
+        scores = _as_array(self.scores)
+        found = f", scores from {scores.min():.2f} to {scores.max():.2f}" if len(scores) else ""
+        return f"Matches({len(self)} pairs{found})"
+
+    def draw(
+        self, image_a: Drawable, image_b: Drawable, points_a: Keypoints, points_b: Keypoints, lines: int = 100
+    ) -> Picture:
+        """Both images side by side with the matches, as uint8 RGB (H, W, 3).
+
+        Args:
+            image_a, image_b: (H, W), RGB or RGBA; other than uint8, they are mapped from their percentile range.
+            points_a, points_b: (N, 2) and (M, 2) xy of the patches that were matched, or a list of ``cv2.KeyPoint``
+                or LAFs.
+            lines: how many matches are joined by lines; all have dots.
+
+        Raises:
+            TypeError, ValueError: naming the argument.
+        """
+        ends = []
+        given = (("points_a", points_a), ("points_b", points_b))
+        for (name, keypoints), rows in zip(given, _as_array(self.indices).T, strict=True):
+            points = as_points(keypoints, name)
+            if len(rows) and rows.max() >= len(points):
+                raise ValueError(f"{name} must have a row for each patch that was matched, got {len(points)} rows")
+            ends.append(points[rows])
+        every = np.ones(len(self), np.bool_)
+        return matches_side_by_side(image_a, image_b, (ends[0], ends[1]), every, lines)
 
     def to_cv2(self) -> list[cv2.DMatch]:
         """As a list of ``cv2.DMatch``, with 1 - score as the distance."""

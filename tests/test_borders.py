@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scenes import make_scene, moved
 
-from rrl_match.borders import border_without_data, footprint
+from rrl_match.borders import border_without_data
 
 
 @pytest.mark.parametrize("value", [0, 255])
@@ -99,10 +99,11 @@ def test_large_images_are_searched_in_a_smaller_one():
     assert not border[310:].any()
 
 
-def test_footprint_of_training_images():
-    image = np.dstack([make_scene(0)] * 3)
-    image[:30] = 0
-    shown = footprint(image)
-    assert shown.dtype == np.uint8
-    assert not shown[:30].any()
-    assert shown[35:].all()
+def test_only_the_value_that_is_asked_for():
+    """Clipped sky above the image is found unless borders are known to be black."""
+    image = make_scene(0)
+    image[:30] = 255
+    assert border_without_data(image)[:28].all()
+    assert not border_without_data(image, value=0).any()
+    image[160:] = 0
+    np.testing.assert_array_equal(border_without_data(image, value=0)[:, 0], np.arange(190) >= 159)

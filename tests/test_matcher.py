@@ -247,6 +247,7 @@ def test_features(matcher, a):
     assert [tuple(m.shape) for m in features.maps] == [(5, 16 << k, 64 >> k, 64 >> k) for k in range(5)]
     assert features.descriptors.dtype == torch.float32
     torch.testing.assert_close(features.descriptors.norm(dim=1), torch.ones(5))
+    assert repr(features) == "Features(5 patches of band 'a', float32 on cpu)"
 
 
 def test_no_descriptors_without_a_head(a):

@@ -168,6 +168,7 @@ def test_import_leaves_extras_alone(fresh_process, module):
                 "rrl_match.extraction",
                 "rrl_match.matching",
                 "rrl_match.borders",
+                "rrl_match.drawing",
                 "rrl_match.transforms.base",
                 "rrl_match.transforms.matrix",
                 *REGISTRATION,

@@ -11,8 +11,6 @@ other image is given once more stretched by 0.7 to 1.4, once as a crop of half i
 from __future__ import annotations
 
 import argparse
-import csv
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -24,6 +22,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from rrl_match import Registration, RRLMatcher, register
+from rrl_match.io.images import decode
+from rrl_match.training.datasets import read_manifest
 from rrl_match.training.results import save_results
 
 Image: TypeAlias = NDArray[np.uint8]
@@ -122,15 +122,10 @@ def _error(result: Registration, true: NDArray[np.float64], image: Image) -> flo
 
 
 def _cases(folder: Path, split: str, count: int) -> Iterator[Case]:
-    with open(folder / "manifest.csv", newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == split]
+    rows = read_manifest(folder, split)
     for row in rows[:: max(1, len(rows) // count)][:count]:
-        a, b = (cv2.imread(str(folder / row[k]), cv2.IMREAD_COLOR) for k in ("image_a", "image_b"))
-        if a is None or b is None:
-            sys.exit(f"{folder}: cannot read {row['image_a']} or {row['image_b']}")
-        values = [float(row[f"m{i}{j}"]) for i in (0, 1) for j in (0, 1, 2)]
-        rgb = [np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8) for image in (a, b)]
-        yield Case(Path(row["image_a"]).parent, rgb[0], rgb[1], np.array([*values, 0, 0, 1]).reshape(3, 3))
+        a, b = (decode(path, cv2.IMREAD_COLOR) for path in (row.image_a, row.image_b))
+        yield Case(row.image_a.parent, a, b, np.vstack([row.a_to_b, [0, 0, 1]]))
 
 
 if __name__ == "__main__":

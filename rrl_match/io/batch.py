@@ -25,7 +25,15 @@ from rrl_match.errors import RRLMatchError
 from rrl_match.hub import find_folder
 from rrl_match.io.images import ImageFile, Resampling, read_image, read_mask, with_mask
 from rrl_match.io.pairs import Pair, Table
-from rrl_match.io.rasters import View, by_georeference, common_views, is_raster, read_raster, read_raster_mask
+from rrl_match.io.rasters import (
+    RasterParts,
+    View,
+    by_georeference,
+    common_views,
+    is_raster,
+    read_raster,
+    read_raster_mask,
+)
 from rrl_match.io.report import write_index
 from rrl_match.io.results import RECORD, FileRegistration
 from rrl_match.matcher import RRLMatcher
@@ -108,6 +116,7 @@ def register_files(
             mask_b=b.mask,
             value_range=None if ranges == (None, None) else ranges,
             progress=progress,
+            finer=(_finer(a, options.bands_a), _finer(b, options.bands_b)),
             **given,
         )
         found = FileRegistration(result, a, b)
@@ -229,6 +238,11 @@ def _read_pair(pair: Pair, options: Options) -> tuple[ImageFile, ImageFile, Any,
         return a, b, by_georeference(a, b), []
     note = "the georeferences do not overlap enough or cannot be compared: both rasters were searched whole"
     return a, b, None, [note] if not options.whole and a.georeference and b.georeference else []
+
+
+def _finer(image: ImageFile, bands: tuple[int, ...] | None) -> RasterParts | None:
+    """What reads a raster that was reduced at its full resolution."""
+    return RasterParts(image, bands) if image.is_raster and image.reduction > 1 else None
 
 
 def _read(path: Path, mask: Path | None, bands: tuple[int, ...] | None, view: View | None) -> ImageFile:

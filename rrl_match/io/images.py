@@ -205,15 +205,23 @@ def as_pixels(
     if min(height, width) < SMALLEST:
         raise ImageError(f"{path} is {width} x {height} pixels, at least {SMALLEST} x {SMALLEST} are needed")
     if channels.dtype not in (np.uint8, np.uint16):
-        known = (np.abs(channels) < _NOT_DATA).all(axis=2)  # NaN is not
+        known = with_data(channels, shown)
         if not known.all():
-            shown = known if shown is None else shown & known
+            shown = known
             channels = np.where(shown[..., None], channels, np.median(channels[shown]) if shown.any() else 0)
         channels = channels.astype(np.float32)
     if shown is not None and not shown.any():
         raise ImageError(f"{path} shows nothing: all of it is transparent, nodata or NaN")
     pixels = channels[..., 0] if channels.shape[2] == 1 else channels
     return np.ascontiguousarray(pixels), None if shown is None or shown.all() else np.ascontiguousarray(shown)
+
+
+def with_data(channels: NDArray[Any], shown: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    """Where (H, W) channels (H, W, C) have data: what is shown (H, W), and no value that stands for missing data."""
+    known = np.ones(channels.shape[:2], bool) if shown is None else shown
+    if channels.dtype.kind == "f":
+        known = known & (np.abs(channels) < _NOT_DATA).all(axis=2)  # NaN is not
+    return known
 
 
 def holds_classes(band: NDArray[Any], name: str = "") -> bool:

@@ -20,12 +20,15 @@ from rrl_match.errors import ImageError
 from rrl_match.io.images import (
     NUMBERS,
     ORIENTATIONS,
+    SMALLEST,
     Georeference,
     Grid,
     ImageFile,
     Orientation,
     as_pixels,
+    with_data,
 )
+from rrl_match.registration.tiles import Part
 from rrl_match.transforms import Affine, MatrixTransform, Points, Transform, compose
 
 MAX_PIXELS = 16_000_000  # of a raster that are read for registration; larger ones are reduced
@@ -99,26 +102,14 @@ def read_raster(path: Path, bands: tuple[int, ...] | None = None, view: View | N
     Raises:
         OSError, ImageError: the file is missing, cannot be read, or :func:`register` cannot use it.
     """
-    from rasterio.enums import Resampling as Method
-    from rasterio.windows import Window
-
     with opened(path) as dataset:
         if not dataset.count:
             raise ImageError(f"{path} holds several rasters, name one of them: {', '.join(dataset.subdatasets)}")
-        chosen = _checked_bands(dataset, bands, path)
         view = view or _whole(dataset)
-        window, shape = Window(*view[:4]), (view.rows, view.columns)
-        palette = dataset.colormap(1) if dataset.count == 1 and has_palette(dataset) else None
-        how = Method.nearest if palette else Method.average
-        data = dataset.read(chosen, window=window, out_shape=(len(chosen), *shape), resampling=how)
-        shown = dataset.dataset_mask(window=window, out_shape=shape) > 0
+        channels, shown = _read_view(dataset, _checked_bands(dataset, bands, path), view)
         size, georeference = (dataset.width, dataset.height), georeference_of(dataset)
         pages = dataset.subdatasets
         ignored = georeference is None and (bool(dataset.gcps[0]) or dataset.rpcs is not None)
-    channels = np.moveaxis(data, 0, 2)
-    if palette:
-        table = np.array([palette.get(k, (0, 0, 0, 0))[:3] for k in range(256)], np.uint8)
-        channels = table[channels[..., 0]]
     upright = _upright(georeference)
     pixels, mask = as_pixels(upright.turn(channels), upright.turn(shown), path)
     to_file = Affine(compose(upright.back(view.columns, view.rows), view.to_file).full)
@@ -126,6 +117,63 @@ def read_raster(path: Path, bands: tuple[int, ...] | None = None, view: View | N
     if ignored:
         notes.append(f"{path} has control points or RPCs but no transform, so it is not georeferenced: run gdalwarp")
     return ImageFile(path, size, pixels, mask, to_file, georeference=georeference, is_raster=True, notes=tuple(notes))
+
+
+def _read_view(dataset: Any, bands: list[int], view: View) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Pixels (H, W, C) as they lie in the file, classes in their colours, and where there are data (H, W)."""
+    from rasterio.enums import Resampling as Method
+    from rasterio.windows import Window
+
+    window, shape = Window(*view[:4]), (view.rows, view.columns)
+    palette = dataset.colormap(1) if dataset.count == 1 and has_palette(dataset) else None
+    how = Method.nearest if palette else Method.average
+    data = dataset.read(bands, window=window, out_shape=(len(bands), *shape), resampling=how)
+    shown: NDArray[np.bool_] = dataset.dataset_mask(window=window, out_shape=shape) > 0
+    channels = np.moveaxis(data, 0, 2)
+    if palette:
+        table = np.array([palette.get(k, (0, 0, 0, 0))[:3] for k in range(256)], np.uint8)
+        channels = table[channels[..., 0]]
+    return channels, shown
+
+
+class RasterParts:
+    """Reads parts of a raster at its full resolution: a :class:`rrl_match.registration.tiles.Source`.
+
+    Args:
+        image: as :func:`read_raster` read it.
+        bands: as there.
+    """
+
+    def __init__(self, image: ImageFile, bands: tuple[int, ...] | None = None) -> None:
+        self._image, self._bands = image, bands
+        linear = image.to_file.full[:2, :2]
+        self._steps = np.abs(linear).sum(1)  # pixels of the file, in x and y, along a pixel that was read
+        self.finest = 1 / image.reduction
+
+    def __call__(self, low: Points, high: Points, pixel: float) -> Part | None:
+        image = self._image
+        with opened(image.path) as dataset:
+            view = self._view(np.array([low, high]), pixel)
+            if view is None:
+                return None
+            channels, shown = _read_view(dataset, _checked_bands(dataset, self._bands, image.path), view)
+        shown = with_data(channels, shown)
+        if not shown.any():
+            return None
+        upright = _upright(image.georeference)
+        pixels, mask = as_pixels(upright.turn(channels), upright.turn(shown), image.path)
+        to_file = compose(upright.back(view.columns, view.rows), view.to_file)
+        return Part(pixels, mask, Affine(compose(image.to_file, to_file.inverse()).full))
+
+    def _view(self, corners: Points, pixel: float) -> View | None:
+        """What lies between two corners of what was read; None if that is next to nothing."""
+        size = np.array(self._image.size)
+        ends = self._image.to_file(corners)
+        left, top = np.floor(ends.min(0)).clip(0, size).astype(int).tolist()
+        right, bottom = (np.ceil(ends.max(0)) + 1).clip(0, size).astype(int).tolist()
+        width, height = right - left, bottom - top
+        columns, rows = (np.array([width, height]) / np.maximum(1.0, self._steps * pixel)).round().astype(int).tolist()
+        return View(left, top, width, height, columns, rows) if min(columns, rows) >= SMALLEST else None
 
 
 def read_raster_mask(path: Path) -> NDArray[np.bool_]:

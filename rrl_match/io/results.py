@@ -14,13 +14,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from rrl_match.drawing import displayed
 from rrl_match.errors import ImageError
 from rrl_match.io.images import IDENTITY, Grid, ImageFile, Resampling, bgr, decode, holds_classes
 from rrl_match.io.rasters import is_raster, map_offset
 from rrl_match.io.report import REPORT, THUMBNAIL, write_report
 from rrl_match.io.warping import warp_raster
 from rrl_match.registration import Registration
-from rrl_match.registration.result import displayed
 from rrl_match.transforms import MatrixTransform, Points, Transform, compose
 
 RECORD = "registration.json"  # written last: a folder that has it is complete

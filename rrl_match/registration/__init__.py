@@ -2,6 +2,6 @@
 
 from rrl_match.registration.config import Config, Search
 from rrl_match.registration.pipeline import register
-from rrl_match.registration.result import Registration, TiePoints
+from rrl_match.registration.result import Registration, Thumbnails, TiePoints
 
-__all__ = ["Config", "Registration", "Search", "TiePoints", "register"]
+__all__ = ["Config", "Registration", "Search", "Thumbnails", "TiePoints", "register"]

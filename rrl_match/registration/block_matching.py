@@ -153,7 +153,7 @@ def fit_simplest(
     fitted = kind.estimate_robust(start, matched, bound)
     if not isinstance(fitted, MatrixTransform):
         return None
-    most = config.simpler * _cost(fitted, start, matched, bound) + 0.01
+    most = config.simpler * _cost(fitted, start, matched, bound) + config.negligible
     for simpler in simpler_kinds(kind) if simplify else []:
         found = simpler.estimate_robust(start, matched, bound)
         if isinstance(found, MatrixTransform) and _cost(found, start, matched, bound) <= most:

@@ -112,7 +112,8 @@ class BlockConfig(_Checked):
     noise: float = 0.1  # of the median lowest cost: added to all, so that no block counts without limit
     weights: tuple[float, float] = (0.2, 4.5)  # least and most of a block in the adjustment
     bound: float = 3.0  # pixels that a block may be off
-    simpler: float = 2.0  # factor by which the cost of a simpler model may exceed that of the freest and be taken
+    simpler: float = 2.0  # factor by which the cost of a simpler model may exceed that of the freest and be taken,
+    negligible: float = 0.01  # and what may be added to it
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,23 @@ class LocalConfig(_Checked):
 
 
 @dataclass(frozen=True)
+class TileConfig(_Checked):
+    """Refinement beyond the finest level of :class:`RefineConfig`, on tiles."""
+
+    side: int = 512  # pixels of the level
+    apart: float = 1.3  # distance of their middles, of the side, but for fewer than `least` in each direction
+    least: int = 3
+    few: int = 5  # tiles in each direction of the overlap, of the rounds before the last one,
+    most: int = 8  # and of that
+    cells: int = 5  # blocks of a tile in each direction
+    radii: tuple[int, int] = (12, 6)  # pixels that blocks are searched, likewise
+    simpler: float = 1.1  # see BlockConfig: so many blocks tell kinds apart
+    negligible: float = 0.0003
+    step: float = 4.0  # by what factor levels become finer at most
+    finer: float = 1.05  # the factor from which on it is worth it
+
+
+@dataclass(frozen=True)
 class VerifyConfig(_Checked):
     """Judgement by RRL-Net, evidence, and what is asked of it."""
 
@@ -208,4 +226,5 @@ class Config:
     align: AlignConfig = AlignConfig()
     refine: RefineConfig = RefineConfig()
     local: LocalConfig = LocalConfig()
+    tiles: TileConfig = TileConfig()
     verify: VerifyConfig = VerifyConfig()

@@ -21,6 +21,8 @@ Pixels: TypeAlias = "NDArray[Any]"  # uint8, uint16 or floating point
 Grey: TypeAlias = NDArray[np.float32]
 Mask: TypeAlias = NDArray[np.bool_]
 
+_THUMBNAIL = 256  # pixels of the longer side
+
 
 class Level(NamedTuple):
     """An image at one resolution.
@@ -76,6 +78,11 @@ class PreparedImage:
             from_full = resizing((w / size[0], h / size[1]))
             self._levels[size] = Level(self._normalised(layers[0]), layers[1], layers[2], from_full)
         return self._levels[size]
+
+    def thumbnail(self) -> NDArray[np.uint8]:
+        """A small version (h, w)."""
+        level = self.level(max(1.0, max(self.shape) / _THUMBNAIL))
+        return np.asarray((level.image * 255).round().astype(np.uint8) * (level.known > 0.5), np.uint8)
 
     def without_guess(self) -> PreparedImage:
         """The image with the border that was taken for having no data."""

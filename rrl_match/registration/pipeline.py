@@ -14,14 +14,16 @@ from rrl_match.errors import ScoringError
 from rrl_match.matcher import RRLMatcher
 from rrl_match.patches import ValueRanges
 from rrl_match.registration.advice import advise, one_grey
-from rrl_match.registration.block_matching import align
+from rrl_match.registration.block_matching import Blocks, align
 from rrl_match.registration.config import Config, Search
 from rrl_match.registration.dense_search import Region, propose, stages
 from rrl_match.registration.images import Frame, Images, prepare_frames
 from rrl_match.registration.local import bend
-from rrl_match.registration.refinement import Freedom, refine
-from rrl_match.registration.result import Registration, TiePoints
+from rrl_match.registration.overlay import overlap_of
+from rrl_match.registration.refinement import Freedom, finest_pixel, fit, refine
+from rrl_match.registration.result import Registration, Thumbnails, TiePoints
 from rrl_match.registration.task import Task
+from rrl_match.registration.tiles import Reader, Source, refine_on_tiles
 from rrl_match.registration.verification import Alternatives, Evidence, Judged, Verdict, judge, measure, verify
 from rrl_match.transforms import Affine, MatrixTransform, Transform, Translation, matrix_kind
 
@@ -41,6 +43,7 @@ def register(
     initial: Transform | None = None,
     simplify: bool = True,
     progress: bool = False,
+    finer: tuple[Source | None, Source | None] = (None, None),
     config: Config = Config(),  # noqa: B008
 ) -> Registration:
     """Estimate the transform that takes image A to image B.
@@ -71,6 +74,8 @@ def register(
         simplify: whether a simpler model may be taken where it explains the images as well, since freedom that is not
             needed costs accuracy at the corners.
         progress: show a bar of the steps done; how many there will be depends on the images.
+        finer: where images were reduced, what reads parts of A and B at full resolution, on which the transform is
+            refined at last; for single images.
         config: numbers of the method.
 
     Returns:
@@ -97,13 +102,28 @@ def register(
         step = bar.update if bar is not None else _nothing
         task = Task(matcher, frames, Freedom(kind, base, simplify, search.aspect), region, bends, config, step)
         try:
-            return _with_second_tries(task, search)
+            return _at_full_resolution(_with_second_tries(task, search), task, finer)
         except ScoringError as error:
             return Registration(reason=f"the patches could not be scored: {error}")
 
 
 def _nothing() -> None:
     """No progress bar."""
+
+
+def _at_full_resolution(found: Registration, task: Task, finer: tuple[Source | None, Source | None]) -> Registration:
+    """An accepted registration, refined where its images have more pixels than were looked at."""
+    transform, config = found.transform, task.config
+    overlap = overlap_of(task.frames[0], transform) if isinstance(transform, MatrixTransform) else None
+    if overlap is None:
+        return found
+    readers = [(Reader(a, finer[0]), Reader(b, finer[1])) for a, b in task.frames]
+
+    def fitted(blocks: Blocks, around: Transform, config: Config) -> tuple[Transform, str] | None:
+        one = fit(blocks, around, task.freedom, config) if isinstance(around, MatrixTransform) else None
+        return None if one is None else (one[0], one[1].kind)
+
+    return refine_on_tiles(found, readers, finest_pixel(overlap, config), fitted, config)
 
 
 def _with_second_tries(task: Task, search: Search) -> Registration:
@@ -114,7 +134,12 @@ def _with_second_tries(task: Task, search: Search) -> Registration:
         again = searched(dataclasses.replace(task, frames=whole), search, near=True)
         found, notes = (again, ()) if again else (found, notes)
     advice = "" if found else advise(found, task, search, searched)
-    return dataclasses.replace(found, notes=notes, advice=advice)
+    return dataclasses.replace(found, notes=notes, advice=advice, thumbnails=_thumbnails(task.frames[0]))
+
+
+def _thumbnails(frame: Frame) -> Thumbnails:
+    sizes = [(image.shape[1], image.shape[0]) for image in frame]
+    return Thumbnails(frame.a.thumbnail(), frame.b.thumbnail(), *sizes)
 
 
 def _notes(frames: Sequence[Frame]) -> tuple[str, ...]:

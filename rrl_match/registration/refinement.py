@@ -117,15 +117,25 @@ def _refitted(
     if overlap is None:
         return None
     blocks = match_blocks(frames, transform, overlap, grid, config)
-    found = fit_simplest(blocks, freedom.base, freedom.kind, config.blocks, freedom.simplify)
+    found = fit(blocks, transform, freedom, config)
     if found is None:
         return None
-    kind = found[1]
-    fitted = _adjusted(found[0], transform, blocks, kind, config)
+    fitted, kind = found
     outline = transform.inverse()(overlap.outline)
     moved = np.linalg.norm(fitted(outline) - overlap.outline, axis=1).mean() / math.sqrt(overlap.area)
     after = overlap_of(frames[0], fitted)
     return None if after is None else Refined(fitted, kind, float(moved), blocks, after)
+
+
+def fit(
+    blocks: Blocks, transform: MatrixTransform, freedom: Freedom, config: Config
+) -> tuple[MatrixTransform, type[MatrixTransform]] | None:
+    """The transform that all blocks say together, and its kind; they were looked for around another transform."""
+    found = fit_simplest(blocks, freedom.base, freedom.kind, config.blocks, freedom.simplify)
+    if found is None:
+        return None
+    fitted, kind = found
+    return _adjusted(fitted, transform, blocks, kind, config), kind
 
 
 def _adjusted(

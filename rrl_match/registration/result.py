@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import math
+import base64
 from dataclasses import dataclass, field
-from typing import Any
+from html import escape
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
+from numpy.typing import ArrayLike, NDArray
 
-from rrl_match.patches import percentile_range
-from rrl_match.transforms import Interpolation, Matrix, MatrixTransform, Points, Transform
+from rrl_match.drawing import Drawable, Picture, checkerboard, displayed, error_overlay, matches_side_by_side
+from rrl_match.transforms import Interpolation, Matrix, MatrixTransform, Points, Transform, resizing
+
+_MAP_SIDE = 96  # locations along the longer side of an error map
+_NEAREST = 8  # tie points that tell the error of a location
+_REACH = 0.2  # part of their extent that a location may lie from the nearest one
 
 
 def _no_points() -> Points:
@@ -42,6 +45,33 @@ class TiePoints:
 
 
 @dataclass(frozen=True, eq=False)
+class Thumbnails:
+    """Small versions of both images, for notebooks to show.
+
+    Attributes:
+        a, b: (h, w) uint8.
+        size_a, size_b: (width, height) of the images.
+    """
+
+    a: NDArray[np.uint8]
+    b: NDArray[np.uint8]
+    size_a: tuple[int, int]
+    size_b: tuple[int, int]
+
+    def checkerboard(self, transform: Transform) -> Picture:
+        """Alternating squares of both under a transform between the images, of B's size."""
+        h, w = self.b.shape
+        to_a, to_b = (
+            resizing((size[0] / small.shape[1], size[1] / small.shape[0]))
+            for size, small in ((self.size_a, self.a), (self.size_b, self.b))
+        )
+        grid = np.stack(np.meshgrid(np.arange(w), np.arange(h)), -1).reshape(-1, 2)
+        at = to_a(transform.inverse()(to_b.inverse()(grid))).reshape(h, w, 2).astype(np.float32)
+        warped = cv2.remap(self.a, at[..., 0], at[..., 1], cv2.INTER_LINEAR)
+        return checkerboard(displayed(warped), displayed(self.b), squares=6)
+
+
+@dataclass(frozen=True, eq=False)
 class Registration:
     """What :func:`register` found; true if the transform passed all checks.
 
@@ -56,6 +86,7 @@ class Registration:
         agreement: part of the overlap under which the blocks of both images agree.
         tie_points: locations that were matched.
         notes: what was assumed about the images, such as borders without data.
+        thumbnails: of both images, of the first frame; None if there was nothing to register.
     """
 
     transform: Transform | None = None
@@ -68,6 +99,7 @@ class Registration:
     agreement: float = 0.0
     tie_points: TiePoints = field(default_factory=TiePoints)
     notes: tuple[str, ...] = ()
+    thumbnails: Thumbnails | None = None
 
     @property
     def ok(self) -> bool:
@@ -84,12 +116,24 @@ class Registration:
 
     def __repr__(self) -> str:
         if not self.ok:
-            return f"Registration refused: {self.reason}" + (f"\n  {self.advice}" if self.advice else "")
+            return "\n  ".join([f"Registration refused: {self.reason}", *filter(None, [self.advice, *self.notes])])
+        residuals = self.tie_points.residuals[self.tie_points.inliers]
+        off = f"90 % of them within {np.percentile(residuals, 90):.2f} pixels of B" if len(residuals) else "none"
+        model = f"{'an' if self.model[:1] in 'aeiou' else 'a'} {self.model}"
         return (
-            f"Registration by a {self.model} transform, right with a probability of {self.probability:.0%}\n"
-            f"  {self.overlap:.0%} of A overlaps B, {self.agreement:.0%} of it agrees; "
-            f"{len(self.tie_points)} tie points, {int(self.tie_points.inliers.sum())} inliers"
+            f"Registration by {model} transform, right with a probability of {self.probability:.0%}\n"
+            f"  {len(residuals)} of {len(self.tie_points)} tie points agree, {off}\n"
+            f"  {self.overlap:.0%} of A overlaps B, {self.agreement:.0%} of it agrees"
         )
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the text, and a checkerboard of small versions of the images."""
+        text = f"<pre>{escape(repr(self))}</pre>"
+        if self.transform is None or self.thumbnails is None:
+            return text
+        board = cv2.cvtColor(self.thumbnails.checkerboard(self.transform), cv2.COLOR_RGB2BGR)
+        data = base64.b64encode(cv2.imencode(".png", board)[1].tobytes()).decode("ascii")
+        return f'{text}<img alt="Alternating squares of registered A and of B" src="data:image/png;base64,{data}">'
 
     def warp(
         self, image_a: NDArray[np.generic], shape: tuple[int, ...], interpolation: Interpolation = "linear"
@@ -99,38 +143,75 @@ class Registration:
         Raises:
             ValueError: the registration is not `ok`.
         """
-        if self.transform is None:
-            raise ValueError(f"there is no transform to warp by: {self.reason}")
-        return self.transform.warp(image_a, shape, interpolation)
+        return self._found("warp by").warp(image_a, shape, interpolation)
 
-    def checkerboard(
-        self, image_a: NDArray[np.generic] | Tensor, image_b: NDArray[np.generic] | Tensor, squares: int = 8
-    ) -> NDArray[np.uint8]:
+    def error_at(self, points: ArrayLike) -> NDArray[np.float64]:
+        """How far, in pixels of B, nine of ten tie points around a location are from where the transform takes them.
+
+        Args:
+            points: (N, 2) xy of A.
+
+        Returns:
+            (N,) pixels; infinite far from all tie points.
+        """
+        given = np.asarray(points, np.float64).reshape(-1, 2)
+        inliers = self.tie_points.inliers
+        known, residuals = self.tie_points.a[inliers], self.tie_points.residuals[inliers]
+        if len(known) < _NEAREST:
+            return np.full(len(given), np.inf)
+        distances = np.linalg.norm(given[:, None] - known, axis=2)
+        nearest = np.argpartition(distances, _NEAREST - 1, axis=1)[:, :_NEAREST]
+        errors = np.percentile(residuals[nearest], 90, axis=1)
+        errors[distances.min(1) > _REACH * float(np.linalg.norm(np.ptp(known, axis=0)))] = np.inf
+        return np.asarray(errors, np.float64)
+
+    def checkerboard(self, image_a: Drawable, image_b: Drawable, squares: int = 8) -> NDArray[np.uint8]:
         """Alternating squares of warped A and of B, as uint8 RGB (H, W, 3) of B's size, to look at.
 
         Args:
-            image_a, image_b: (H, W) or RGB (H, W, 3); other than uint8, they are mapped from their percentile range.
+            image_a, image_b: as :func:`register` took them, or other images of their sizes; of lists, the first.
             squares: along the longer side.
 
         Raises:
-            ValueError: the registration is not `ok`.
+            ValueError: the registration is not `ok`, or no image is passed.
         """
-        b = displayed(image_b)
-        warped = self.warp(displayed(image_a), b.shape)
-        h, w = b.shape[:2]
-        side = max(1, math.ceil(max(h, w) / squares))
-        odd = (np.arange(h)[:, None] // side + np.arange(w) // side) % 2 == 1
-        board: NDArray[np.uint8] = np.where(odd[..., None], b, warped)
-        return board
+        transform, b = self._found("warp by"), displayed(image_b)
+        return checkerboard(np.asarray(transform.warp(displayed(image_a), b.shape), np.uint8), b, squares)
 
+    def draw_matches(self, image_a: Drawable, image_b: Drawable, lines: int = 40) -> NDArray[np.uint8]:
+        """Both images side by side with their tie points, as uint8 RGB; those that disagree are red.
 
-def displayed(image: NDArray[Any] | Tensor) -> NDArray[np.uint8]:
-    """An image as uint8 RGB (H, W, 3); other than uint8, it is mapped from its percentile range, NaN to black."""
-    array = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[..., 0]
-    if array.dtype != np.uint8:
-        low, high = percentile_range(array)
-        scaled = (np.nan_to_num(array.astype(np.float32), nan=low) - low) / (high - low)
-        array = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
-    return np.asarray(cv2.cvtColor(array, cv2.COLOR_GRAY2RGB) if array.ndim == 2 else array[..., :3], np.uint8)
+        Args:
+            image_a, image_b: as in :meth:`checkerboard`.
+            lines: how many tie points that agree, and that do not, are joined by lines; all have dots.
+        """
+        points = self.tie_points
+        return matches_side_by_side(image_a, image_b, (points.a, points.b), points.inliers, lines)
+
+    def error_map(self, image_b: Drawable, most: float | None = None) -> NDArray[np.uint8]:
+        """What :meth:`error_at` says all over B, as colours over B: uint8 RGB (H, W, 3); grey where it is not known.
+
+        Args:
+            image_b: as in :meth:`checkerboard`.
+            most: error in pixels of B that has the last colour; default: what 99 % of the errors lie below.
+
+        Raises:
+            ValueError: the registration is not `ok`, or no image is passed.
+        """
+        transform, b = self._found("tell the error of"), displayed(image_b)
+        step = max(b.shape[:2]) / _MAP_SIDE
+        h, w = (max(1, round(side / step)) for side in b.shape[:2])
+        grid = np.stack(np.meshgrid(np.arange(w), np.arange(h)), -1).reshape(-1, 2)
+        on_b = resizing((b.shape[1] / w, b.shape[0] / h)).inverse()(grid)
+        errors = self.error_at(transform.inverse()(on_b)).reshape(h, w)
+        return error_overlay(errors, b, most)
+
+    def _found(self, purpose: str) -> Transform:
+        """The transform.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.transform is None:
+            raise ValueError(f"there is no transform to {purpose}: {self.reason}")
+        return self.transform

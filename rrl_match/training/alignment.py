@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rrl_match.borders import footprint
 from rrl_match.registration.config import BlockConfig, Config
 from rrl_match.registration.images import Frame, prepare
 from rrl_match.registration.refinement import Freedom, refine
-from rrl_match.training.datasets import ImagePair, PairSource, Source
+from rrl_match.training.datasets import ImagePair, PairSource, Source, footprint
 from rrl_match.transforms import Affine, Similarity, as_matrix
 
 logger = logging.getLogger(__name__)

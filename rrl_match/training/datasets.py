@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rrl_match.borders import footprint
+from rrl_match.borders import border_without_data
 from rrl_match.errors import DataError, ImageError
 from rrl_match.io.images import decode
 from rrl_match.io.tables import read_table
@@ -142,28 +142,57 @@ def name_and_weight(text: str) -> tuple[str, float]:
     return name, factor
 
 
-def read_pairs(folder: str | Path, split: str = "train") -> list[ImagePair]:
-    """The image pairs of one split of a folder with a ``manifest.csv``.
+class ManifestRow(NamedTuple):
+    """A pair as a manifest lists it: `where` it does so, for messages, files, and the matrix (2, 3) from A to B."""
 
-    The manifest's columns are ``pair,split,scene,image_a,image_b,m00,m01,m02,m10,m11,m12``; paths are relative
-    to the folder. Images are 8-bit, grey or colour.
+    where: str
+    name: str
+    scene: str
+    image_a: Path
+    image_b: Path
+    a_to_b: NDArray[np.float64]
+
+
+def read_manifest(folder: str | Path, split: str) -> list[ManifestRow]:
+    """The rows of one split of a folder's ``manifest.csv``.
+
+    Its columns are ``pair,split,scene,image_a,image_b,m00,m01,m02,m10,m11,m12``; paths are relative to the folder.
 
     Raises:
-        DataError: no manifest, no such split, a name that occurs twice, or a row whose images are missing, broken, not
-            8-bit, too small, or aligned by the identity without being of one size.
+        DataError: no manifest, no such split, a name that occurs twice, or a matrix that cannot be inverted.
     """
     manifest = Path(folder) / "manifest.csv"
     if not manifest.is_file():
         raise DataError(f"{manifest} not found: training reads a folder with a manifest.csv")
-    rows = [(line, row) for line, row in read_table(manifest, set(_COLUMNS)) if row["split"] == split]
+    rows: dict[str, ManifestRow] = {}
+    for line, cells in read_table(manifest, set(_COLUMNS)):
+        if cells["split"] != split:
+            continue
+        name = cells["pair"]
+        if name in rows:
+            raise DataError(f"{manifest}, line {line}: there are two pairs {name!r} in split {split!r}")
+        where = f"{manifest}, line {line} ({name})"
+        try:
+            a_to_b = np.array([float(cells[c]) for c in _COLUMNS[5:]]).reshape(2, 3)
+        except ValueError as error:
+            raise DataError(f"{where}: the matrix m00..m12 is not six numbers") from error
+        if not is_invertible(a_to_b):
+            raise DataError(f"{where}: the matrix m00..m12 cannot be inverted")
+        image_a, image_b = (manifest.parent / cells[key] for key in ("image_a", "image_b"))
+        rows[name] = ManifestRow(where, name, cells["scene"], image_a, image_b, a_to_b)
     if not rows:
         raise DataError(f"{manifest} has no row with split {split!r}")
-    names: set[str] = set()
-    for line, row in rows:
-        if row["pair"] in names:
-            raise DataError(f"{manifest}, line {line}: there are two pairs {row['pair']!r} in split {split!r}")
-        names.add(row["pair"])
-    return [_read_pair(Path(folder), f"{manifest}, line {line} ({row['pair']})", row) for line, row in rows]
+    return list(rows.values())
+
+
+def read_pairs(folder: str | Path, split: str = "train") -> list[ImagePair]:
+    """The image pairs of one split of a folder with a manifest, see :func:`read_manifest`.
+
+    Raises:
+        DataError: as :func:`read_manifest`, or images are missing, broken, not 8-bit, too small, or aligned by the
+            identity without being of one size.
+    """
+    return [_read_pair(row) for row in read_manifest(folder, split)]
 
 
 def hold_back(source: Source, fraction: float) -> tuple[PairSource, PairSource]:
@@ -196,31 +225,32 @@ def hold_back(source: Source, fraction: float) -> tuple[PairSource, PairSource]:
     return PairSource(source.name, kept, source.weight), PairSource(source.name, validation, source.weight)
 
 
-def _read_pair(folder: Path, where: str, row: dict[str, str]) -> ImagePair:
-    images: list[NDArray[np.uint8]] = []
-    for key, flag in (("image_a", cv2.IMREAD_COLOR), ("image_b", cv2.IMREAD_GRAYSCALE)):
-        path = folder / row[key]
-        try:
-            image = decode(path, flag | cv2.IMREAD_ANYDEPTH)
-        except (ImageError, OSError) as error:
-            raise DataError(f"{where}: {key} {error}") from error
-        if image.dtype != np.uint8:
-            raise DataError(f"{where}: {key} {path} is {image.dtype}, not 8-bit: map its range of values to 0..255")
-        if min(image.shape[:2]) < 96:
-            raise DataError(f"{where}: {key} {path} is {image.shape[1]} x {image.shape[0]}, too small to cut patches")
-        images.append(image)
-    try:
-        a_to_b = np.array([float(row[c]) for c in _COLUMNS[5:]]).reshape(2, 3)
-    except ValueError as error:
-        raise DataError(f"{where}: the matrix m00..m12 is not six numbers") from error
-    if not is_invertible(a_to_b):
-        raise DataError(f"{where}: the matrix m00..m12 cannot be inverted")
-    a, b = images
-    if np.array_equal(a_to_b, np.eye(2, 3)) and a.shape[:2] != b.shape[:2]:
+def _read_pair(row: ManifestRow) -> ImagePair:
+    a = _read_image(row.image_a, cv2.IMREAD_COLOR, f"{row.where}: image_a")
+    b = _read_image(row.image_b, cv2.IMREAD_GRAYSCALE, f"{row.where}: image_b")
+    if np.array_equal(row.a_to_b, np.eye(2, 3)) and a.shape[:2] != b.shape[:2]:
         raise DataError(
-            f"{where}: the images differ in size, {a.shape[:2]} and {b.shape[:2]}, yet the matrix is the identity"
+            f"{row.where}: the images differ in size, {a.shape[:2]} and {b.shape[:2]}, yet the matrix is the identity"
         )
-    return ImagePair(row["pair"], row["scene"], a, b, a_to_b)
+    return ImagePair(row.name, row.scene, a, b, row.a_to_b)
+
+
+def _read_image(path: Path, flag: int, where: str) -> NDArray[np.uint8]:
+    try:
+        image = decode(path, flag | cv2.IMREAD_ANYDEPTH)
+    except (ImageError, OSError) as error:
+        raise DataError(f"{where} {error}") from error
+    if image.dtype != np.uint8:
+        raise DataError(f"{where} {path} is {image.dtype}, not 8-bit: map its range of values to 0..255")
+    if min(image.shape[:2]) < 96:
+        raise DataError(f"{where} {path} is {image.shape[1]} x {image.shape[0]}, too small to cut patches")
+    return image
+
+
+def footprint(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Where a training image (H, W) or (H, W, 3) has data: (H, W) of 1, but 0 in a black border and 3 px beside it."""
+    border = border_without_data(image.reshape(*image.shape[:2], -1).max(2), value=0).astype(np.uint8)
+    return np.asarray(1 - cv2.dilate(border, np.ones((5, 5), np.uint8)), np.uint8)  # 1 px is in the border already
 
 
 def find_locations(pair: ImagePair, patch_size: int, spacing: int = 12) -> NDArray[np.float32]:

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rrl_match.borders import footprint
 from rrl_match.errors import DataError
-from rrl_match.training.datasets import ImagePair, Source, find_locations
+from rrl_match.training.datasets import ImagePair, Source, find_locations, footprint
 from rrl_match.training.device import to_device
 from rrl_match.training.recipe import Geometry, Phase
 

@@ -198,9 +198,8 @@ def _interpolation(count: int, step: float) -> tuple[NDArray[np.float64], NDArra
     at_nodes, at_pixels = (dense_basis(at, cells) for at in (np.arange(cells + 1.0), np.arange(count) / step + _BEYOND))
     ends = np.zeros((2, cells + 3))
     ends[0, :3] = ends[1, -3:] = 1, -2, 1  # natural splines do not bend there
-    weights: NDArray[np.float64] = at_pixels @ np.linalg.inv(np.vstack([at_nodes, ends]))[:, :-2]
-    nodes: NDArray[np.float64] = (np.arange(cells + 1) - _BEYOND) * step
-    return weights, nodes
+    weights = np.asarray(at_pixels @ np.linalg.inv(np.vstack([at_nodes, ends]))[:, :-2], np.float64)
+    return weights, np.asarray((np.arange(cells + 1) - _BEYOND) * step, np.float64)
 
 
 def dense_basis(at: NDArray[np.float64], cells: int) -> NDArray[np.float64]:

@@ -376,6 +376,25 @@ def test_tie_points_of_rasters_have_map_coordinates(tmp_path, images, calls):
     assert (tmp_path / "out" / "warped.tif").is_file()
 
 
+def test_rasters_that_were_reduced_are_read_at_full_resolution(tmp_path, images, calls, monkeypatch):
+    rasterio = pytest.importorskip("rasterio")
+    monkeypatch.setattr("rrl_match.io.rasters.MAX_PIXELS", 90 * 70 // 4)
+    shape = {
+        "width": 90,
+        "height": 70,
+        "count": 1,
+        "dtype": "uint8",
+        "transform": rasterio.Affine(2, 0, 100, 0, -2, 200),
+    }
+    with rasterio.open(tmp_path / "b.tif", "w", **shape) as dataset:
+        dataset.write(GREY, 1)
+    assert run(images[0], tmp_path / "b.tif") == 0
+    finer_a, finer_b = calls[0].finer
+    assert finer_a is None
+    assert finer_b.finest == pytest.approx(0.5)
+    np.testing.assert_array_equal(finer_b(np.zeros(2), np.array([45.0, 35]), 0.5).pixels, GREY)
+
+
 @pytest.mark.shared
 @pytest.mark.slow
 @pytest.mark.usefixtures("real")

@@ -1,6 +1,5 @@
 """The examples run on the image pairs that come with them and find the true transform."""
 
-import csv
 import re
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from example_pair import read_pair
 
 from rrl_match import extract_patches
 
@@ -18,9 +18,7 @@ IMAGES = EXAMPLES / "images"
 
 
 def true_matrix(name):
-    with open(IMAGES / "manifest.csv", newline="", encoding="utf-8") as manifest:
-        row = next(row for row in csv.DictReader(manifest) if row["pair"] == name)
-    return np.array([[float(row[f"m{i}{j}"]) for j in range(3)] for i in range(2)] + [[0, 0, 1]])
+    return np.vstack([read_pair(name)[2], [0, 0, 1]])
 
 
 def run(script, *arguments):

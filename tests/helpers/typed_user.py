@@ -33,7 +33,7 @@ from rrl_match.cli.main import main
 from rrl_match.export import Exported, export_onnx, export_torch
 from rrl_match.modeling import Band, RRLNet, RRLNetConfig
 from rrl_match.pretrained import ModelConfig, load_folder, save_folder
-from rrl_match.registration import Config, TiePoints
+from rrl_match.registration import Config, Thumbnails, TiePoints
 from rrl_match.selftest import Check, reference_scores, run_checks, versions
 from rrl_match.training.convert import load_keras_weights
 from rrl_match.training.datasets import ImagePair, PairSource, Source, read_source
@@ -123,10 +123,15 @@ assert_type(result.overlap, float)
 assert_type(result.agreement, float)
 assert_type(result.notes, tuple[str, ...])
 assert_type(result.tie_points, TiePoints)
+assert_type(result.thumbnails, Thumbnails | None)
 assert_type(result.tie_points.a, NDArray[np.float64])
 assert_type(result.tie_points.scores, NDArray[np.float32])
 assert_type(result.tie_points.inliers, NDArray[np.bool_])
-assert_type(result.checkerboard(image, image), NDArray[np.uint8])
+assert_type(result.checkerboard(image, torch.zeros(100, 100)), NDArray[np.uint8])
+assert_type(result.draw_matches([image, image], image), NDArray[np.uint8])
+assert_type(result.error_map(image), NDArray[np.uint8])
+assert_type(result.error_at([(1, 2)]), NDArray[np.float64])
+assert_type(matches.draw(image, image, keypoints, keypoints), NDArray[np.uint8])
 assert_type(result.warp(image, image.shape), NDArray[np.generic])
 register(matcher, [image, image], [torch.zeros(100, 100)] * 2, mask_a=image[..., 0], value_range=(None, (0, 1)))
 register(matcher, image, image, search=Search(rotation=10, scale=(0.9, 1.1)), config=Config(), progress=True)

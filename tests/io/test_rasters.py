@@ -6,8 +6,8 @@ from geotiffs import NORTH_UP, UTM, moved, texture, write
 
 from rrl_match import ImageError
 from rrl_match.io import rasters
-from rrl_match.io.rasters import by_georeference, common_views, map_offset, opened, read_raster
-from rrl_match.transforms import Affine
+from rrl_match.io.rasters import RasterParts, by_georeference, common_views, map_offset, opened, read_raster
+from rrl_match.transforms import Affine, resizing
 
 rasterio = pytest.importorskip("rasterio")
 
@@ -166,3 +166,34 @@ def test_map_offset_of_two_reference_systems(tmp_path):
     said = by_georeference(a, b)
     shifted = Affine(said.full + np.array([[0, 0, 3], [0, 0, 0], [0, 0, 0]]))
     np.testing.assert_allclose(map_offset(a, b, shifted), [6, 0], atol=0.01)
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_parts_lie_where_they_say(tmp_path, monkeypatch, turn):
+    """A raster that was read at half its resolution, and a part of it that was read at its own, however it lies."""
+    transform, lay = TURNS[turn]
+    monkeypatch.setattr(rasters, "MAX_PIXELS", 80 * 90 // 4)
+    ramp = np.stack([np.tile(np.arange(90), (80, 1)), np.tile(np.arange(80)[:, None], (1, 90))] * 2)[:3]
+    image = read_raster(write(tmp_path / "a.tif", np.ascontiguousarray(lay(ramp.astype(np.float32))), transform))
+    parts = RasterParts(image)
+    assert parts.finest == pytest.approx(0.5)
+    part = parts(np.array([-5.0, 4.0]), np.array([20.0, 30.0]), 0.5)
+    rows, columns = part.pixels.shape[:2]
+    assert rows < 60
+    grid = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), -1).reshape(-1, 2)
+    on_image = part.from_whole.inverse()(grid)
+    values = part.pixels[..., :2].reshape(-1, 2)
+    np.testing.assert_allclose(on_image, resizing(2)(values), atol=1e-4)
+
+
+def test_parts_are_read_no_finer_than_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(rasters, "MAX_PIXELS", 100 * 100)
+    bands = np.zeros((1, 800, 800), np.float32)
+    bands[:, :, 600:] = np.nan
+    parts = RasterParts(read_raster(write(tmp_path / "a.tif", bands)))
+    half = parts(np.array([10.0, 20]), np.array([89.0, 99]), 0.25)
+    assert half.pixels.shape == pytest.approx((320, 320), abs=6)
+    assert half.mask[:, :200].all()
+    assert not half.mask[:, -40:].any()
+    assert parts(np.array([80.0, 0]), np.array([99.0, 99]), 0.25) is None, "no data"
+    assert parts(np.array([0.0, 0]), np.array([2.0, 99]), 0.25) is None, "too narrow"

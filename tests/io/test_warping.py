@@ -1,6 +1,5 @@
 """Warped rasters: where they lie, and what they keep of A."""
 
-import csv
 import json
 
 import cv2
@@ -10,9 +9,10 @@ from geotiffs import NORTH_UP, UTM, moved, read_back, texture, write
 
 from rrl_match.cli.main import main
 from rrl_match.io import warping
-from rrl_match.io.images import read_image
+from rrl_match.io.images import decode, read_image
 from rrl_match.io.rasters import opened, read_raster
 from rrl_match.io.warping import warp_raster
+from rrl_match.training.datasets import read_manifest
 from rrl_match.transforms import Affine, Homography
 
 rasterio = pytest.importorskip("rasterio")
@@ -166,11 +166,10 @@ def test_flags_are_not_interpolated_beside_measurements(warp, tmp_path):
 
 def georeferenced_pair(shared, folder, domain, pair):
     """A real pair as GeoTIFFs on one map: A of three bands, 14 m off and with a footprint; B a part of it."""
-    with (shared / "data" / domain / "manifest.csv").open(newline="") as file:
-        row = next(row for row in csv.DictReader(file) if row["pair"] == pair)
-    assert [row[key] for key in ("m00", "m01", "m02", "m10", "m11", "m12")] == ["1", "0", "0", "0", "1", "0"]
-    a = cv2.imread(str(shared / "data" / domain / row["image_a"]))[..., ::-1]
-    b = cv2.imread(str(shared / "data" / domain / row["image_b"]), cv2.IMREAD_GRAYSCALE)
+    rows = [row for split in ("train", "test") for row in read_manifest(shared / "data" / domain, split)]
+    row = next(row for row in rows if row.name == pair)
+    np.testing.assert_array_equal(row.a_to_b, np.eye(2, 3))
+    a, b = decode(row.image_a, cv2.IMREAD_COLOR), decode(row.image_b, cv2.IMREAD_GRAYSCALE)
     bands = a.transpose(2, 0, 1).astype(np.uint16) * 37 + 100
     bands[:, :30] = 0
     write(folder / "a.tif", bands, moved(5, 5), nodata=0)  # which are 10 m

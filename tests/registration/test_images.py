@@ -63,6 +63,17 @@ def test_levels(factor):
     np.testing.assert_allclose(level.from_full([-0.5, -0.5]), [-0.5, -0.5], atol=1e-9)
 
 
+def test_thumbnail_is_small_and_black_where_nothing_is_known():
+    image = np.full((300, 600), np.nan, np.float32)
+    image[:, 300:] = make_scene(0, (300, 300)) / np.float32(255)
+    small = prepare(image, None, None, "a").thumbnail()
+    assert small.shape == (128, 256)
+    assert small.dtype == np.uint8
+    assert not small[:, :127].any()
+    assert small[:, 129:].std() > 20
+    assert prepare(make_scene(0), None, None, "a").thumbnail().shape == (190, 220)
+
+
 def test_grey_of_rgb_and_bgr_is_the_same():
     colour = np.dstack([make_scene(k) for k in range(3)])
     both = [prepare(image, None, None, "a").grey for image in (colour, colour[..., ::-1])]

@@ -50,6 +50,8 @@ def test_small_displacement(matcher, scene, model, fitted):
     assert np.isfinite(points.scores).sum() >= 10
     assert np.median(np.linalg.norm(truth(points.a) - points.b, axis=1)) < 0.5
     np.testing.assert_allclose(points.residuals, np.linalg.norm(result.transform(points.a) - points.b, axis=1))
+    assert result.thumbnails.a.shape == scene.shape
+    assert result.thumbnails.size_b == there.shape[::-1]
 
 
 def test_the_model_is_taken_as_asked_without_simplify(matcher, scene):

@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import pytest
 import tables
 
@@ -75,7 +76,7 @@ def test_cells(monkeypatch):
             "wrong": 3,
         },
     ]
-    monkeypatch.setattr(tables, "rows_of", lambda name: rows)
+    monkeypatch.setattr(tables, "results", lambda name: {"rows": rows})
     assert list(tables.registration()) == [
         "| AUC@10px / refused / wrong | pairs | `register`, `universal` | SIFT |",
         "| --- | ---: | ---: | ---: |",
@@ -85,3 +86,55 @@ def test_cells(monkeypatch):
     page = "before\n<!-- table: registration -->\nold\n<!-- end -->\nafter\n"
     assert tables.rendered(page).splitlines()[1:3] == ["<!-- table: registration -->", next(tables.registration())]
     assert tables.rendered(tables.rendered(page)) == tables.rendered(page)
+
+
+def measured(method, weights, pairs, auc10, seconds):
+    """Two sets of as many pairs."""
+    common = {"scene": "all", "method": method, "weights": weights, "pairs": pairs, "refused": 1, "wrong": 0}
+    return [{"data": data, **common, "auc10": auc10, "seconds": seconds} for data in ("sea", "wood")]
+
+
+def test_methods_are_compared_on_the_same_pairs(monkeypatch, tmp_path):
+    """ORB was measured on fewer, so that it is left out; the plot shows the others."""
+    held = {
+        "registration_register": [*measured("register", "universal", 5, 80, 2), *measured("sift", None, 5, 10, 0.3)],
+        "registration_baselines": [*measured("orb", None, 1, 5, 0.1), *measured("elastix", None, 5, 30, 9)],
+    }
+    monkeypatch.setattr(tables, "results", lambda name: {"rows": held[name]})
+    lines = list(tables.methods())
+    assert lines[0] == "![AUC@10px over seconds a pair](../examples/images/speed_accuracy.png)"
+    assert lines[2].startswith("10 test pairs")
+    assert lines[-3:] == [
+        "| `register`, `universal` | 80.0 / 2 / 0 | 2.0 |",
+        "| SIFT | 10.0 / 2 / 0 | 0.3 |",
+        "| elastix | 30.0 / 2 / 0 | 9.0 |",
+    ]
+    tables.draw(tmp_path / "plot.png")
+    height, width = cv2.imread(str(tmp_path / "plot.png")).shape[:2]
+    assert width > height > 300
+
+
+def test_speeds(monkeypatch):
+    rows = [
+        {"weights": "universal", "dtype": "bfloat16", "call": "score", "size": 64, "seconds": 0.5},
+        {"weights": "universal-lite", "dtype": "bfloat16", "call": "score", "size": 64, "seconds": 0.1},
+        {"weights": "universal", "dtype": "bfloat16", "call": "register", "size": 1, "seconds": 2.0},
+    ]
+    machine = {"cpu": "Some CPU", "gpu": None, "threads": 1}
+    monkeypatch.setattr(tables, "results", lambda name: {"machine": machine, "rows": rows})
+    lines = list(tables.speed())
+    assert lines[0].startswith("Some CPU, one thread, processor time")
+    assert lines[-2:] == [
+        "| `score`, batch size 64 | bfloat16 | 128 pairs/s | 640 pairs/s |",
+        "| register | bfloat16 | 2.00 s |  |",
+    ]
+
+
+def test_what_was_not_measured_is_left_out(monkeypatch):
+    monkeypatch.setattr(tables, "results", lambda name: {"rows": []})
+    page = "before\n<!-- table: methods -->\n<!-- end -->\n<!-- table: speed -->\nold\n<!-- end -->\n"
+    assert tables.rendered(page) == page.replace("old\n", "")
+
+
+def test_plot_is_there_if_it_was_measured():
+    assert tables.PLOT.is_file() == bool(tables.compared())

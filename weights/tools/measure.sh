@@ -31,7 +31,7 @@ rig() {
 false_acceptance() {
     python examples/experiments/false_acceptance.py "${sources[@]}" --pairs 4 --save $results/false_acceptance.json
 }
-speed() { python examples/benchmark.py --save $results/speed.json; }
+speed() { python examples/benchmark.py --dtypes bfloat16 --batch-sizes 1 64 --save $results/speed.json; }
 patches() { # of weights: weights/tools/release.py keeps what rrl-match evaluate --save wrote when they were released
     python examples/experiments/baselines.py --benchmark "$patches"/*.npz --save $results/patches_sift.json
 }

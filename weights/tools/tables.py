@@ -1,12 +1,13 @@
 """For maintainers: the tables of the pages and the plot, made from ``weights/results/*.json``.
 
 ``python weights/tools/tables.py`` writes the tables between ``<!-- table: NAME -->`` and ``<!-- end -->``, and
-``examples/images/speed_accuracy.png``.
+``examples/images/speed_accuracy.png``. What was not measured yet is left out, with the words around it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,9 @@ from typing import Any, TypeAlias
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "weights" / "results"
 PLOT = ROOT / "examples" / "images" / "speed_accuracy.png"
-PAGES = [ROOT / "README.md", ROOT / "weights" / "README.md"]
+PAGES = [
+    ROOT / page for page in ("README.md", "weights/README.md", "examples/README.md", "rrl_match/training/README.md")
+]
 UNIVERSAL = ("universal", "universal-lite")
 BANDS = {
     "universal": "visible, any other",
@@ -30,9 +33,16 @@ Row: TypeAlias = dict[str, Any]
 Lines: TypeAlias = Iterator[str]
 
 
+def results(name: str) -> Row:
+    """What ``weights/results/NAME.json`` holds; no rows if it does not exist yet."""
+    path = RESULTS / f"{name}.json"
+    held: Row = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": []}
+    return held
+
+
 def rows_of(name: str) -> list[Row]:
     """Rows of ``weights/results/NAME.json``."""
-    rows: list[Row] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+    rows: list[Row] = results(name)["rows"]
     return rows
 
 
@@ -79,20 +89,6 @@ def _outcome(row: Row | None, pairs: int) -> str:
     return f"{row['auc10']:.1f} / {row['refused']} / {row['wrong']}{of}"
 
 
-def _registration(rows: Sequence[Row], key: str) -> Lines:
-    names = list(dict.fromkeys(row[key] for row in rows))
-    columns = [column for column in METHODS if find(rows, method=column[0], weights=column[1])]
-
-    def body() -> Iterator[list[str]]:
-        for name in sorted(names):
-            of_name = [row for row in rows if row[key] == name]
-            pairs = max(row["pairs"] for row in of_name)
-            found = (find(of_name, method=method, weights=weights) for method, weights in columns)
-            yield [name, str(pairs), *(_outcome(row, pairs) for row in found)]
-
-    return table(["AUC@10px / refused / wrong", "pairs", *(METHODS[column] for column in columns)], body())
-
-
 METHODS = {
     ("register", "universal"): "`register`, `universal`",
     ("register", "universal-lite"): "`register`, `universal-lite`",
@@ -107,27 +103,31 @@ METHODS = {
 
 def registration() -> Lines:
     """All test pairs of each set."""
-    return _registration([row for row in rows_of("registration") if row["scene"] == "all"], "data")
+    rows = [row for row in rows_of("registration") if row["scene"] == "all"]
+    columns = [column for column in METHODS if find(rows, method=column[0], weights=column[1])]
 
+    def body() -> Iterator[list[str]]:
+        for data in sorted({row["data"] for row in rows}):
+            of_set = [row for row in rows if row["data"] == data]
+            pairs = max(row["pairs"] for row in of_set)
+            found = (find(of_set, method=method, weights=weights) for method, weights in columns)
+            yield [data, str(pairs), *(_outcome(row, pairs) for row in found)]
 
-def scenes() -> Lines:
-    """The scenes of vis-nir."""
-    return _registration(
-        [row for row in rows_of("registration") if row["data"] == "vis-nir" and row["scene"] != "all"], "scene"
-    )
+    return table(["AUC@10px / refused / wrong", "pairs", *(METHODS[column] for column in columns)], body())
 
 
 def compared() -> list[Row]:
-    """One row for each method, on the same few pairs of each set: means over the sets, sums of refused and wrong."""
-    rows = rows_of("registration_register") + rows_of("registration_baselines")
+    """One row for each method, on the same few pairs of each set: means over the sets, sums of refused and wrong.
+
+    The pairs are those that `register` was measured on; a method that was measured on others is left out.
+    """
+    ours = [row for row in rows_of("registration_register") if row["scene"] == "all"]
+    rows = ours + [row for row in rows_of("registration_baselines") if row["scene"] == "all"]
+    pairs = {row["data"]: row["pairs"] for row in ours}
     result = []
     for method, weights in METHODS:
-        of_sets = {
-            row["data"]: row
-            for row in rows
-            if (row["method"], row["weights"], row["scene"]) == (method, weights, "all")
-        }
-        if of_sets:
+        of_sets = {row["data"]: row for row in reversed(rows) if (row["method"], row["weights"]) == (method, weights)}
+        if pairs and {data: row["pairs"] for data, row in of_sets.items()} == pairs:
             total = {key: sum(row[key] for row in of_sets.values()) for key in ("pairs", "refused", "wrong")}
             mean = {key: sum(row[key] for row in of_sets.values()) / len(of_sets) for key in ("auc10", "seconds")}
             result.append({"method": method, "weights": weights, "label": METHODS[method, weights]} | total | mean)
@@ -135,7 +135,7 @@ def compared() -> list[Row]:
 
 
 def weights() -> Lines:
-    """What the released weights are for, their and FPR95 on the sets that have weights of their own."""
+    """What the released weights are for, and their FPR95 on the sets that have weights of their own."""
     body = (
         [
             f"[`{name}`](weights/{name}/README.md)",
@@ -149,17 +149,18 @@ def weights() -> Lines:
 
 
 def methods() -> Lines:
-    """All methods on the same pairs."""
-    body = (
-        [
-            row["label"],
-            *(str(row[key]) for key in ("pairs", "refused", "wrong")),
-            f"{row['auc10']:.1f}",
-            f"{row['seconds']:.1f}",
-        ]
-        for row in compared()
-    )
-    return table(["", "pairs", "AUC@10px / refused / wrong", "seconds"], body)
+    """All methods on the same pairs, as a plot and a table."""
+    rows = compared()
+    if not rows:
+        return
+    yield f"![AUC@10px over seconds a pair]({os.path.relpath(PLOT, ROOT / 'weights')})"
+    yield ""
+    yield f"{rows[0]['pairs']} test pairs: mean AUC over the sets, and seconds a pair of processor time on one core."
+    if find(rows, method="aliked-lightglue"):
+        yield "ALIKED has 2,048 keypoints, which LightGlue matches; elastix maximises mutual information."
+    yield ""
+    body = ([row["label"], _outcome(row, row["pairs"]), f"{row['seconds']:.1f}"] for row in rows)
+    yield from table(["", "AUC@10px / refused / wrong", "seconds"], body)
 
 
 def rig() -> Lines:
@@ -209,6 +210,12 @@ def arms() -> Lines:
 def speed() -> Lines:
     """Calls a second, of both universal weights."""
     rows = rows_of("speed")
+    if not rows:
+        return
+    machine = results("speed")["machine"]
+    threads = "one thread, processor time" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    yield f"{machine['gpu'] or machine['cpu']}, {threads}; `register` takes the [NAIP pair](images/README.md):"
+    yield ""
     keys = dict.fromkeys((row["call"], row["size"], row["dtype"]) for row in rows)
 
     def body() -> Iterator[list[str]]:
@@ -216,7 +223,7 @@ def speed() -> Lines:
             found = [find(rows, weights=name, call=call, size=size, dtype=dtype) for name in UNIVERSAL]
             yield [_call(call, size), dtype, *(_rate(row) for row in found)]
 
-    return table(["", "dtype", *(f"`{name}`" for name in UNIVERSAL)], body(), 2)
+    yield from table(["", "dtype", *(f"`{name}`" for name in UNIVERSAL)], body(), 2)
 
 
 def _call(call: str, size: int) -> str:
@@ -238,7 +245,6 @@ TABLES: dict[str, Callable[[], Lines]] = {
     "weights": weights,
     "patches": patches,
     "registration": registration,
-    "scenes": scenes,
     "methods": methods,
     "rig": rig,
     "false acceptance": false_acceptance,
@@ -252,8 +258,7 @@ def rendered(page: str) -> str:
     """The text of a page with its tables made anew."""
 
     def replaced(match: re.Match[str]) -> str:
-        lines = "\n".join(TABLES[match[1]]())
-        return f"<!-- table: {match[1]} -->\n{lines}\n<!-- end -->"
+        return "\n".join([f"<!-- table: {match[1]} -->", *TABLES[match[1]](), "<!-- end -->"])
 
     return re.sub(r"<!-- table: ([\w ]+) -->\n.*?<!-- end -->", replaced, page, flags=re.DOTALL)
 
@@ -283,6 +288,8 @@ def main() -> None:
     for path in PAGES:
         text = path.read_text(encoding="utf-8")
         path.write_text(rendered(text), encoding="utf-8")
+    if compared():
+        draw(PLOT)
 
 
 if __name__ == "__main__":
