@@ -16,12 +16,13 @@ from rrl_match.io.images import Georeference, Grid, Resampling, decode
 from rrl_match.io.rasters import converted, correct_georeference, grid_of, is_raster
 from rrl_match.io.results import write_warped
 from rrl_match.io.tables import read_table
-from rrl_match.transforms import Affine, MatrixTransform, Points, Transform, compose, resizing
+from rrl_match.transforms import Affine, Points, Transform, Translation, compose, resizing
 
 Which: TypeAlias = Literal["a", "b"]
 _SAME_SHAPE = 0.01  # relative difference of the sides' ratio that rounding explains
 _ROUNDING = 1e-3  # pixels
 _LARGEST = 2**31  # pixels of a written file
+_AS_IT_IS = Translation(np.eye(3))
 POINTS = (".csv", ".txt", ".tsv")
 SHAPES = (".geojson", ".json")
 
@@ -35,7 +36,7 @@ class Applied:
         a, b: grids of both files.
     """
 
-    transform: MatrixTransform
+    transform: Transform
     a: Grid
     b: Grid
 
@@ -55,8 +56,6 @@ def read_registration(path: Path) -> Applied:
         raise DataError(f"{path} is no registration.json that `rrl-match register` wrote: {error!r}") from error
     if transform is None:
         raise DataError(f"{path} holds no transform, the pair was refused: {refused}")
-    if not isinstance(transform, MatrixTransform):
-        raise DataError(f"{path}: a {transform.kind} cannot be applied to other files")
     return Applied(transform, *grids)
 
 
@@ -79,11 +78,11 @@ def apply_to_image(
         OSError, ImageError: a file cannot be read, placed or written.
     """
     size = _grid(path).size
-    transform = compose(_on_a(applied, path), applied.transform)
+    transform = applied.transform.between(_on_a(applied, path), _AS_IT_IS)
     grid, stem = applied.b, folder / path.stem
     if which == "a":
         grid, to_grid = _own_grid(transform, size, applied.b)
-        transform = compose(transform, to_grid)
+        transform = transform.between(_AS_IT_IS, to_grid)
     for out in (Path(f"{stem}.tif"), Path(f"{stem}.png")):
         _check_out(path, out)
     return write_warped(path, transform, grid, stem, resampling)
@@ -99,7 +98,7 @@ def apply_to_georeference(applied: Applied, path: Path, folder: Path) -> Path:
     """
     out = folder / f"{path.stem}.tif"
     _check_out(path, out)
-    correct_georeference(path, compose(_on_a(applied, path), applied.transform), applied.b, out)
+    correct_georeference(path, applied.transform.between(_on_a(applied, path), _AS_IT_IS), applied.b, out)
     return out
 
 
@@ -213,12 +212,13 @@ def _on_a(applied: Applied, path: Path) -> Affine:
     return resizing((width / width_a, height / height_a))
 
 
-def _own_grid(transform: MatrixTransform, size: tuple[int, int], b: Grid) -> tuple[Grid, Affine]:
+def _own_grid(transform: Transform, size: tuple[int, int], b: Grid) -> tuple[Grid, Affine]:
     """The grid of a file's own resolution that holds all of it on B's map, and the transform to it from B's grid."""
     width, height = size
-    outline = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float64) - 0.5
-    corners = transform(outline)
-    low, high = corners.min(0), corners.max(0)
+    side, edge = np.linspace(0, 1, 17), np.ones(17)
+    edges = [np.stack(one, 1) for one in ((side, 0 * edge), (side, edge), (0 * edge, side), (edge, side))]
+    outline = transform(np.concatenate(edges) * (width, height) - 0.5)
+    low, high = outline.min(0), outline.max(0)
     finer = 1 / transform.scale((width / 2, height / 2))
     columns, rows = np.ceil((high - low) * finer - _ROUNDING).astype(int).tolist()
     if columns * rows > _LARGEST:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rrl_match.io.images import Grid, Resampling, holds_classes, read_image
 from rrl_match.io.rasters import CENTRE, View, has_palette, is_raster, opened
-from rrl_match.transforms import FLAGS, MatrixTransform, Points, Transform, compose
+from rrl_match.transforms import FLAGS, DisplacementField, MatrixTransform, Points, Transform, compose, similarity
 
 _BLOCK = 1024  # pixels of a side that are warped at once, a multiple of a tile
 _TILE = 256
@@ -58,6 +58,32 @@ def warp_raster(path: Path, transform: Transform, grid: Grid, out: Path, resampl
                     target.write_mask(shown.any(axis=0), window=window)
 
 
+def write_displacement(field: DisplacementField, grid: Grid, out: Path) -> None:
+    """Write how far a field displaces what lies at each pixel of a grid: a GeoTIFF of two float32 bands, x and y.
+
+    In pixels of the grid, from where the field's matrix takes a location of A to where the field does.
+
+    Args:
+        field: from A to the grid.
+        grid: size and georeference of what is written.
+        out: the GeoTIFF to write.
+    """
+    from rasterio.windows import Window
+
+    width, height = grid.size
+    profile = {**_profile_of(grid), "count": 2, "dtype": "float32", "predictor": 3}
+    with opened(out, "w", **profile) as target:
+        target.descriptions = "x, pixels", "y, pixels"
+        for top in range(0, height, _BLOCK):
+            for left in range(0, width, _BLOCK):
+                window = Window(left, top, min(_BLOCK, width - left), min(_BLOCK, height - top))
+                of_window = field.between(similarity(), similarity(shift=(-left, -top)))
+                at = of_window.map((window.height, window.width)).astype(np.float64)
+                pixels = np.stack(np.meshgrid(np.arange(window.width), np.arange(window.height)), -1)
+                moved = pixels - of_window.base(at.reshape(-1, 2)).reshape(at.shape)
+                target.write(np.moveaxis(moved, 2, 0).astype(np.float32), window=window)
+
+
 def _by_gdal(source: Any, transform: Any, methods: list[Resampling], profile: Any, stack: ExitStack) -> _Reader:
     """By GDAL's warper, for affine transforms."""
     from rasterio import Affine as Geotransform
@@ -92,14 +118,13 @@ def _by_gdal(source: Any, transform: Any, methods: list[Resampling], profile: An
 
 def _by_opencv(source: Any, transform: Any, methods: list[Resampling], profile: Any, stack: ExitStack) -> _Reader:
     """By OpenCV, for all other transforms."""
-    inverse = transform.inverse()
 
     def read(window: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         shape = source.count, window.height, window.width
         values = np.full(shape, profile["nodata"] or 0, profile["dtype"])
         shown = np.zeros(shape, bool)
-        rows, columns = np.mgrid[: window.height, : window.width].astype(np.float64)
-        at = inverse(np.stack([columns + window.col_off, rows + window.row_off], -1).reshape(-1, 2))
+        to_window = similarity(shift=(-window.col_off, -window.row_off))
+        at = transform.between(similarity(), to_window).map(shape[1:]).reshape(-1, 2).astype(np.float64)
         finer = 1 / math.sqrt(abs(np.linalg.det(transform.jacobian(at[len(at) // 2][None])[0])))
         view = _needed(source, at, finer if finer > 1.5 else 1.0)
         if view is None:
@@ -191,22 +216,29 @@ def _needs_mask(source: Any, profile: dict[str, Any]) -> bool:
 
 def _profile(source: Any, grid: Grid) -> dict[str, Any]:
     """How the warped raster is created."""
+    dtype = np.dtype(source.dtypes[0])
+    return {
+        **_profile_of(grid),
+        "count": source.count,
+        "dtype": dtype.name,
+        "nodata": np.nan if source.nodata is None and dtype.kind == "f" else source.nodata,
+        "predictor": 3 if dtype.kind == "f" else 2,
+    }
+
+
+def _profile_of(grid: Grid) -> dict[str, Any]:
+    """How a GeoTIFF on a grid is created, but for its bands."""
     from rasterio import Affine as Geotransform
     from rasterio.crs import CRS
 
-    dtype = np.dtype(source.dtypes[0])
     profile: dict[str, Any] = {
         "driver": "GTiff",
         "width": grid.size[0],
         "height": grid.size[1],
-        "count": source.count,
-        "dtype": dtype.name,
-        "nodata": np.nan if source.nodata is None and dtype.kind == "f" else source.nodata,
         "tiled": True,
         "blockxsize": _TILE,
         "blockysize": _TILE,
         "compress": "deflate",
-        "predictor": 3 if dtype.kind == "f" else 2,
         "bigtiff": "if_safer",
     }
     if grid.georeference is not None:
