@@ -19,7 +19,7 @@ from rrl_match.errors import ImageError
 from rrl_match.io.images import IDENTITY, Grid, ImageFile, Resampling, bgr, decode, holds_classes
 from rrl_match.io.rasters import RASTERS, is_raster, map_offset, write_control_points
 from rrl_match.io.report import REPORT, THUMBNAIL, write_report
-from rrl_match.io.warping import warp_raster, write_displacement
+from rrl_match.io.warping import WhichGrid, own_grid, warp_raster, write_displacement
 from rrl_match.registration import Registration
 from rrl_match.transforms import DisplacementField, MatrixTransform, Points, Transform, Translation
 
@@ -92,13 +92,16 @@ class FileRegistration:
             "notes": [*self.a.notes, *self.b.notes, *result.notes],
         }
 
-    def write(self, folder: Path, record: dict[str, Any], resampling: Resampling | None = None) -> None:
+    def write(
+        self, folder: Path, record: dict[str, Any], resampling: Resampling | None = None, which: WhichGrid = "b"
+    ) -> None:
         """Write all files of a registration; of a refused one, the record and the report.
 
         Args:
             folder: made if it does not exist; what an earlier call wrote into it goes.
             record: with what :meth:`describe` gave.
             resampling: see :func:`~rrl_match.io.warping.warp_raster`.
+            which: the grid of the warped file: B's, or A's own resolution on B's map.
 
         Raises:
             OSError, ImageError: the folder or a file cannot be written.
@@ -115,7 +118,10 @@ class FileRegistration:
             self._write_tie_points(folder / TIE_POINTS, self.transform)
             self._write_qgis_points(folder / QGIS_POINTS)
             write_image(folder / CHECKERBOARD, self.result.checkerboard(shown_a, shown_b))
-            write_warped(self.a.path, self.transform, self.b.grid, folder / "warped", resampling)
+            grid, transform = self.b.grid, self.transform
+            if which == "a":
+                grid, transform = own_grid(transform, self.a.size, grid)
+            write_warped(self.a.path, transform, grid, folder / "warped", resampling)
             if self.a.is_raster:
                 self._write_control_points(folder / CONTROL_POINTS, self.transform)
             if isinstance(self.transform, DisplacementField) and RASTERS:
