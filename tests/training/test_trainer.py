@@ -85,9 +85,9 @@ def train_until(trainer, step):
             trainer.train()
 
 
-@pytest.mark.parametrize("step", [1, 3, 5, 7])
+@pytest.mark.parametrize("step", [3, 5])
 def test_interrupted_run_resumes_with_the_same_result(sources, finished, tmp_path, step):
-    """Before the first checkpoint, during pretraining, and at the start and in the middle of the main phase."""
+    """During pretraining and at the start of the main phase; the killed process is in the middle of it."""
     train_until(make_trainer(sources, tmp_path), step)
     assert not (tmp_path / "weights").exists()
     trainer = make_trainer(sources, tmp_path)
@@ -205,8 +205,7 @@ def test_folder_of_another_run_is_refused_and_left_alone(sources, finished, chan
 
 
 def test_seed_changes_the_run(sources, finished, tmp_path):
-    other = make_trainer(sources, tmp_path, seed=1)
-    other.train()
+    train_until(make_trainer(sources, tmp_path, seed=1), 1)
     assert curve(tmp_path)[0] != curve(finished[1])[0]
 
 
@@ -326,8 +325,8 @@ class Archive:
 
 
 def test_any_object_with_name_pairs_and_weight_is_a_source(sources, finished, tmp_path):
-    folder = make_trainer([Archive(sources[0].pairs)], tmp_path).train()
-    assert (folder / "model.safetensors").read_bytes() == (finished[1] / "weights/model.safetensors").read_bytes()
+    train_until(make_trainer([Archive(sources[0].pairs)], tmp_path), 2)
+    assert curve(tmp_path) == curve(finished[1])[:2]
 
 
 @pytest.mark.parametrize("val_fraction", [0.5, 0.1])
@@ -381,7 +380,8 @@ def test_hard_negatives_grow_with_the_steps_of_the_main_phase(sources, tmp_path,
         return mine_pairs(similarity, negative, hard_fraction, generator)
 
     monkeypatch.setattr("rrl_match.training.phases.mine_pairs", mine)
-    make_trainer(sources, tmp_path, replace(RECIPE, ema_decay=0.0, hard_negatives=(0.0, 0.6))).train()
+    recipe = replace(RECIPE, pretraining=None, ema_decay=0.0, hard_negatives=(0.0, 0.6))
+    make_trainer(sources, tmp_path, recipe).train()
     assert seen == pytest.approx([0.0, 0.2, 0.4, 0.6])
 
 
