@@ -23,7 +23,7 @@ from rrl_match.training.phases import FullTraining, Pretraining
 from rrl_match.training.recipe import Phase, Recipe, SyntheticBands
 from rrl_match.training.validation import ValidationScores, ValidationSet
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +114,6 @@ make_trainer([read_source(sys.argv[1])], Path(sys.argv[2])).train()
 """
 
 
-@pytest.mark.slow
 def test_run_of_a_killed_process_resumes(images, sources, finished, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "helpers")}
     command = [sys.executable, "-c", KILLED, str(images), str(tmp_path)]
