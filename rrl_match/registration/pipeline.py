@@ -282,4 +282,5 @@ def _registration(evidence: Evidence, verdict: Verdict) -> Registration:
         overlap=refined.overlap.of_a,
         agreement=float(evidence.agreeing.mean()) if len(evidence.agreeing) else 0.0,
         tie_points=points,
+        errors=evidence.error,
     )
