@@ -5,10 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import get_args
 
-from rrl_match.cli.common import DONE, NEGATIVE, Subparsers, add_weights, count, write_line
-from rrl_match.io.images import Resampling
+from rrl_match.cli.common import (
+    DONE,
+    NEGATIVE,
+    Subparsers,
+    add_command,
+    add_resampling,
+    add_search,
+    add_weights,
+    count,
+    search_of,
+    write_line,
+)
 from rrl_match.transforms import MatrixTransform, Transform
 
 _EPILOG = """
@@ -23,12 +32,12 @@ pip install 'rrl-match[geo]'. Exit code: 0 all stacked, 1 some could not be regi
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add ``stack``."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "stack",
-        help="put bands of a camera, or dates, onto one of them",
+        "put bands of a camera, or dates, onto one of them",
         description="Register files with each other and write all their bands onto the pixels of one of them.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("files", type=Path, nargs="+", metavar="BAND", help="images or rasters, of one or more bands")
     parser.add_argument("--reference", type=count, default=1, metavar="N", help="which of them the others are put onto")
@@ -36,11 +45,8 @@ def add_parser(subparsers: Subparsers) -> None:
     add_weights(parser)
     models = [name for name, kind in Transform.kinds.items() if issubclass(kind, MatrixTransform)]
     parser.add_argument("--model", choices=models, default="affine", help="homography for lenses side by side")
-    parser.add_argument(
-        "--resampling",
-        choices=get_args(Resampling),
-        help="default: bilinear; nearest for bands of classes or flags",
-    )
+    add_search(parser)
+    add_resampling(parser)
     parser.set_defaults(run=run, parser=parser)
 
 
@@ -56,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         args.parser.error(f"--reference must be from 1 to {len(args.files)}, the number of files")
     if args.out.suffix.lower() not in (".tif", ".tiff") or args.out.is_dir():
         args.parser.error(f"--out must be a file whose name ends with .tif, got {args.out}")
-    options = Options(args.weights, args.device, args.model, resampling=args.resampling)
+    options = Options(args.weights, args.device, args.model, search_of(args), resampling=args.resampling)
     record = stack_files(options.matcher(), args.files, args.reference - 1, options, args.out)
     write_line(as_json(record))
     left_out = [one["file"] for one in record["files"] if one["transform"] is None]

@@ -19,7 +19,7 @@ from rrl_match.errors import ImageError
 from rrl_match.io.images import IDENTITY, Grid, ImageFile, Resampling, bgr, decode, holds_classes
 from rrl_match.io.rasters import is_raster, map_offset
 from rrl_match.io.report import REPORT, THUMBNAIL, write_report
-from rrl_match.io.warping import warp_raster
+from rrl_match.io.warping import WhichGrid, own_grid, warp_raster
 from rrl_match.registration import Registration
 from rrl_match.transforms import MatrixTransform, Points, Transform, compose
 
@@ -87,13 +87,16 @@ class FileRegistration:
             "notes": [*self.a.notes, *self.b.notes, *result.notes],
         }
 
-    def write(self, folder: Path, record: dict[str, Any], resampling: Resampling | None = None) -> None:
+    def write(
+        self, folder: Path, record: dict[str, Any], resampling: Resampling | None = None, which: WhichGrid = "b"
+    ) -> None:
         """Write all files of a registration; of a refused one, the record and the report.
 
         Args:
             folder: made if it does not exist; what an earlier call wrote into it goes.
             record: with what :meth:`describe` gave.
             resampling: see :func:`~rrl_match.io.warping.warp_raster`.
+            which: the grid of the warped file: B's, or A's own resolution on B's map.
 
         Raises:
             OSError, ImageError: the folder or a file cannot be written.
@@ -110,7 +113,10 @@ class FileRegistration:
             self._write_tie_points(folder / TIE_POINTS, self.transform)
             self._write_qgis_points(folder / QGIS_POINTS)
             write_image(folder / CHECKERBOARD, self.result.checkerboard(shown_a, shown_b))
-            write_warped(self.a.path, self.transform, self.b.grid, folder / "warped", resampling)
+            grid, transform = self.b.grid, self.transform
+            if which == "a":
+                grid, transform = own_grid(transform, self.a.size, grid)
+            write_warped(self.a.path, transform, grid, folder / "warped", resampling)
         write_report(folder, record, self.result, shown_a, shown_b)
         unfinished = folder / f"{RECORD}.part"
         unfinished.write_text(as_json(record) + "\n", encoding="utf-8")

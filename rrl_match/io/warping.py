@@ -6,18 +6,23 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rrl_match.io.images import Grid, Resampling, holds_classes, read_image
+from rrl_match.errors import ImageError
+from rrl_match.io.images import Georeference, Grid, Resampling, holds_classes, read_image
 from rrl_match.io.rasters import CENTRE, View, has_palette, is_raster, opened
-from rrl_match.transforms import FLAGS, MatrixTransform, Points, Transform, compose
+from rrl_match.transforms import FLAGS, Affine, MatrixTransform, Points, Transform, compose
+
+WhichGrid: TypeAlias = Literal["a", "b"]  # A's own resolution on B's map, or B's pixels
 
 _BLOCK = 1024  # pixels of a side that are warped at once, a multiple of a tile
 _TILE = 256
+_ROUNDING = 1e-3  # pixels
+_LARGEST = 2**31  # pixels of a written file
 _SAMPLE = 512  # pixels of a side of what is looked at to tell classes from measurements
 
 # Gives a block of the warped raster: values and whether there is data, both (bands, h, w).
@@ -86,6 +91,37 @@ def warp_raster(path: Path, transform: Transform, grid: Grid, out: Path, resampl
             target.write(values, window=window)
             if _needs_mask(warped.source, warped.profile):
                 target.write_mask(shown.any(axis=0), window=window)
+
+
+def own_grid(transform: MatrixTransform, size: tuple[int, int], b: Grid) -> tuple[Grid, MatrixTransform]:
+    """The grid of a file's own resolution that holds all of it on B's map.
+
+    Args:
+        transform: takes pixels of the file to those of B.
+        size: (width, height) of the file in pixels.
+        b: the grid of B.
+
+    Returns:
+        the grid, and the transform that takes pixels of the file to it.
+
+    Raises:
+        ImageError: it would be far too large.
+    """
+    width, height = size
+    outline = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float64) - 0.5
+    corners = transform(outline)
+    low, high = corners.min(0), corners.max(0)
+    finer = 1 / transform.scale((width / 2, height / 2))
+    columns, rows = np.ceil((high - low) * finer - _ROUNDING).astype(int).tolist()
+    if columns * rows > _LARGEST:
+        raise ImageError(f"the warped file would be {columns} x {rows} pixels")
+    left, top = low
+    to_grid = Affine(np.array([[finer, 0, -finer * left - 0.5], [0, finer, -finer * top - 0.5]]))
+    georeference = b.georeference
+    if georeference is not None:
+        to_map = Affine(compose(to_grid.inverse(), georeference.to_map).full)
+        georeference = Georeference(to_map, georeference.crs)
+    return Grid((columns, rows), georeference), compose(transform, to_grid)
 
 
 def _by_gdal(source: Any, transform: Any, methods: list[Resampling], profile: Any, stack: ExitStack) -> _Reader:
@@ -210,6 +246,8 @@ def _opened_or_made(path: Path) -> Iterator[Any]:
 
 def _bands_of_classes(dataset: Any) -> list[bool]:
     """Whether each band holds classes or flags, which must not be interpolated."""
+    if has_palette(dataset):
+        return [True] * dataset.count
     shape = min(_SAMPLE, dataset.height), min(_SAMPLE, dataset.width)
     return [
         holds_classes(dataset.read(band, out_shape=shape), dataset.descriptions[band - 1] or "")

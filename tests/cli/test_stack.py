@@ -36,11 +36,11 @@ def run(*arguments):
 
 
 def test_options_reach_stack_files(calls, capsys):
-    assert run(*FILES, "--reference", 2, "--out", "stack.tif", "--model", "homography", "--resampling", "cubic") == 0
+    assert run(*FILES, "--reference", 2, "--out", "stack.tif", "--model", "homography", "--max-shift", 40) == 0
     (call,) = calls
     assert call.paths == [Path(file) for file in FILES]
     assert (call.reference, call.out) == (1, Path("stack.tif"))
-    assert (call.options.model, call.options.resampling, call.options.weights) == ("homography", "cubic", "universal")
+    assert (call.options.model, call.options.search, call.options.weights) == ("homography", {"shift": 40}, "universal")
     printed = capsys.readouterr()
     assert json.loads(printed.out)["out"] == "stack.tif"
     assert printed.err == ""
