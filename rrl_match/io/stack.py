@@ -90,7 +90,7 @@ def _grid(reference: int, numbers: Sequence[tuple[int, int]], found: Sequence[Fi
 def _links(numbers: Sequence[tuple[int, int]], found: Sequence[FileRegistration]) -> Iterator[Link]:
     """The pairs that were registered, by their tie points that agree."""
     for (a, b), pair in zip(numbers, found, strict=True):
-        if pair.result.ok and pair.transform is not None:
+        if pair.result.ok and isinstance(pair.transform, MatrixTransform):
             inliers, (points_a, points_b) = pair.result.tie_points.inliers, pair.tie_points
             yield Link(a, b, pair.transform, points_a[inliers], points_b[inliers])
 
