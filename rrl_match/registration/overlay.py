@@ -10,9 +10,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from rrl_match.registration.channels import Channels, block_channels
-from rrl_match.registration.config import ChannelConfig
-from rrl_match.registration.images import Frame, Grey
+from rrl_match.channels import ChannelConfig, Channels, Grey, block_channels
+from rrl_match.registration.images import Frame
 from rrl_match.transforms import MatrixTransform, Points, compose, similarity
 
 _GRID = 32  # pixels of a level that windows of B are rounded to, so that their channels are found again

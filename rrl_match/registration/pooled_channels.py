@@ -1,0 +1,58 @@
+"""Orientation channels of small, turned and stretched images, for the dense search."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from rrl_match.channels import ChannelConfig, Channels, inner_pixels, oriented_gradients, scaled_channels
+from rrl_match.registration.images import Level, PreparedImage
+from rrl_match.transforms import Affine, Matrix, MatrixTransform, compose, resizing
+
+
+def pooled_channels(
+    image: PreparedImage, linear: Matrix, factor: float, config: ChannelConfig
+) -> tuple[Channels, Affine]:
+    """Channels for the dense search, of an image under a linear map (2, 2) and then smaller by a factor.
+
+    Gradients are taken in a larger image and pooled, so that thin edges count. What varies slowly is subtracted: it is
+    in common to many wrong transforms.
+
+    Returns:
+        The channels, and what takes pixels of the full image to theirs.
+    """
+    fine, from_full = _resampled(image, linear, max(factor / config.oversampling, min(1.0, factor)))
+    gradients = oriented_gradients(fine.image) * inner_pixels(fine.known)[..., None]
+    h, w = fine.known.shape
+    ratio = factor / max(factor / config.oversampling, min(1.0, factor))
+    size = max(8, round(w / ratio)), max(8, round(h / ratio))
+    known = fine.known
+    if size != (w, h):
+        how = cv2.INTER_AREA if size[0] < w else cv2.INTER_LINEAR
+        gradients, known = (
+            np.asarray(cv2.resize(one, size, interpolation=how), np.float32) for one in (gradients, known)
+        )
+    smooth = np.asarray(cv2.GaussianBlur(gradients, (0, 0), config.pooled_blur), np.float32)
+    known = (known >= config.known).astype(np.float32)
+    values = scaled_channels(smooth, known, config)
+    weight = cv2.GaussianBlur(known, (0, 0), config.highpass)
+    values -= cv2.GaussianBlur(values, (0, 0), config.highpass) / np.maximum(weight, 1e-3)[..., None]
+    values *= known[..., None]
+    to_small = compose(from_full, resizing((w / size[0], h / size[1])))
+    return Channels(values, known, known), Affine(to_small.full)
+
+
+def _resampled(image: PreparedImage, linear: Matrix, factor: float) -> tuple[Level, MatrixTransform]:
+    """An image under a linear map (2, 2), smaller by a factor, as large as it takes to hold all of it."""
+    level = image.level(factor)
+    if np.allclose(linear, np.eye(2)):
+        return level, level.from_full
+    h, w = level.image.shape
+    corners = np.array([[0, 0], [w - 1, 0], [0, h - 1], [w - 1, h - 1]]) @ linear.T
+    first, last = np.floor(corners.min(0)), np.ceil(corners.max(0))
+    move = Affine(np.column_stack([linear, -first]))
+    size = tuple(int(n) for n in last - first + 1)
+    warped = cv2.warpAffine(level.image, move.full[:2], size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    known = np.asarray(cv2.warpAffine(level.known, move.full[:2], size, flags=cv2.INTER_LINEAR), np.float32)
+    from_full = compose(level.from_full, move)
+    return Level(np.asarray(warped, np.float32), known, np.zeros_like(known), Affine(from_full.full)), from_full
