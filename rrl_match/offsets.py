@@ -84,7 +84,7 @@ def _rotated(patches: Grey, degrees: float) -> Grey:
 def _channels(patches: Grey) -> Tensor:
     """Channels (N, C, S, S) of patches, each for itself."""
     config, known = ChannelConfig(), np.ones(patches.shape[1:], np.float32)
-    stacked = np.stack([block_channels(one, known, np.zeros_like(known), config).stacked() for one in patches])
+    stacked = np.stack([block_channels(one, known, np.zeros_like(known), config).values for one in patches])
     return torch.from_numpy(stacked)
 
 

@@ -66,6 +66,7 @@ class DenseSearchConfig(CheckedConfig):
     peaks: int = 2  # of each rotation and scale
     near_proposals: int = 14  # hypotheses to align of the first search
     proposals: int = 60  # and of each other one
+    comparable: float = 0.6  # hypotheses whose score is lower than this part of the highest are not aligned
     distance: float = 0.04  # between hypotheses, of the side of the overlap
     frames: int = 6  # of a rig that are searched
 
@@ -93,6 +94,7 @@ class AlignConfig(CheckedConfig):
     radii: tuple[int, ...] = (12, 8)  # pixels that blocks are searched
     cells: tuple[int, ...] = (5, 7)  # blocks in each direction
     kept: tuple[int, ...] = (8, 6)  # hypotheses that are left
+    comparable: float = 0.5  # and only those whose channels agree so well, compared with the best
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,28 @@ class RefineConfig(CheckedConfig):
     repeats: int = 3  # at most so often
     slack: float = 1.15  # factor by which the ratio of scales may exceed that of the search
     hopeless: float = 0.08  # part of the blocks that must agree with a transform at each level
+
+
+@dataclass(frozen=True)
+class LocalConfig(CheckedConfig):
+    """A smooth displacement on top of a global transform."""
+
+    first_side: int = 464  # of the first level, see AlignConfig.side; the last is that of RefineConfig
+    half: int = 26  # half the width of a block: the larger, the more it is bent itself
+    radii: tuple[int, int] = (16, 8)  # pixels that blocks are searched in the first round, and in the others
+    blocks: int = 21  # in each direction
+    known: float = 0.5  # part of a block that both images must know
+    least_blocks: int = 40
+    cells: tuple[int, ...] = (1, 8, 8, 8, 12, 16)  # of grids along the longer side, and the weights of their bending,
+    bending: tuple[float, ...] = (1e-6, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)  # of which held-out blocks choose
+    parts: int = 6  # of the overlap in each direction, which are held out,
+    groups: int = 4  # in so many groups,
+    gap: float = 0.5  # with this between them and the blocks that are fitted, of a block's width
+    certain: tuple[float, float] = (2.5, 4.0)  # standard errors by which held-out blocks must be better off than with
+    # the global transform, in the first and in the last round
+    reweighted: int = 12  # rounds of robust least squares,
+    rounds: int = 8  # and of Gauss-Newton on the cost surfaces,
+    held_rounds: int = 2  # fewer where blocks are held out
 
 
 @dataclass(frozen=True)
@@ -134,6 +158,9 @@ class VerifyConfig(CheckedConfig):
 
     pixels: int = 400_000  # of the overlap, of which patches are cut
     patch_known: float = 0.7  # part of a patch that both images must show
+    clear: float = (
+        0.7  # where the channels of all other hypotheses agree less than this part, the best is refined first
+    )
     quick_locations: int = 10  # of each hypothesis
     quick_prior: float = 3.0  # locations that do not match, added to these
     quick_support: float = 0.45  # hypotheses with less are refined only after everything was searched
@@ -146,7 +173,7 @@ class VerifyConfig(CheckedConfig):
     weights: tuple[float, float, float, float] = (8.0, 6.0, 9.9, 2.5)  # mutual, support, log ratio and peak add to them
     most_ratio: float = 2.0  # ratios count up to this
     most_peak: float = 6.0  # and peaks to sidelobes up to this
-    certain: float = 4.0  # log odds at which the search stops
+    certain: float = 2.5  # log odds at which the search stops
     whole_patches: float = 24.0  # the peak counts less in overlaps of fewer patches
     sidelobe_radii: tuple[int, int] = (5, 24)  # pixels beside a transform that it is compared with
     sidelobe_cells: int = 8  # blocks in each direction
@@ -171,5 +198,6 @@ class Config:
     blocks: BlockConfig = BlockConfig()
     align: AlignConfig = AlignConfig()
     refine: RefineConfig = RefineConfig()
+    local: LocalConfig = LocalConfig()
     tiles: TileConfig = TileConfig()
     verify: VerifyConfig = VerifyConfig()

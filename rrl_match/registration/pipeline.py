@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 
 import numpy as np
@@ -16,15 +16,25 @@ from rrl_match.patches import ValueRanges
 from rrl_match.registration.advice import advise, one_grey
 from rrl_match.registration.block_matching import Blocks, align
 from rrl_match.registration.config import Config, Search
-from rrl_match.registration.dense_search import Region, propose, stages
+from rrl_match.registration.dense_search import Hypothesis, Region, propose, stages
 from rrl_match.registration.images import Frame, Images, prepare_frames
+from rrl_match.registration.local import bend
 from rrl_match.registration.overlay import overlap_of
 from rrl_match.registration.refinement import Freedom, finest_pixel, fit, refine
 from rrl_match.registration.result import Registration, Thumbnails, TiePoints
 from rrl_match.registration.task import Task
 from rrl_match.registration.tiles import Reader, Source, refine_on_tiles
-from rrl_match.registration.verification import Alternatives, Evidence, Judged, Verdict, judge, measure, verify
-from rrl_match.transforms import MatrixTransform, Transform, Translation, matrix_kind
+from rrl_match.registration.verification import (
+    Alternatives,
+    Evidence,
+    Judged,
+    Verdict,
+    is_distinct,
+    judge,
+    measure,
+    verify,
+)
+from rrl_match.transforms import Affine, MatrixTransform, Transform, Translation, matrix_kind
 
 SMALLEST = 32  # pixels, of either side of an image
 
@@ -61,7 +71,9 @@ def register(
             32 pixels wide and high. Other than uint8, they are mapped from their :func:`percentile_range` if no
             `value_range` is given. NaN and transparent pixels show nothing. Or lists of as many such images, all
             images of a band of one size.
-        model: "translation", where scale and rotation are known, "similarity", "affine" or "homography".
+        model: "translation", where scale and rotation are known, "similarity", "affine", "homography" or "local": an
+            affine transform and, where parts of the images that were held out confirm it, a smooth displacement on top
+            of it, for relief, lenses and scanners.
         mask_a, mask_b: (H, W), zero where an image shows nothing, as outside its footprint or under clouds; one for all
             frames, or a list. If not given, borders of one value with a straight outline count as showing nothing.
         value_range: as in :meth:`RRLMatcher.score`.
@@ -81,7 +93,7 @@ def register(
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    kind = _checked(model, search, initial)
+    kind, bends = _checked(model, search, initial)
     frames = prepare_frames((image_a, image_b), (mask_a, mask_b), value_range)
     smallest = min(*frames[0].a.shape, *frames[0].b.shape)
     if smallest < SMALLEST:
@@ -97,7 +109,7 @@ def register(
     region = Region(base, initial is not None, math.inf if search.shift is None else search.shift)
     with tqdm(desc="registering", unit=" steps") if progress else nullcontext() as bar:
         step = bar.update if bar is not None else _nothing
-        task = Task(matcher, frames, Freedom(kind, base, simplify, search.aspect), region, config, step)
+        task = Task(matcher, frames, Freedom(kind, base, simplify, search.aspect), region, bends, config, step)
         try:
             return _at_full_resolution(_with_second_tries(task, search), task, finer)
         except ScoringError as error:
@@ -149,16 +161,16 @@ def _notes(frames: Sequence[Frame]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _checked(model: str, search: Search, initial: Transform | None) -> type[MatrixTransform]:
-    """The kind of transform that is asked for."""
-    known = [name for name, kind in Transform.kinds.items() if issubclass(kind, MatrixTransform)]
-    if not isinstance(model, str) or model not in known:
-        raise ValueError(f"model must be one of {', '.join(known)}, got {model!r}")
+def _checked(model: str, search: Search, initial: Transform | None) -> tuple[type[MatrixTransform], bool]:
+    """The kind of global transform that is asked for, and whether a displacement field may be put on top of it."""
+    if not isinstance(model, str) or model not in Transform.kinds:
+        raise ValueError(f"model must be one of {', '.join(Transform.kinds)}, got {model!r}")
     if not isinstance(search, Search):
         raise TypeError(f"search must be a Search(rotation=..., scale=(low, high), ...), got {search!r}")
     if initial is not None and not isinstance(initial, MatrixTransform):
         raise TypeError(f"initial must be a Transform that a matrix describes, such as Affine(matrix), got {initial!r}")
-    return matrix_kind(model)
+    bends = not issubclass(Transform.kinds[model], MatrixTransform)
+    return (Affine if bends else matrix_kind(model)), bends
 
 
 def searched(task: Task, search: Search, near: bool = False) -> Registration:
@@ -171,8 +183,7 @@ def searched(task: Task, search: Search, near: bool = False) -> Registration:
         task.step()
         aligned = align(task.frames, hypotheses, task.freedom.kind.coarse(), config)
         task.step()
-        trial.waiting += judge(task.matcher, task.frames, aligned, config)
-        for one in trial.promising(last=number == len(grids) - 1):
+        for one in trial.promising(aligned, last=number == len(grids) - 1):
             if one in trial.waiting:
                 trial.refine(one)
             found = trial.best()
@@ -192,25 +203,45 @@ class _Trial:
         self.waiting: list[Judged] = []
         self.candidates: list[Evidence] = []
 
-    def promising(self, last: bool) -> list[Judged]:
-        """What to refine at this stage; at the last one, also what the dense search itself prefers."""
-        settings = self.task.config.verify
-        self.waiting.sort(key=lambda one: -one.rank)
+    def promising(self, aligned: Sequence[Hypothesis], last: bool) -> Iterator[Judged]:
+        """What to refine at this stage, which found some hypotheses.
+
+        First what agrees clearly better than all others, if there is such; then what RRL-Net prefers; at the last stage
+        also what the dense search itself prefers.
+        """
+        settings, new = self.task.config.verify, [Judged(one) for one in aligned if self._is_new(one)]
+        self.waiting += new
+        best, *others = sorted((one.hypothesis.score for one in new), reverse=True) or [0.0]
+        if best > 0 and max(others, default=0.0) < settings.clear * best:
+            yield max(self.waiting, key=lambda one: (not one.judged, one.hypothesis.score))
+        self.judge()
         least = 0.0 if last else settings.quick_support
-        chosen = [one for one in self.waiting[: settings.attempts] if one.support >= least]
+        yield from [one for one in self.waiting[: settings.attempts] if one.support >= least]
         if last and self.waiting:
-            strongest = max(self.waiting, key=lambda one: one.hypothesis.score)
-            chosen += [strongest] if strongest not in chosen else []
-        return chosen
+            yield max(self.waiting, key=lambda one: one.hypothesis.score)
+
+    def judge(self) -> None:
+        """Judge the hypotheses that were not, and put the best first."""
+        task, new = self.task, [one.hypothesis for one in self.waiting if not one.judged]
+        judged = judge(task.matcher, task.frames, new, task.config) if new else []
+        self.waiting = sorted([*judged, *(one for one in self.waiting if one.judged)], key=lambda one: -one.rank)
 
     def refine(self, one: Judged) -> None:
         """Refine a hypothesis that waits, and measure what speaks for it."""
         task = self.task
         self.waiting.remove(one)
         refined = refine(task.frames, one.hypothesis.transform, task.freedom, task.config)
+        if task.bends:
+            refined = bend(task.frames, refined, one.hypothesis.transform, task.config) or refined
         if refined is not None:
             self.candidates.append(measure(task.matcher, task.frames, refined, task.config))
+            self.waiting = [one for one in self.waiting if self._is_new(one.hypothesis)]
         task.step()
+
+    def _is_new(self, hypothesis: Hypothesis) -> bool:
+        """Whether no candidate is where the hypothesis is."""
+        sound, distance = [e for e in self.candidates if not e.fault], self.task.config.search.distance
+        return all(is_distinct(evidence, hypothesis.transform, distance) for evidence in sound)
 
     def best(self) -> tuple[Evidence, Verdict] | None:
         """The candidate that is trusted most, after all alternatives that could decide its verdict were refined."""
@@ -220,7 +251,10 @@ class _Trial:
             alternative = verdicts[best].alternative
             if alternative is None:
                 return self.candidates[best], verdicts[best]
-            self.refine(alternative)
+            if alternative.judged:
+                self.refine(alternative)
+            else:
+                self.judge()
         return None
 
     def _verdict(self, candidate: Evidence) -> Verdict:

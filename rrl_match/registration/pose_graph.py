@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rrl_match.transforms import MatrixTransform, Points, Translation, compose, resizing
+from rrl_match.transforms import MatrixTransform, Points, Similarity, Translation, compose
 
 _BOUND = 1.0  # pixels of the coarser image: residuals beyond it count less and less
+_AGREE = 3.0  # pixels of it that the median residual of a link may reach
 _ROUNDS = 30
 _SETTLED = 1e-9  # change of the parameters at which the rounds end
 _MOST_POINTS = 200  # of a link
@@ -47,56 +48,50 @@ class Adjusted(NamedTuple):
     agree: NDArray[np.bool_]
 
 
-def adjust(links: Sequence[Link], count: int, reference: int) -> Adjusted:
+def adjust(links: Sequence[Link], count: int, reference: int, kind: type[MatrixTransform]) -> Adjusted:
     """Transforms of images to a reference by least squares over the locations of all links.
 
-    A pose graph: each image but the reference is a node with the parameters of the most general transform of the
-    links; Gauss-Newton with Cauchy's weights, so that a link that contradicts the others hardly counts.
+    A pose graph, as in bundle adjustment: each image but the reference has the parameters of one transform.
+    Gauss-Newton with Cauchy's weights, so that a link that contradicts the others hardly counts.
 
     Args:
         links: pairs that were registered.
         count: of images.
         reference: number of the image that all others are taken to.
+        kind: of the transforms.
     """
-    kind = max((type(link.transform) for link in links), key=lambda one: one.parameters, default=Translation)
-    found = _first(links, count, reference)
-    used = [_reduced(link) for link in links if found[link.a] is not None]
-    nodes = [node for node in range(count) if node != reference and found[node] is not None]
+    found = _first(links, reference)
+    used = [_reduced(link) for link in links if link.a in found]
+    nodes = [node for node in found if node != reference]
     if nodes:
-        current = {node: kind(one.full) for node, one in enumerate(found) if one is not None}
-        to_unit = _to_unit(np.concatenate([current[link.a](link.points_a) for link in used]))
+        to_unit = _to_unit(np.concatenate([found[link.a](link.points_a) for link in used]))
         for _ in range(_ROUNDS):
-            steps = _step(used, nodes, current, to_unit)
+            steps = _step(used, nodes, found, kind, to_unit)
             for node, parameters in zip(nodes, steps, strict=True):
                 moved = compose(compose(to_unit, kind.near_identity(parameters)), to_unit.inverse())
-                current[node] = kind(compose(current[node], moved).full)
+                found[node] = compose(found[node], moved)
             if np.abs(steps).max() < _SETTLED:
                 break
-        found = [current.get(node) for node in range(count)]
-    residuals = np.full(len(links), np.nan)
-    units = np.ones(len(links))
+    residuals, agree = np.full(len(links), np.nan), np.zeros(len(links), np.bool_)
     for number, link in enumerate(links):
-        a, b = found[link.a], found[link.b]
-        if a is not None and b is not None:
-            off = np.linalg.norm(a(link.points_a) - b(link.points_b), axis=1)
-            residuals[number], units[number] = np.median(off), _unit(link, a, b)
-    return Adjusted(found, residuals, residuals <= 3 * _BOUND * units)
+        if link.a in found:
+            a, b = found[link.a], found[link.b]
+            residuals[number] = np.median(np.linalg.norm(a(link.points_a) - b(link.points_b), axis=1))
+            agree[number] = residuals[number] <= _AGREE * _unit(link, a, b)
+    return Adjusted([found.get(node) for node in range(count)], residuals, agree)
 
 
-def _first(links: Sequence[Link], count: int, reference: int) -> list[MatrixTransform | None]:
-    """Transforms to the reference by the fewest links, the first ones of equally short ways."""
-    found: list[MatrixTransform | None] = [None] * count
-    found[reference] = Translation(np.eye(3))
+def _first(links: Sequence[Link], reference: int) -> dict[int, MatrixTransform]:
+    """Transforms to the reference by the fewest links, of equally few by the first; of the images that they reach."""
+    found: dict[int, MatrixTransform] = {reference: Translation(np.eye(3))}
     reached = [reference]
     for node in reached:
-        onward = found[node]
         for link in links:
             other = link.a if link.b == node else link.b
-            if node not in (link.a, link.b) or found[other] is not None or onward is None:
-                continue
-            here = link.transform if link.b == node else link.transform.inverse()
-            found[other] = compose(here, onward)
-            reached.append(other)
+            if node in (link.a, link.b) and other not in found:
+                onward = link.transform if link.b == node else link.transform.inverse()
+                found[other] = compose(onward, found[node])
+                reached.append(other)
     return found
 
 
@@ -105,16 +100,10 @@ def _reduced(link: Link) -> Link:
     return link._replace(points_a=link.points_a[rows], points_b=link.points_b[rows])
 
 
-def _to_unit(points: Points) -> MatrixTransform:
+def _to_unit(points: Points) -> Similarity:
     """Takes points to about -1 to 1."""
     middle, size = points.mean(0), max(1e-9, float(np.abs(points - points.mean(0)).max()))
-    shift = np.eye(3)
-    shift[:2, 2] = -middle
-    return compose(Translation(shift), _scaling(1 / size))
-
-
-def _scaling(factor: float) -> MatrixTransform:
-    return type(resizing(1.0))(np.diag([factor, factor, 1.0]))
+    return Similarity(np.array([[1 / size, 0, -middle[0] / size], [0, 1 / size, -middle[1] / size]]))
 
 
 def _unit(link: Link, a: MatrixTransform, b: MatrixTransform) -> float:
@@ -123,10 +112,13 @@ def _unit(link: Link, a: MatrixTransform, b: MatrixTransform) -> float:
 
 
 def _step(
-    links: Sequence[Link], nodes: Sequence[int], current: dict[int, MatrixTransform], to_unit: MatrixTransform
+    links: Sequence[Link],
+    nodes: Sequence[int],
+    current: dict[int, MatrixTransform],
+    kind: type[MatrixTransform],
+    to_unit: Similarity,
 ) -> NDArray[np.float64]:
     """Parameters (nodes, K) of the changes in units of `to_unit` that reduce the weighted residuals most."""
-    kind = type(current[nodes[0]])
     size, per_pixel = len(nodes) * kind.parameters, to_unit.scale((0, 0))
     normal, right = np.zeros((size, size)), np.zeros(size)
     for link in links:
@@ -139,7 +131,7 @@ def _step(
             if node in nodes:
                 first = nodes.index(node) * kind.parameters
                 rows[..., first : first + kind.parameters] = sign * kind.basis(at)
-        weighted = rows * weights[:, None, None]
-        normal += np.einsum("nij,nik->jk", weighted, rows)
-        right += np.einsum("nij,ni->j", weighted, at_b - at_a)
+        weighted = (rows * weights[:, None, None]).reshape(-1, size)
+        normal += weighted.T @ rows.reshape(-1, size)
+        right += weighted.T @ (at_b - at_a).ravel()
     return np.asarray(np.linalg.lstsq(normal, right, rcond=1e-12)[0].reshape(len(nodes), -1), np.float64)
