@@ -158,9 +158,7 @@ class VerifyConfig(CheckedConfig):
 
     pixels: int = 400_000  # of the overlap, of which patches are cut
     patch_known: float = 0.7  # part of a patch that both images must show
-    clear: float = (
-        0.7  # where the channels of all other hypotheses agree less than this part, the best is refined first
-    )
+    clear: float = 0.7  # the best hypothesis comes first if the channels of all others agree less than this part
     quick_locations: int = 10  # of each hypothesis
     quick_prior: float = 3.0  # locations that do not match, added to these
     quick_support: float = 0.45  # hypotheses with less are refined only after everything was searched
@@ -185,8 +183,24 @@ class VerifyConfig(CheckedConfig):
     min_agreeing: float = 0.2  # of the blocks
     max_move: float = 0.02  # by the last fit, of the side of the overlap
     min_spread: float = 0.3  # area that the matches span, of that of all locations
-    off: float = 8.0  # pixels: where blocks of a region agree on so much, the transform does not explain it
-    most_off: float = 0.25  # part of the overlap that it may leave unexplained
+    bent: float = 3.0  # pixels that half of the overlap may be off at most
+    off: float = 8.0  # pixels, farther than which
+    most_off: float = 0.25  # this part of it may be off
+
+
+@dataclass(frozen=True)
+class ErrorConfig(_Checked):
+    """Expected error, from where blocks are found with those around them."""
+
+    width: float = 0.1  # standard deviation of the surroundings, of the extent of the blocks
+    beyond: float = 5.0  # pixels beside a minimum: what lies farther away are its sidelobes
+    near: float = 8.0  # pixels; minima farther away than this must be clearer,
+    clearer: float = 2.0  # by so much, for repeated texture has them, too
+    telling: float = 3.0  # least peak-to-sidelobe ratio of surroundings that agree on an offset
+    floor: float = 0.3  # pixels that are added
+    agreeing: float = 3.0  # pixels that a block which agrees may be off
+    bias: float = field(default=0.5, metadata={"signed": True})  # logarithm of the radius; it adds up from what
+    weights: tuple[float, float, float] = (0.4, 0.5, 0.8)  # surroundings and blocks are off, and how many do not agree
 
 
 @dataclass(frozen=True)
@@ -200,4 +214,5 @@ class Config:
     refine: RefineConfig = RefineConfig()
     local: LocalConfig = LocalConfig()
     tiles: TileConfig = TileConfig()
+    error: ErrorConfig = ErrorConfig()
     verify: VerifyConfig = VerifyConfig()
