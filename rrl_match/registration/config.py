@@ -189,7 +189,7 @@ class VerifyConfig(CheckedConfig):
 
 
 @dataclass(frozen=True)
-class ErrorConfig(_Checked):
+class ErrorConfig(CheckedConfig):
     """Expected error, from where blocks are found with those around them."""
 
     width: float = 0.1  # standard deviation of the surroundings, of the extent of the blocks
