@@ -17,9 +17,10 @@ from rrl_match.io.rasters import converted, correct_georeference, grid_of, is_ra
 from rrl_match.io.results import write_warped
 from rrl_match.io.tables import read_numbers, read_table
 from rrl_match.io.warping import WhichGrid, own_grid
-from rrl_match.transforms import Affine, MatrixTransform, Points, Transform, compose, resizing
+from rrl_match.transforms import Affine, Points, Transform, Translation, compose, resizing
 
 _SAME_SHAPE = 0.01  # relative difference of the sides' ratio that rounding explains
+_AS_IT_IS = Translation(np.eye(3))
 _LONGITUDE_LATITUDE = "OGC:CRS84"
 _TABLES = (".csv", ".txt", ".tsv")
 _SHAPES = (".geojson", ".json")
@@ -34,7 +35,7 @@ class Applied:
         a, b: grids of both files.
     """
 
-    transform: MatrixTransform
+    transform: Transform
     a: Grid
     b: Grid
 
@@ -54,8 +55,6 @@ def read_registration(path: Path) -> Applied:
         raise DataError(f"{path} is no registration.json that `rrl-match register` wrote: {error!r}") from error
     if transform is None:
         raise DataError(f"{path} holds no transform, the pair was refused: {refused}")
-    if not isinstance(transform, MatrixTransform):
-        raise DataError(f"{path}: a {transform.kind} cannot be applied to other files")
     return Applied(transform, *grids)
 
 
@@ -104,7 +103,7 @@ def apply_to_image(
         OSError, ImageError: a file cannot be read, placed or written.
     """
     size = _grid(path).size
-    transform = compose(_on_a(applied, path), applied.transform)
+    transform = applied.transform.between(_on_a(applied, path), _AS_IT_IS)
     grid, stem = applied.b, folder / path.stem
     if which == "a":
         grid, transform = own_grid(transform, size, applied.b)
@@ -124,7 +123,8 @@ def apply_to_georeference(applied: Applied, path: Path, folder: Path) -> Path:
     out = folder / f"{path.stem}.tif"
     _check_out(path, out)
     upright = IDENTITY if is_raster(path) else read_image(path).to_stored.inverse()  # GDAL takes pixels as they lie
-    correct_georeference(path, compose(compose(upright, _on_a(applied, path)), applied.transform), applied.b, out)
+    on_a = compose(upright, _on_a(applied, path))
+    correct_georeference(path, applied.transform.between(on_a, _AS_IT_IS), applied.b, out)
     return out
 
 

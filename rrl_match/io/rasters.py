@@ -43,6 +43,9 @@ _DEGREE = 111_320.0  # metres along a meridian
 CENTRE = Affine(np.array([[1.0, 0, 0.5], [0, 1, 0.5]]))  # from pixels with centres at integers to GDAL's
 
 
+RASTERS = importlib.util.find_spec("rasterio") is not None  # whether they can be read and written
+
+
 class View(NamedTuple):
     """A window of a raster, in its pixels, and the size in pixels that it is read at."""
 
@@ -62,7 +65,7 @@ class View(NamedTuple):
 
 def is_raster(path: Path) -> bool:
     """Whether rasterio should open a file: it is installed, and the file is no PNG, JPEG or the like without a map."""
-    if importlib.util.find_spec("rasterio") is None or path.is_dir():
+    if not RASTERS or path.is_dir():
         return False
     suffix = path.suffix.lower()
     worlds = (f".{suffix[1:2]}{suffix[-1:]}w", f"{suffix}w", ".wld")
@@ -338,6 +341,34 @@ def _overlap(dataset: Any, here: Georeference, other: Any, there: Georeference) 
     left, top = (low - margin).clip(0, size).round().astype(int).tolist()
     right, bottom = (high + margin).clip(0, size).round().astype(int).tolist()
     return left, top, right - left, bottom - top
+
+
+def write_control_points(
+    path: Path, in_file: Points, there: Points, georeference: Georeference | None, out: Path
+) -> None:
+    """Write a VRT of a file whose georeference is ground control points, for ``gdalwarp -tps``.
+
+    Args:
+        path: of a file that GDAL opens.
+        in_file: (N, 2) xy, pixels of the file.
+        there: (N, 2) xy, where these lie, in pixels of a grid.
+        georeference: of the grid; None: its pixels as GDAL counts them, y negative downwards, take the place of a map.
+        out: the VRT to write.
+
+    Raises:
+        OSError, ImageError: a file cannot be read or written.
+    """
+    from rasterio.control import GroundControlPoint
+    from rasterio.crs import CRS
+    from rasterio.shutil import copy
+
+    on_map = (there + 0.5) * (1, -1) if georeference is None else georeference.to_map(there)
+    rows = np.hstack([in_file + 0.5, on_map]).tolist()
+    points = [GroundControlPoint(row=y, col=x, x=east, y=north) for x, y, east, north in rows]
+    with opened(path) as dataset:
+        copy(dataset, out, driver="VRT")
+    with opened(out, "r+") as dataset:
+        dataset.gcps = points, CRS.from_wkt(georeference.crs) if georeference and georeference.crs else None
 
 
 def correct_georeference(path: Path, transform: Transform, grid: Grid, out: Path) -> None:

@@ -17,17 +17,22 @@ from numpy.typing import NDArray
 from rrl_match.drawing import displayed
 from rrl_match.errors import ImageError
 from rrl_match.io.images import IDENTITY, Grid, ImageFile, Resampling, bgr, decode, holds_classes
-from rrl_match.io.rasters import is_raster, map_offset
+from rrl_match.io.rasters import RASTERS, is_raster, map_offset, write_control_points
 from rrl_match.io.report import REPORT, THUMBNAIL, write_report
-from rrl_match.io.warping import WhichGrid, own_grid, warp_raster
+from rrl_match.io.warping import WhichGrid, own_grid, warp_raster, write_displacement
 from rrl_match.registration import Registration
-from rrl_match.transforms import MatrixTransform, Points, Transform, compose
+from rrl_match.transforms import DisplacementField, MatrixTransform, Points, Transform, Translation
 
 RECORD = "registration.json"  # written last: a folder that has it is complete
 CHECKERBOARD = "checkerboard.png"
 TIE_POINTS = "tie_points.csv"
 QGIS_POINTS = "tie_points.points"
-FILES = (RECORD, CHECKERBOARD, TIE_POINTS, QGIS_POINTS, REPORT, THUMBNAIL, "warped.tif", "warped.png")
+CONTROL_POINTS = "tie_points.vrt"
+DISPLACEMENT = "displacement.tif"
+FILES = (
+    *(RECORD, CHECKERBOARD, TIE_POINTS, QGIS_POINTS, CONTROL_POINTS, DISPLACEMENT, REPORT, THUMBNAIL),
+    *("warped.tif", "warped.png"),
+)
 _LOSSLESS = [cv2.IMWRITE_TIFF_COMPRESSION, 5]  # LZW; without it, OpenCV 4 stores float colours with errors of 2 %
 
 
@@ -45,14 +50,14 @@ class FileRegistration:
     b: ImageFile
 
     @cached_property
-    def transform(self) -> MatrixTransform | None:
+    def transform(self) -> Transform | None:
         """From file A to file B, also a rejected one; None if there is none."""
         found = self.result.transform or self.result.rejected
-        if not isinstance(found, MatrixTransform):
+        if found is None:
             return None
-        if self.a.to_file is not IDENTITY:
-            found = compose(self.a.to_file.inverse(), found)
-        return found if self.b.to_file is IDENTITY else compose(found, self.b.to_file)
+        as_read = Translation(np.eye(3))
+        before = as_read if self.a.to_file is IDENTITY else self.a.to_file.inverse()
+        return found.between(before, as_read if self.b.to_file is IDENTITY else self.b.to_file)
 
     @cached_property
     def tie_points(self) -> tuple[Points, Points]:
@@ -70,7 +75,7 @@ class FileRegistration:
             "advice": result.advice,
             "model": result.model,
             "transform": found if result.ok else None,
-            "matrix": transform.matrix.tolist() if result.ok and transform is not None else None,
+            "matrix": transform.matrix.tolist() if result.ok and isinstance(transform, MatrixTransform) else None,
             "rejected": None if result.ok else found,
             "probability": float(result.probability),
             "overlap": float(result.overlap),
@@ -117,6 +122,10 @@ class FileRegistration:
             if which == "a":
                 grid, transform = own_grid(transform, self.a.size, grid)
             write_warped(self.a.path, transform, grid, folder / "warped", resampling)
+            if self.a.is_raster:
+                self._write_control_points(folder / CONTROL_POINTS, self.transform)
+            if isinstance(self.transform, DisplacementField) and RASTERS:
+                write_displacement(self.transform, self.b.grid, folder / DISPLACEMENT)
         write_report(folder, record, self.result, shown_a, shown_b)
         unfinished = folder / f"{RECORD}.part"
         unfinished.write_text(as_json(record) + "\n", encoding="utf-8")
@@ -138,6 +147,14 @@ class FileRegistration:
             ):
                 judged = "" if np.isnan(score) else f"{score:.4f}"
                 writer.writerow([*map(_number, row), judged, f"{residual:.3f}", int(inlier)])
+
+    def _write_control_points(self, path: Path, transform: Transform) -> None:
+        """File A as a VRT with the tie points that agree as ground control points, where the transform puts them.
+
+        They lie on the map of B, or, if it has none, in its pixels as GDAL counts them, y negative downwards.
+        """
+        in_a = self.tie_points[0][self.result.tie_points.inliers]
+        write_control_points(self.a.path, in_a, transform(in_a), self.b.georeference, path)
 
     def _write_qgis_points(self, path: Path) -> None:
         """Ground control points for QGIS's georeferencer, where A is georeferenced; outliers are not enabled.

@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 from rrl_match.errors import ImageError
 from rrl_match.io.images import Georeference, Grid, Resampling, holds_classes, read_image
 from rrl_match.io.rasters import CENTRE, View, has_palette, is_raster, opened
-from rrl_match.transforms import FLAGS, Affine, MatrixTransform, Points, Transform, compose
+from rrl_match.transforms import (
+    FLAGS,
+    Affine,
+    DisplacementField,
+    MatrixTransform,
+    Points,
+    Transform,
+    compose,
+    similarity,
+)
 
 WhichGrid: TypeAlias = Literal["a", "b"]  # A's own resolution on B's map, or B's pixels
 
@@ -93,7 +102,7 @@ def warp_raster(path: Path, transform: Transform, grid: Grid, out: Path, resampl
                 target.write_mask(shown.any(axis=0), window=window)
 
 
-def own_grid(transform: MatrixTransform, size: tuple[int, int], b: Grid) -> tuple[Grid, MatrixTransform]:
+def own_grid(transform: Transform, size: tuple[int, int], b: Grid) -> tuple[Grid, Transform]:
     """The grid of a file's own resolution that holds all of it on B's map.
 
     Args:
@@ -108,9 +117,10 @@ def own_grid(transform: MatrixTransform, size: tuple[int, int], b: Grid) -> tupl
         ImageError: it would be far too large.
     """
     width, height = size
-    outline = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float64) - 0.5
-    corners = transform(outline)
-    low, high = corners.min(0), corners.max(0)
+    side, edge = np.linspace(0, 1, 17), np.ones(17)
+    edges = [np.stack(one, 1) for one in ((side, 0 * edge), (side, edge), (0 * edge, side), (edge, side))]
+    outline = transform(np.concatenate(edges) * (width, height) - 0.5)
+    low, high = outline.min(0), outline.max(0)
     finer = 1 / transform.scale((width / 2, height / 2))
     columns, rows = np.ceil((high - low) * finer - _ROUNDING).astype(int).tolist()
     if columns * rows > _LARGEST:
@@ -121,7 +131,28 @@ def own_grid(transform: MatrixTransform, size: tuple[int, int], b: Grid) -> tupl
     if georeference is not None:
         to_map = Affine(compose(to_grid.inverse(), georeference.to_map).full)
         georeference = Georeference(to_map, georeference.crs)
-    return Grid((columns, rows), georeference), compose(transform, to_grid)
+    return Grid((columns, rows), georeference), transform.between(similarity(), to_grid)
+
+
+def write_displacement(field: DisplacementField, grid: Grid, out: Path) -> None:
+    """Write how far a field displaces what lies at each pixel of a grid: a GeoTIFF of two float32 bands, x and y.
+
+    In pixels of the grid, from where the field's matrix takes a location of A to where the field does.
+
+    Args:
+        field: from A to the grid.
+        grid: size and georeference of what is written.
+        out: the GeoTIFF to write.
+    """
+    profile = {**_profile_of(grid), "count": 2, "dtype": "float32", "predictor": 3}
+    with opened(out, "w", **profile) as target:
+        target.descriptions = "x, pixels", "y, pixels"
+        for window in windows(grid):
+            of_window = field.between(similarity(), similarity(shift=(-window.col_off, -window.row_off)))
+            at = of_window.map((window.height, window.width)).astype(np.float64)
+            pixels = np.stack(np.meshgrid(np.arange(window.width), np.arange(window.height)), -1)
+            moved = pixels - of_window.base(at.reshape(-1, 2)).reshape(at.shape)
+            target.write(np.moveaxis(moved, 2, 0).astype(np.float32), window=window)
 
 
 def _by_gdal(source: Any, transform: Any, methods: list[Resampling], profile: Any, stack: ExitStack) -> _Reader:
@@ -160,14 +191,13 @@ def _by_gdal(source: Any, transform: Any, methods: list[Resampling], profile: An
 
 def _by_opencv(source: Any, transform: Any, methods: list[Resampling], profile: Any, stack: ExitStack) -> _Reader:
     """By OpenCV, for all other transforms."""
-    inverse = transform.inverse()
 
     def read(window: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         shape = source.count, window.height, window.width
         values = np.full(shape, profile["nodata"] or 0, profile["dtype"])
         shown = np.zeros(shape, bool)
-        rows, columns = np.mgrid[: window.height, : window.width].astype(np.float64)
-        at = inverse(np.stack([columns + window.col_off, rows + window.row_off], -1).reshape(-1, 2))
+        to_window = similarity(shift=(-window.col_off, -window.row_off))
+        at = transform.between(similarity(), to_window).map(shape[1:]).reshape(-1, 2).astype(np.float64)
         finer = 1 / math.sqrt(abs(np.linalg.det(transform.jacobian(at[len(at) // 2][None])[0])))
         view = _needed(source, at, finer if finer > 1.5 else 1.0)
         if view is None:
@@ -261,22 +291,29 @@ def _needs_mask(source: Any, profile: dict[str, Any]) -> bool:
 
 def _profile(source: Any, grid: Grid) -> dict[str, Any]:
     """How the warped raster is created."""
+    dtype = np.dtype(source.dtypes[0])
+    return {
+        **_profile_of(grid),
+        "count": source.count,
+        "dtype": dtype.name,
+        "nodata": np.nan if source.nodata is None and dtype.kind == "f" else source.nodata,
+        "predictor": 3 if dtype.kind == "f" else 2,
+    }
+
+
+def _profile_of(grid: Grid) -> dict[str, Any]:
+    """How a GeoTIFF on a grid is created, but for its bands."""
     from rasterio import Affine as Geotransform
     from rasterio.crs import CRS
 
-    dtype = np.dtype(source.dtypes[0])
     profile: dict[str, Any] = {
         "driver": "GTiff",
         "width": grid.size[0],
         "height": grid.size[1],
-        "count": source.count,
-        "dtype": dtype.name,
-        "nodata": np.nan if source.nodata is None and dtype.kind == "f" else source.nodata,
         "tiled": True,
         "blockxsize": _TILE,
         "blockysize": _TILE,
         "compress": "deflate",
-        "predictor": 3 if dtype.kind == "f" else 2,
         "bigtiff": "if_safer",
     }
     if grid.georeference is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -35,7 +36,7 @@ class Channels:
     known: Grey
     whole: Grey
 
-    @property
+    @cached_property
     def energy(self) -> Grey:
         """Squared length (H, W)."""
         strength, x, y = self.values

@@ -13,9 +13,10 @@ import numpy as np
 
 from rrl_match.registration.channels import Channels, block_channels
 from rrl_match.registration.config import ChannelConfig
-from rrl_match.registration.images import Frame, Level, PreparedImage
-from rrl_match.transforms import MatrixTransform, Points, compose, similarity
+from rrl_match.registration.images import Frame, Grey, Level, PreparedImage
+from rrl_match.transforms import MatrixTransform, Points, Transform, compose, similarity
 
+_IDENTITY = similarity()
 _GRID = 32  # pixels of a level that windows of B are rounded to, so that their channels are found again
 
 
@@ -40,10 +41,10 @@ class Overlap(NamedTuple):
         return math.sqrt(self.area) / self.unit
 
 
-def overlap_of(frame: Frame, transform: MatrixTransform) -> Overlap | None:
+def overlap_of(frame: Frame, transform: Transform) -> Overlap | None:
     """Where the known parts of A and B overlap; None if they do not, or the transform folds A."""
     outline_a = frame.a.outline
-    if (outline_a @ transform.full[2, :2] + 1 <= 1e-6).any():
+    if isinstance(transform, MatrixTransform) and (outline_a @ transform.full[2, :2] + 1 <= 1e-6).any():
         return None
     outline_a = transform(outline_a)
     area, outline = cv2.intersectConvexConvex(outline_a.astype(np.float32), frame.b.outline.astype(np.float32))
@@ -60,7 +61,7 @@ class Overlay:
     """A, warped, and B, both cut to where they overlap: levels of one shape (H, W).
 
     Attributes:
-        a, b: see :class:`Level`; pixels of A's warped version are `from_full` of A.
+        a, b: see :class:`Level`; `from_full` takes pixels of B to those of both.
         pixel: pixels of B that one of the level covers.
         config: of the channels.
         cache: channels of B, by what they are computed from.
@@ -93,7 +94,7 @@ class Overlay:
 
 
 def overlay_of(
-    frame: Frame, transform: MatrixTransform, overlap: Overlap, pixel: float, config: ChannelConfig, margin: int = 0
+    frame: Frame, transform: Transform, overlap: Overlap, pixel: float, config: ChannelConfig, margin: int = 0
 ) -> Overlay:
     """A warped onto B at a level.
 
@@ -111,7 +112,7 @@ def overlay_of(
     to_level = compose(level.from_full, similarity(shift=(-left, -top)))
     image, known, holes = (one[top:bottom, left:right] for one in level[:3])
     b = Level(image, known, holes, to_level)
-    return Overlay(_warped(frame.a, compose(transform, to_level), image.shape), b, pixel, config, frame.b.cache)
+    return Overlay(_warped(frame.a, transform, b), b, pixel, config, frame.b.cache)
 
 
 def _window(outline: Points, shape: Sequence[int], margin: int) -> tuple[int, int, int, int]:
@@ -122,15 +123,24 @@ def _window(outline: Points, shape: Sequence[int], margin: int) -> tuple[int, in
     return int(left), int(top), int(max(right, left + 1)), int(max(bottom, top + 1))
 
 
-def _warped(image: PreparedImage, whole: MatrixTransform, shape: tuple[int, ...]) -> Level:
-    """A, what is known of it and its holes, warped to a level; from a smaller version where that shrinks."""
+def _warped(image: PreparedImage, transform: Transform, b: Level) -> Level:
+    """A, what is known of it and its holes, warped to a level of B; from a smaller version where that shrinks."""
+    whole, shape = transform.between(_IDENTITY, b.from_full), b.image.shape
     size = shape[1], shape[0]
     middle = np.array([(size[0] - 1) / 2, (size[1] - 1) / 2])
     scale = whole.scale(whole.inverse()(middle))
     shrink = 2.0 ** max(0, math.floor(math.log2(1 / scale) + 0.3)) if 0 < scale < 1 else 1.0
     level = image.level(shrink)
-    matrix = compose(level.from_full.inverse(), whole).full
-    a = cv2.warpPerspective(level.image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    known = np.asarray(cv2.warpPerspective(level.known, matrix, size, flags=cv2.INTER_LINEAR), np.float32)
-    holes = cv2.warpPerspective(level.holes, matrix, size, flags=cv2.INTER_LINEAR) if level.holes.any() else 0 * known
-    return Level(np.asarray(a, np.float32), known, np.asarray(holes, np.float32), whole)
+    whole = whole.between(level.from_full.inverse(), _IDENTITY)
+    at = np.empty((0, 0, 2), np.float32) if isinstance(whole, MatrixTransform) else whole.map(shape)
+
+    def warped(layer: Grey, border: int) -> Grey:
+        if isinstance(whole, MatrixTransform):
+            found = cv2.warpPerspective(layer, whole.full, size, flags=cv2.INTER_LINEAR, borderMode=border)
+        else:
+            found = cv2.remap(layer, at[..., 0], at[..., 1], cv2.INTER_LINEAR, borderMode=border)
+        return np.asarray(found, np.float32)
+
+    known = warped(level.known, cv2.BORDER_CONSTANT)
+    holes = warped(level.holes, cv2.BORDER_CONSTANT) if level.holes.any() else 0 * known
+    return Level(warped(level.image, cv2.BORDER_REPLICATE), known, holes, b.from_full)
