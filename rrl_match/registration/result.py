@@ -109,10 +109,10 @@ class Registration:
 
     def inverse(self) -> Registration:
         """The registration of image B to A: it takes locations of B to A, and residuals are in pixels of A."""
-        points, back = self.tie_points, [t and t.inverse() for t in (self.transform, self.rejected)]
-        found = back[0] or back[1]
-        if found is None:
+        forth = self.transform or self.rejected
+        if forth is None:
             return self
+        points, found = self.tie_points, forth.inverse()
         residuals = np.linalg.norm(found(points.b) - points.a, axis=1)
         images, overlap = self.thumbnails, self.overlap
         if images is not None:
@@ -125,9 +125,10 @@ class Registration:
             images = Thumbnails(images.b, images.a, images.size_b, images.size_a)
         return replace(
             self,
-            transform=back[0],
-            rejected=back[1],
+            transform=found if self.ok else None,
+            rejected=None if self.ok else found,
             overlap=overlap,
+            errors=self.errors.inverse(forth),
             tie_points=TiePoints(points.b, points.a, points.scores, residuals, points.inliers),
             thumbnails=images,
         )

@@ -63,6 +63,8 @@ def test_image_a_as_the_reference(matcher, scene):
     assert_found(back, truth, scene, 0.5)
     np.testing.assert_allclose(points.residuals, np.linalg.norm(result.transform(points.a) - points.b, axis=1))
     np.testing.assert_array_equal(back.tie_points.b, points.a)
+    assert back.error == pytest.approx(1.05 * result.error, rel=0.02)
+    np.testing.assert_allclose(back.error_at(points.b), 1.05 * result.error_at(points.a), rtol=0.02)
     assert result.overlap == pytest.approx(back.overlap * 1.05**2 * scene.size / there.size, abs=0.03)
     assert result.thumbnails.size_a == there.shape[::-1]
 
