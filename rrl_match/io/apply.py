@@ -13,7 +13,8 @@ import numpy as np
 
 from rrl_match.errors import DataError, ImageError
 from rrl_match.io.images import Georeference, Grid, Resampling, decode
-from rrl_match.io.rasters import converted, correct_georeference, grid_of, is_raster
+from rrl_match.io.rasters import correct_georeference, grid_of, is_raster
+from rrl_match.io.reprojection import converted
 from rrl_match.io.results import write_warped
 from rrl_match.io.tables import read_table
 from rrl_match.transforms import Affine, MatrixTransform, Points, Transform, compose, resizing
