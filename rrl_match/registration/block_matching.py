@@ -64,9 +64,7 @@ class Grid(NamedTuple):
     radius: int
 
 
-def match_blocks(
-    frames: Sequence[Frame], transform: MatrixTransform, overlap: Overlap, grid: Grid, config: Config
-) -> Blocks:
+def match_blocks(frames: Sequence[Frame], transform: Transform, overlap: Overlap, grid: Grid, config: Config) -> Blocks:
     """Look for blocks of A in B, around where a transform takes them.
 
     Args:
@@ -193,7 +191,7 @@ def align(
     return found
 
 
-def agreement_of(frames: Sequence[Frame], transform: MatrixTransform, config: Config) -> float:
+def agreement_of(frames: Sequence[Frame], transform: Transform, config: Config) -> float:
     """How well the channels of all frames agree under a transform in small images; the higher, the better."""
     overlap = overlap_of(frames[0], transform)
     if overlap is None:

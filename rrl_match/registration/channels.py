@@ -6,6 +6,7 @@ Nobody else knows how many channels there are, or how they rotate.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -34,7 +35,7 @@ class Channels:
     known: Grey
     whole: Grey
 
-    @property
+    @cached_property
     def energy(self) -> Grey:
         """Squared length (H, W)."""
         squared = self.values * self.values

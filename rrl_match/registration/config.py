@@ -144,6 +144,28 @@ class RefineConfig(_Checked):
 
 
 @dataclass(frozen=True)
+class LocalConfig(_Checked):
+    """A smooth displacement on top of a global transform."""
+
+    first_side: int = 464  # of the first level, see AlignConfig.side; the last is that of RefineConfig
+    half: int = 26  # half the width of a block: the larger, the more it is bent itself
+    radii: tuple[int, int] = (16, 8)  # pixels that blocks are searched in the first round, and in the others
+    blocks: int = 21  # in each direction
+    known: float = 0.5  # part of a block that both images must know
+    least_blocks: int = 40
+    cells: tuple[int, ...] = (1, 8, 8, 8, 12, 16)  # of grids along the longer side, and the weights of their bending,
+    bending: tuple[float, ...] = (1e-6, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)  # of which held-out blocks choose
+    parts: int = 6  # of the overlap in each direction, which are held out,
+    groups: int = 4  # in so many groups,
+    gap: float = 0.5  # with this between them and the blocks that are fitted, of a block's width
+    certain: tuple[float, float] = (2.5, 4.0)  # standard errors by which held-out blocks must be better off than with
+    # the global transform, in the first and in the last round
+    reweighted: int = 12  # rounds of robust least squares,
+    rounds: int = 8  # and of Gauss-Newton on the cost surfaces,
+    held_rounds: int = 2  # fewer where blocks are held out
+
+
+@dataclass(frozen=True)
 class TileConfig(_Checked):
     """Refinement beyond the finest level of :class:`RefineConfig`, on tiles."""
 
@@ -203,5 +225,6 @@ class Config:
     blocks: BlockConfig = BlockConfig()
     align: AlignConfig = AlignConfig()
     refine: RefineConfig = RefineConfig()
+    local: LocalConfig = LocalConfig()
     tiles: TileConfig = TileConfig()
     verify: VerifyConfig = VerifyConfig()

@@ -23,7 +23,7 @@ _ROUNDS = 20
 _LONGEST_STEP = 0.3  # of a parameter; 1 moves a block by half the extent of all
 
 
-class _Quadratics(NamedTuple):
+class Quadratics(NamedTuple):
     """Value (N,), gradient (N, 2) and Hessian (N, 2, 2) of surfaces at one offset each, from the 3 x 3 around it."""
 
     value: NDArray[np.float64]
@@ -147,27 +147,17 @@ def adjust(
     Returns:
         `step` itself where no adjustment makes the costs smaller.
     """
-    reach = surfaces.shape[1] // 2 - 1
-    (least, noise), most = _least(surfaces, config), surfaces.max((1, 2))
-    sharpness = np.trace(_quadratics(surfaces, lowest(surfaces)[0]).hessian, axis1=1, axis2=2) / (least + noise)
-    weights = np.sqrt(np.maximum(sharpness, 0.0) / max(float(np.median(sharpness)), 1e-12)).clip(*config.weights)
+    costs = LogCosts(surfaces, config)
     middle = centres.mean(0)
     size = max(1.0, float(np.abs(centres - middle).max()))
     unit = similarity(0, 1 / size, (-middle[0] / size, -middle[1] / size))  # to about -1..1
 
-    def evaluated(points: Points) -> tuple[float, NDArray[np.bool_], _Quadratics]:
-        offsets = points - centres
-        near = (np.abs(offsets) <= reach).all(1)
-        found = _quadratics(surfaces, offsets.clip(-reach, reach))
-        value = np.where(near, np.maximum(found.value, least / 2), most) + noise
-        return float((weights * np.log(value)).sum()), near, found._replace(value=value)
-
     damping = 1e-3
     points = step(centres)
-    total, near, found = evaluated(points)
+    total, near, found = costs.at(points - centres)
     for _ in range(_ROUNDS):
         jacobian = size * kind.basis(unit(points))
-        weight = weights * near / found.value
+        weight = costs.weights * near / found.value
         gradient = np.einsum("n,nij,ni->j", weight, jacobian, found.gradient)
         hessian = np.einsum("n,nia,nij,njb->ab", weight, jacobian, found.hessian, jacobian, optimize=True)
         damped = hessian + np.diag(damping * np.diag(hessian) + 1e-9)
@@ -177,10 +167,34 @@ def adjust(
             continue
         tried = compose(step, compose(compose(unit, kind.near_identity(change)), unit.inverse()))
         moved = tried(centres)
-        outcome = evaluated(moved)
+        outcome = costs.at(moved - centres)
         if outcome[0] < total:
             step, points, (total, near, found), damping = tried, moved, outcome, damping / 25
     return step
+
+
+class LogCosts:
+    """Logarithms of the costs of blocks, each weighted by the square root of how sharp its minimum is.
+
+    Args:
+        surfaces: (N, S, S), S odd.
+        config: how blocks are weighted.
+    """
+
+    def __init__(self, surfaces: Surfaces, config: BlockConfig) -> None:
+        self._surfaces, self._reach = surfaces, surfaces.shape[1] // 2 - 1
+        (self._least, self._noise), self._most = _least(surfaces, config), surfaces.max((1, 2))
+        bends = _quadratics(surfaces, lowest(surfaces)[0]).hessian
+        sharpness = np.trace(bends, axis1=1, axis2=2) / (self._least + self._noise)
+        least, most = config.weights
+        self.weights = np.sqrt(np.maximum(sharpness, 0.0) / max(float(np.median(sharpness)), 1e-12)).clip(least, most)
+
+    def at(self, offsets: Points) -> tuple[float, NDArray[np.bool_], Quadratics]:
+        """Their weighted sum at offsets (N, 2), which of these were searched (N,), and the costs around them."""
+        near = (np.abs(offsets) <= self._reach).all(1)
+        found = _quadratics(self._surfaces, offsets.clip(-self._reach, self._reach))
+        value = np.where(near, np.maximum(found.value, self._least / 2), self._most) + self._noise
+        return float((self.weights * np.log(value)).sum()), near, found._replace(value=value)
 
 
 def log_costs(surfaces: Surfaces, config: BlockConfig) -> Surfaces:
@@ -205,7 +219,7 @@ def _least(surfaces: Surfaces, config: BlockConfig) -> tuple[NDArray[np.float64]
     return least, config.noise * float(np.median(least)) + 1e-12
 
 
-def _quadratics(surfaces: Surfaces, offsets: Points) -> _Quadratics:
+def _quadratics(surfaces: Surfaces, offsets: Points) -> Quadratics:
     """Surfaces around offsets (N, 2), xy; Hessians are made positive semidefinite."""
     size = surfaces.shape[1]
     nearest = (offsets.round().astype(int) + size // 2).clip(1, size - 2)
@@ -220,4 +234,4 @@ def _quadratics(surfaces: Surfaces, offsets: Points) -> _Quadratics:
     value = at[0, 0] + ((gradient + bent / 2) * rest).sum(1)
     bends, axes = np.linalg.eigh(hessian)
     positive = (axes * np.maximum(bends, 0.0)[:, None]) @ axes.transpose(0, 2, 1)
-    return _Quadratics(value, gradient + bent, positive)
+    return Quadratics(value, gradient + bent, positive)

@@ -13,8 +13,9 @@ import numpy as np
 from rrl_match.registration.channels import Channels, block_channels
 from rrl_match.registration.config import ChannelConfig
 from rrl_match.registration.images import Frame, Grey
-from rrl_match.transforms import MatrixTransform, Points, compose, similarity
+from rrl_match.transforms import MatrixTransform, Points, Transform, compose, similarity
 
+_IDENTITY = similarity()
 _GRID = 32  # pixels of a level that windows of B are rounded to, so that their channels are found again
 
 
@@ -39,10 +40,10 @@ class Overlap(NamedTuple):
         return math.sqrt(self.area) / self.unit
 
 
-def overlap_of(frame: Frame, transform: MatrixTransform) -> Overlap | None:
+def overlap_of(frame: Frame, transform: Transform) -> Overlap | None:
     """Where the known parts of A and B overlap; None if they do not, or the transform folds A."""
     outline_a = frame.a.outline
-    if (outline_a @ transform.full[2, :2] + 1 <= 1e-6).any():
+    if isinstance(transform, MatrixTransform) and (outline_a @ transform.full[2, :2] + 1 <= 1e-6).any():
         return None
     outline_a = transform(outline_a)
     area, outline = cv2.intersectConvexConvex(outline_a.astype(np.float32), frame.b.outline.astype(np.float32))
@@ -77,7 +78,7 @@ class Overlay:
 
 
 def overlay_of(
-    frame: Frame, transform: MatrixTransform, overlap: Overlap, pixel: float, config: ChannelConfig, margin: int = 0
+    frame: Frame, transform: Transform, overlap: Overlap, pixel: float, config: ChannelConfig, margin: int = 0
 ) -> Overlay:
     """A warped onto B at a level.
 
@@ -97,7 +98,7 @@ def overlay_of(
     b, known_b, holes_b = (one[top:bottom, left:right] for one in level_b[:3])
     if key not in frame.b.cache:
         frame.b.cache[key] = block_channels(b, known_b, holes_b, config)
-    a, known_a, holes_a = _warped(frame, compose(transform, to_level), (right - left, bottom - top))
+    a, known_a, holes_a = _warped(frame, transform.between(_IDENTITY, to_level), (right - left, bottom - top))
     channels_a = block_channels(a, known_a, holes_a, config)
     return Overlay(a, b, known_a, known_b, channels_a, frame.b.cache[key], to_level, pixel)
 
@@ -110,14 +111,22 @@ def _window(outline: Points, shape: Sequence[int], margin: int) -> tuple[int, in
     return int(left), int(top), int(max(right, left + 1)), int(max(bottom, top + 1))
 
 
-def _warped(frame: Frame, whole: MatrixTransform, size: tuple[int, int]) -> tuple[Grey, Grey, Grey]:
+def _warped(frame: Frame, whole: Transform, size: tuple[int, int]) -> tuple[Grey, Grey, Grey]:
     """A, what is known of it and its holes, warped to the level; from a smaller version where that shrinks."""
     middle = np.array([(size[0] - 1) / 2, (size[1] - 1) / 2])
     scale = whole.scale(whole.inverse()(middle))
     shrink = 2.0 ** max(0, math.floor(math.log2(1 / scale) + 0.3)) if 0 < scale < 1 else 1.0
     level = frame.a.level(shrink)
-    matrix = compose(level.from_full.inverse(), whole).full
-    a = cv2.warpPerspective(level.image, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    known = cv2.warpPerspective(level.known, matrix, size, flags=cv2.INTER_LINEAR)
-    holes = cv2.warpPerspective(level.holes, matrix, size, flags=cv2.INTER_LINEAR) if level.holes.any() else known * 0
-    return np.asarray(a, np.float32), np.asarray(known, np.float32), np.asarray(holes, np.float32)
+    transform = whole.between(level.from_full.inverse(), _IDENTITY)
+    at = np.empty((0, 0, 2), np.float32) if isinstance(transform, MatrixTransform) else transform.map(size[::-1])
+
+    def warped(image: Grey, border: int) -> Grey:
+        if isinstance(transform, MatrixTransform):
+            found = cv2.warpPerspective(image, transform.full, size, flags=cv2.INTER_LINEAR, borderMode=border)
+        else:
+            found = cv2.remap(image, at[..., 0], at[..., 1], cv2.INTER_LINEAR, borderMode=border)
+        return np.asarray(found, np.float32)
+
+    known = warped(level.known, cv2.BORDER_CONSTANT)
+    holes = warped(level.holes, cv2.BORDER_CONSTANT) if level.holes.any() else known * 0
+    return warped(level.image, cv2.BORDER_REPLICATE), known, holes

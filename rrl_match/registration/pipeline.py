@@ -18,13 +18,14 @@ from rrl_match.registration.block_matching import Blocks, align
 from rrl_match.registration.config import Config, Search
 from rrl_match.registration.dense_search import Region, propose, stages
 from rrl_match.registration.images import Frame, Images, prepare_frames
+from rrl_match.registration.local import bend
 from rrl_match.registration.overlay import overlap_of
 from rrl_match.registration.refinement import Freedom, finest_pixel, fit, refine
 from rrl_match.registration.result import Registration, Thumbnails, TiePoints
 from rrl_match.registration.task import Task
 from rrl_match.registration.tiles import Reader, Source, refine_on_tiles
 from rrl_match.registration.verification import Alternatives, Evidence, Judged, Verdict, judge, measure, verify
-from rrl_match.transforms import MatrixTransform, Transform, Translation, matrix_kind
+from rrl_match.transforms import Affine, MatrixTransform, Transform, Translation, matrix_kind
 
 SMALLEST = 32  # pixels, of either side of an image
 
@@ -61,7 +62,9 @@ def register(
             32 pixels wide and high. Other than uint8, they are mapped from their :func:`percentile_range` if no
             `value_range` is given. NaN and transparent pixels show nothing. Or lists of as many such images, all
             images of a band of one size.
-        model: "translation", where scale and rotation are known, "similarity", "affine" or "homography".
+        model: "translation", where scale and rotation are known, "similarity", "affine", "homography" or "local": an
+            affine transform and, where parts of the images that were held out confirm it, a smooth displacement on top
+            of it, for relief, lenses and scanners.
         mask_a, mask_b: (H, W), zero where an image shows nothing, as outside its footprint or under clouds; one for all
             frames, or a list. If not given, borders of one value with a straight outline count as showing nothing.
         value_range: as in :meth:`RRLMatcher.score`.
@@ -81,7 +84,7 @@ def register(
     Raises:
         TypeError, ValueError: naming the argument.
     """
-    kind = _checked(model, search, initial)
+    kind, bends = _checked(model, search, initial)
     frames = prepare_frames((image_a, image_b), (mask_a, mask_b), value_range)
     smallest = min(*frames[0].a.shape, *frames[0].b.shape)
     if smallest < SMALLEST:
@@ -97,7 +100,7 @@ def register(
     region = Region(base, initial is not None, math.inf if search.shift is None else search.shift)
     with tqdm(desc="registering", unit=" steps") if progress else nullcontext() as bar:
         step = bar.update if bar is not None else _nothing
-        task = Task(matcher, frames, Freedom(kind, base, simplify, search.aspect), region, config, step)
+        task = Task(matcher, frames, Freedom(kind, base, simplify, search.aspect), region, bends, config, step)
         try:
             return _at_full_resolution(_with_second_tries(task, search), task, finer)
         except ScoringError as error:
@@ -149,16 +152,16 @@ def _notes(frames: Sequence[Frame]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _checked(model: str, search: Search, initial: Transform | None) -> type[MatrixTransform]:
-    """The kind of transform that is asked for."""
-    known = [name for name, kind in Transform.kinds.items() if issubclass(kind, MatrixTransform)]
-    if not isinstance(model, str) or model not in known:
-        raise ValueError(f"model must be one of {', '.join(known)}, got {model!r}")
+def _checked(model: str, search: Search, initial: Transform | None) -> tuple[type[MatrixTransform], bool]:
+    """The kind of global transform that is asked for, and whether a displacement field may be put on top of it."""
+    if not isinstance(model, str) or model not in Transform.kinds:
+        raise ValueError(f"model must be one of {', '.join(Transform.kinds)}, got {model!r}")
     if not isinstance(search, Search):
         raise TypeError(f"search must be a Search(rotation=..., scale=(low, high), ...), got {search!r}")
     if initial is not None and not isinstance(initial, MatrixTransform):
         raise TypeError(f"initial must be a Transform that a matrix describes, such as Affine(matrix), got {initial!r}")
-    return matrix_kind(model)
+    bends = not issubclass(Transform.kinds[model], MatrixTransform)
+    return (Affine if bends else matrix_kind(model)), bends
 
 
 def searched(task: Task, search: Search, near: bool = False) -> Registration:
@@ -208,6 +211,8 @@ class _Trial:
         task = self.task
         self.waiting.remove(one)
         refined = refine(task.frames, one.hypothesis.transform, task.freedom, task.config)
+        if task.bends:
+            refined = bend(task.frames, refined, one.hypothesis.transform, task.config) or refined
         if refined is not None:
             self.candidates.append(measure(task.matcher, task.frames, refined, task.config))
         task.step()

@@ -13,7 +13,7 @@ from rrl_match.registration.config import Config
 from rrl_match.registration.cost_surfaces import adjust
 from rrl_match.registration.images import Frame
 from rrl_match.registration.overlay import Overlap, overlap_of
-from rrl_match.transforms import MatrixTransform, compose, similarity
+from rrl_match.transforms import MatrixTransform, Transform, as_matrix, compose, similarity
 
 
 class Freedom(NamedTuple):
@@ -44,8 +44,8 @@ class Refined(NamedTuple):
         overlap: under the transform.
     """
 
-    transform: MatrixTransform
-    kind: type[MatrixTransform]
+    transform: Transform
+    kind: type[Transform]
     moved: float
     blocks: Blocks
     overlap: Overlap
@@ -67,7 +67,7 @@ def refine(frames: Sequence[Frame], transform: MatrixTransform, freedom: Freedom
             refined = _settled(frames, transform, grid, freedom if last else coarse, config)
             if refined is None:
                 return None
-            transform = refined.transform
+            transform = as_matrix(refined.transform)
         if last:
             plausible = (
                 refined is not None and _ratio_of_scales(refined, freedom.base) <= settings.slack * freedom.aspect
@@ -89,7 +89,7 @@ def _settled(
             return None
         if refined.moved < config.refine.settled:
             break
-        transform = refined.transform
+        transform = as_matrix(refined.transform)
     return refined
 
 

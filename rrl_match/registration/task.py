@@ -21,6 +21,7 @@ class Task:
         frames: prepared images, of one size each band.
         freedom: what may be fitted.
         region: where to look.
+        bends: whether a displacement field may be put on top of the global transform.
         config: numbers of the method.
         step: called after each step, for a progress bar.
     """
@@ -29,5 +30,6 @@ class Task:
     frames: Sequence[Frame]
     freedom: Freedom
     region: Region
+    bends: bool
     config: Config
     step: Callable[[], object]

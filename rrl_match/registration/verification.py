@@ -19,7 +19,7 @@ from rrl_match.registration.dense_search import Hypothesis
 from rrl_match.registration.images import Frame, Grey
 from rrl_match.registration.overlay import Overlap, Overlay, overlap_of, overlay_of
 from rrl_match.registration.refinement import Refined
-from rrl_match.transforms import MatrixTransform, Points
+from rrl_match.transforms import Points, Transform
 
 _REGIONS = 3  # in each direction of the overlap
 _TELLING = 5.0  # standard deviations by which the blocks of a region must agree on an offset to tell it
@@ -230,7 +230,7 @@ def _spread_out(locations: Points, matching: NDArray[np.bool_], config: VerifyCo
     return bool(area >= max(config.min_spread * whole, 1e-9))
 
 
-def _is_distinct(candidate: Evidence, other: MatrixTransform, config: VerifyConfig) -> bool:
+def _is_distinct(candidate: Evidence, other: Transform, config: VerifyConfig) -> bool:
     """Whether another transform takes the overlap to quite another location."""
     outline = candidate.refined.overlap.outline
     moved = other(candidate.refined.transform.inverse()(outline))
@@ -239,7 +239,7 @@ def _is_distinct(candidate: Evidence, other: MatrixTransform, config: VerifyConf
     )
 
 
-def _overlays(frames: Sequence[Frame], transform: MatrixTransform, patch_size: int, config: Config) -> list[Overlay]:
+def _overlays(frames: Sequence[Frame], transform: Transform, patch_size: int, config: Config) -> list[Overlay]:
     """The frames as patches are cut of them: a unit a pixel, larger in large overlaps, smaller in small ones."""
     overlap = overlap_of(frames[0], transform)
     if overlap is None:

@@ -17,7 +17,7 @@ from rrl_match.registration.config import BlockConfig, Config
 from rrl_match.registration.images import Frame, prepare
 from rrl_match.registration.refinement import Freedom, refine
 from rrl_match.training.datasets import ImagePair, PairSource, Source, footprint
-from rrl_match.transforms import Affine, Similarity
+from rrl_match.transforms import Affine, Similarity, as_matrix
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def edge_move(pair: ImagePair) -> tuple[Matrix, float]:
     refined = refine([frame], before, _FREEDOM, _CONFIG)
     if refined is None:
         return pair.a_to_b, 0.0
-    blocks, after = refined.blocks, refined.transform
+    blocks, after = refined.blocks, as_matrix(refined.transform)
     if blocks.agreeing(after, _CONFIG.blocks.bound).mean() < _AGREE:
         return pair.a_to_b, 0.0
     move = np.linalg.norm(after(blocks.points) - before(blocks.points), axis=1)

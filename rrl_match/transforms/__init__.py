@@ -5,6 +5,7 @@ A new kind is one more class: it registers itself under its name, and :func:`rrl
 """
 
 from rrl_match.transforms.base import FLAGS, FailedEstimation, Interpolation, Points, Transform
+from rrl_match.transforms.displacement import DisplacementField
 from rrl_match.transforms.matrix import (
     Affine,
     Homography,
@@ -12,6 +13,7 @@ from rrl_match.transforms.matrix import (
     MatrixTransform,
     Similarity,
     Translation,
+    as_matrix,
     compose,
     matrix_kind,
     resizing,
@@ -22,6 +24,7 @@ from rrl_match.transforms.matrix import (
 __all__ = [
     "FLAGS",
     "Affine",
+    "DisplacementField",
     "FailedEstimation",
     "Homography",
     "Interpolation",
@@ -31,6 +34,7 @@ __all__ = [
     "Similarity",
     "Transform",
     "Translation",
+    "as_matrix",
     "compose",
     "matrix_kind",
     "resizing",

@@ -59,6 +59,18 @@ class Transform(ABC):
     def jacobian(self, points: ArrayLike) -> NDArray[np.float64]:
         """Derivatives (N, 2, 2) at locations (N, 2) of A; row 0 is of x in B."""
 
+    def scale(self, point: ArrayLike) -> float:
+        """Pixels of B for a pixel of A at a location (2,): the root of the factor by which areas grow."""
+        return float(np.sqrt(abs(np.linalg.det(self.jacobian(np.asarray(point, np.float64)[None])[0]))))
+
+    @abstractmethod
+    def between(self, before: Transform, after: Transform) -> Transform:
+        """The transform that applies `before`, this one and then `after`, both of which have a matrix.
+
+        Raises:
+            TypeError: a matrix does not describe them.
+        """
+
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """The transform in terms of JSON, as :meth:`from_dict` reads it."""

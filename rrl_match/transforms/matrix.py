@@ -77,9 +77,8 @@ class MatrixTransform(Transform):
         derivative: NDArray[np.float64] = self.full[:2, :2] - target[:, :, None] * self.full[2, :2]
         return np.asarray(derivative / moved[:, 2, None, None])
 
-    def scale(self, point: ArrayLike) -> float:
-        """Pixels of B for a pixel of A at a location (2,): the root of the factor by which areas grow."""
-        return float(np.sqrt(abs(np.linalg.det(self.jacobian(np.asarray(point, np.float64)[None])[0]))))
+    def between(self, before: Transform, after: Transform) -> MatrixTransform:
+        return compose(compose(as_matrix(before), self), as_matrix(after))
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": self.kind, "matrix": self.matrix.tolist()}
@@ -293,6 +292,17 @@ def simpler_kinds(kind: type[MatrixTransform]) -> list[type[MatrixTransform]]:
     """Kinds with fewer parameters that may stand in for one, the simplest first."""
     known = [one for one in Transform.kinds.values() if issubclass(one, MatrixTransform) and one.simplifies]
     return sorted((one for one in known if one.parameters < kind.parameters), key=lambda one: one.parameters)
+
+
+def as_matrix(transform: Transform) -> MatrixTransform:
+    """A transform, if it has a matrix.
+
+    Raises:
+        TypeError: it has none.
+    """
+    if not isinstance(transform, MatrixTransform):
+        raise TypeError(f"the transform must have a matrix, got {type(transform).__name__}")
+    return transform
 
 
 def compose(first: MatrixTransform, second: MatrixTransform) -> MatrixTransform:

@@ -1,0 +1,96 @@
+"""A smooth displacement is found where the images are bent, and none is put on what a matrix explains."""
+
+import cv2
+import numpy as np
+import pytest
+from scenes import NEAR, EdgeMatcher, frame_of, inverted, make_scene, moved
+
+from rrl_match import register
+from rrl_match.registration.block_matching import Grid
+from rrl_match.registration.config import Config
+from rrl_match.registration.local import bend, dense_blocks
+from rrl_match.registration.overlay import overlap_of
+from rrl_match.transforms import Affine, DisplacementField, similarity
+
+
+def bent(scene, amplitude):
+    """The other sensor's image of a scene under a wave, and where it shows locations of the scene."""
+    h, w = scene.shape
+    x, y = np.meshgrid(np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32))
+
+    def wave(x, y):
+        return amplitude * np.sin(2 * np.pi * y / h), amplitude * np.sin(2 * np.pi * x / w)
+
+    dx, dy = wave(x, y)
+    image = cv2.remap(inverted(scene), x + dx, y + dy, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+
+    def truth(points):
+        found = np.array(points, float)
+        for _ in range(50):
+            found = points - np.stack(wave(*found.T), 1)
+        return found
+
+    return image, truth
+
+
+def grid_of(shape, margin=0):
+    h, w = shape
+    x, y = np.meshgrid(np.linspace(margin, w - 1 - margin, 15), np.linspace(margin, h - 1 - margin, 15))
+    return np.stack([x.ravel(), y.ravel()], 1)
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return make_scene(4, (400, 440), (3, 8))
+
+
+@pytest.fixture(scope="module")
+def result(scene):
+    return register(EdgeMatcher(), scene, bent(scene, 8)[0], "local", search=NEAR)
+
+
+def test_a_wave_is_found(scene, result):
+    _, truth = bent(scene, 8)
+    points = grid_of(scene.shape, margin=25)  # the border shows mirrored pixels
+    off = np.linalg.norm(result.transform(points) - truth(points), axis=1)
+    assert result.ok
+    assert result.model == "local"
+    assert result.matrix is None
+    assert np.median(off) < 0.3
+    assert off.max() < 1.5
+    assert not result.transform.folds
+
+
+def test_tie_points_cover_the_overlap(scene, result):
+    points = result.tie_points
+    assert points.inliers.sum() >= 200
+    cells = (points.a[points.inliers] / scene.shape[::-1] * 4).astype(int).clip(0, 3)
+    assert len({tuple(cell) for cell in cells}) == 16
+    np.testing.assert_allclose(np.linalg.norm(result.transform(points.a) - points.b, axis=1), points.residuals)
+
+
+def test_what_a_matrix_explains_stays_global(scene):
+    there, truth = moved(scene, 3, 1.02, (2, -1))
+    frame = frame_of(scene, there)
+    assert bend([frame], None, truth, Config()) is None
+
+
+def test_a_wrong_hypothesis_is_not_bent(scene):
+    other = frame_of(scene, inverted(make_scene(9, scene.shape, (3, 8))))
+    assert bend([other], None, similarity(), Config()) is None
+
+
+def test_blocks_reach_the_border(scene):
+    frame, identity = frame_of(scene, inverted(scene)), Affine(np.eye(3))
+    overlap = overlap_of(frame, identity)
+    blocks = dense_blocks([frame], identity, overlap, Grid(1.0, 20, 26, 8), Config())
+    low, high = blocks.points.min(0), blocks.points.max(0)
+    assert (low < 20).all()
+    assert (high > np.array(scene.shape[::-1]) - 21).all()
+    assert blocks.agreeing(identity, 1.0).mean() > 0.95
+
+
+def test_a_field_becomes_json(result):
+    copy = DisplacementField.from_dict(result.transform.to_dict())
+    points = grid_of((300, 300))
+    np.testing.assert_array_equal(copy(points), result.transform(points))
