@@ -91,9 +91,7 @@ def opened(source: Any, *args: Any, **options: Any) -> Iterator[Any]:
             raise ImageError(f"{source} cannot be read ({error}): convert it to GeoTIFF, PNG or JPEG") from error
 
 
-def read_raster(
-    path: Path, bands: tuple[int, ...] | None = None, view: View | None = None, crs: str = ""
-) -> ImageFile:
+def read_raster(path: Path, bands: tuple[int, ...] | None = None, view: View | None = None, crs: str = "") -> ImageFile:
     """Read a raster, reduced to at most MAX_PIXELS; nodata, masks and alpha become the mask.
 
     A georeferenced raster is turned by right angles and mirrored so that north is up.

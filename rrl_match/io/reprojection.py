@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rrl_match.transforms import Affine, DisplacementField, Points
+from rrl_match.transforms import Affine, DisplacementField, Points, compose
 from rrl_match.transforms.displacement import dense_basis
 
 _TOLERANCE = 0.01  # pixels that GDAL's warper may be off; its default is 0.125
@@ -50,10 +50,11 @@ def read_reprojected(warped: Any, bands: list[int], view: Any, nearest: bool) ->
     from rasterio.vrt import WarpedVRT
 
     source, reduced = warped.src_dataset, view.width > 1.2 * view.columns or view.height > 1.2 * view.rows
-    to_grid = Geotransform.translation(view.left, view.top)
-    to_grid @= Geotransform.scale(view.width / view.columns, view.height / view.rows)
+    scale = np.diag([view.width / view.columns, view.height / view.rows])
+    to_grid = Affine(np.column_stack([scale, (view.left, view.top)]))
+    corner = compose(to_grid, Affine(np.array(warped.transform, np.float64).reshape(3, 3))).full
     method = Resampling.nearest if nearest else Resampling.average if reduced else Resampling.cubic
-    frame = {"transform": warped.transform @ to_grid, "width": view.columns, "height": view.rows}
+    frame = {"transform": Geotransform(*corner[:2].ravel()), "width": view.columns, "height": view.rows}
     alpha = ColorInterp.alpha not in source.colorinterp
     with WarpedVRT(
         source, crs=warped.crs, resampling=method, tolerance=_TOLERANCE, add_alpha=alpha, **frame

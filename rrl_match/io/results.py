@@ -19,9 +19,10 @@ from rrl_match.errors import ImageError
 from rrl_match.io.images import IDENTITY, Grid, ImageFile, Resampling, bgr, decode, holds_classes
 from rrl_match.io.rasters import is_raster, map_offset
 from rrl_match.io.report import REPORT, THUMBNAIL, write_report
+from rrl_match.io.reprojection import approximated
 from rrl_match.io.warping import warp_raster
 from rrl_match.registration import Registration
-from rrl_match.transforms import MatrixTransform, Points, Transform, compose
+from rrl_match.transforms import MatrixTransform, Points, Transform, Translation
 
 RECORD = "registration.json"  # written last: a folder that has it is complete
 CHECKERBOARD = "checkerboard.png"
@@ -45,14 +46,19 @@ class FileRegistration:
     b: ImageFile
 
     @cached_property
-    def transform(self) -> MatrixTransform | None:
+    def transform(self) -> Transform | None:
         """From file A to file B, also a rejected one; None if there is none."""
         found = self.result.transform or self.result.rejected
-        if not isinstance(found, MatrixTransform):
+        if found is None:
             return None
-        if self.a.to_file is not IDENTITY:
-            found = compose(self.a.to_file.inverse(), found)
-        return found if self.b.to_file is IDENTITY else compose(found, self.b.to_file)
+        as_read = Translation(np.eye(3))
+        from_file = as_read if self.a.to_file is IDENTITY else self.a.to_file.inverse()
+        to_file = as_read if self.b.to_file is IDENTITY else self.b.to_file
+        if isinstance(from_file, MatrixTransform):
+            return found.between(from_file, to_file)
+        size = self.a.pixels.shape[1::-1]
+        corners = self.a.to_file(np.array([(0, 0), (1, 0), (0, 1), (1, 1)]) * (np.array(size) - 1.0))
+        return approximated(lambda points: to_file(found(from_file(points))), corners.min(0), corners.max(0))
 
     @cached_property
     def tie_points(self) -> tuple[Points, Points]:
@@ -70,7 +76,7 @@ class FileRegistration:
             "advice": result.advice,
             "model": result.model,
             "transform": found if result.ok else None,
-            "matrix": transform.matrix.tolist() if result.ok and transform is not None else None,
+            "matrix": transform.matrix.tolist() if result.ok and isinstance(transform, MatrixTransform) else None,
             "rejected": None if result.ok else found,
             "probability": float(result.probability),
             "overlap": float(result.overlap),
