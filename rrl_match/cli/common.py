@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TextIO, TypeAlias
 
 from rrl_match.errors import MissingExtraError
@@ -12,7 +13,34 @@ from rrl_match.hub import DEFAULT_WEIGHTS, bundled_names
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
-DONE, NEGATIVE, MISTAKE, INTERRUPTED = 0, 1, 2, 130  # exit codes
+DONE, NEGATIVE, MISTAKE, BUG, INTERRUPTED = 0, 1, 2, 3, 130  # exit codes
+_OF_FILES = frozenset((".csv", ".geojson", ".gif", ".jpeg", ".jpg", ".json", ".png", ".tif", ".tiff"))
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of descriptions, and tells the defaults of options."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, default = action.help or "", action.default
+        is_told = "(default:" in text or default in (None, argparse.SUPPRESS, [])
+        return text if is_told or action.nargs == 0 or not action.option_strings else f"{text} (default: %(default)s)"
+
+
+def add_command(
+    subparsers: Subparsers, name: str, summary: str, description: str | None = None, epilog: str | None = None
+) -> argparse.ArgumentParser:
+    """Add the parser of a command."""
+    return subparsers.add_parser(
+        name, help=summary, description=description or summary, epilog=epilog, formatter_class=HelpFormatter
+    )
+
+
+def check_folder(parser: argparse.ArgumentParser, path: Path) -> None:
+    """End the process if --out is, or looks like, a file."""
+    if path.exists() and not path.is_dir():
+        parser.error(f"--out must be a folder, but {path} is a file")
+    if not path.exists() and path.suffix.lower() in _OF_FILES:
+        parser.error(f"--out must be a folder, in which several files are written, but {path} looks like a file")
 
 
 def write_line(line: str, stream: TextIO | None = None) -> None:
@@ -24,9 +52,21 @@ def write_line(line: str, stream: TextIO | None = None) -> None:
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """Add ``--weights`` and ``--device``."""
-    names = f"{', '.join(bundled_names())}, a folder or a Hub repo id (default: %(default)s)"
+    names = f"{', '.join(bundled_names())}, a folder or a Hub repo id"
     parser.add_argument("--weights", default=DEFAULT_WEIGHTS, help=names)
-    parser.add_argument("--device", type=device, default="auto", help="cpu, cuda, cuda:1 or auto, the default")
+    parser.add_argument("--device", type=device, default="auto", help="cpu, cuda, cuda:1 or auto, CUDA if there is one")
+
+
+def add_warping(parser: argparse.ArgumentParser) -> None:
+    """Add ``--grid`` and ``--resampling``, of files that are warped."""
+    parser.add_argument(
+        "--grid", choices=("a", "b"), default="b", help="of warped files: B's pixels, or A's resolution on B's map"
+    )
+    parser.add_argument(
+        "--resampling",
+        choices=("nearest", "bilinear", "cubic"),
+        help="of warped files (default: bilinear; nearest for bands of classes or flags)",
+    )
 
 
 def device(text: str) -> str:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rrl_match.cli.common import DONE, Subparsers, fraction, require_extra, write_line
+from rrl_match.cli.common import DONE, Subparsers, add_command, fraction, require_extra, write_line
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add ``convert``."""
-    parser = subparsers.add_parser("convert", help="convert one of the authors' Keras models to a weights folder")
+    parser = add_command(subparsers, "convert", "convert one of the authors' Keras models to a weights folder")
     parser.add_argument("file", type=Path, help="HDF5 file, of the training or the test graph")
     parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--modalities", nargs=2, default=("vis", "nir"), metavar=("A", "B"), help="names of the bands")
+    parser.add_argument(
+        "--modalities",
+        nargs=2,
+        default=("vis", "nir"),
+        metavar=("A", "B"),
+        help="names of the bands (default: vis nir)",
+    )
     parser.add_argument("--threshold", type=fraction, default=0.5, help="score above which a pair counts as a match")
     parser.set_defaults(run=run, parser=parser)
 

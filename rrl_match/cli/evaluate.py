@@ -6,12 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from rrl_match.cli.common import DONE, Subparsers, add_weights, require_extra, write_line
+from rrl_match.cli.common import DONE, Subparsers, add_command, add_weights, require_extra, write_line
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add ``evaluate``."""
-    parser = subparsers.add_parser("evaluate", help="measure weights on patch benchmarks")
+    parser = add_command(subparsers, "evaluate", "measure weights on patch benchmarks")
     add_weights(parser)
     parser.add_argument(
         "--benchmark",
@@ -21,7 +21,9 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="FILE",
         help=".npz with patches_a, patches_b, category, pairs and kind; repeat it for several",
     )
-    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
+    parser.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto", help="to compute in"
+    )
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the metrics as JSON as well")
     parser.set_defaults(run=run, parser=parser)
 

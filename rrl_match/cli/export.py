@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rrl_match.cli.common import DONE, Subparsers, write_line
+from rrl_match.cli.common import DONE, Subparsers, add_command, write_line
+from rrl_match.hub import bundled_names
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add ``export``."""
-    parser = subparsers.add_parser("export", help="export a network for ONNX Runtime or torch.export.load")
-    parser.add_argument("weights", help="a bundled name, a folder or a Hub repo id")
+    parser = add_command(subparsers, "export", "export a network for ONNX Runtime or torch.export.load")
+    parser.add_argument("weights", help=f"{', '.join(bundled_names())}, a folder or a Hub repo id")
     parser.add_argument("folder", type=Path, help="output folder")
-    parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="default: onnx")
+    parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="of the files")
     parser.add_argument(
         "--parts", nargs="+", metavar="PART", help="scorer, encoder_a, encoder_b, pair_scorer (default: all)"
     )

@@ -5,63 +5,78 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from rrl_match.cli.common import DONE, MISTAKE, NEGATIVE, Subparsers, add_weights, count, write_line
-from rrl_match.io.images import Resampling
+from rrl_match.cli.common import (
+    DONE,
+    MISTAKE,
+    NEGATIVE,
+    Subparsers,
+    add_command,
+    add_warping,
+    add_weights,
+    check_folder,
+    count,
+    write_line,
+)
 from rrl_match.transforms import Transform
 
 if TYPE_CHECKING:
     from rrl_match.io.batch import Options
 
 _EPILOG = """
-The transform takes pixel (x, y) of A to B, pixel centres at integers. Exit code: 0 registered, 1 refused, 2 mistake.
+The transform takes pixel (x, y) of A to B, pixel centres at integers: A is moved, B stays. Either image may be A if the
+weights' first band is like both, as a map and a photograph. Exit code: 0 registered, 1 refused, 2 mistake.
 
   rrl-match register visible.png nir.png --out result
   rrl-match register rgb.jpg thermal.tiff --weights vis-lwir --value-range-b 29000 31500 --out result
-  rrl-match register drone.tif sentinel.tif --bands-a 4 --out result     (needs pip install 'rrl-match[geo]')
+  rrl-match register drone.tif sentinel.tif --bands-a 4 --grid a --out result  (drone's resolution on sentinel's map)
   rrl-match register --pairs pairs.csv --out results                     (columns image_a,image_b[,name,mask_a,mask_b])
 """
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add ``register``."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "register",
-        help="register two image files, or a list of pairs",
+        "register two image files, or a list of pairs",
         description="Find the transform from image A to image B, or refuse. Prints it as JSON.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("image_a", nargs="?", type=Path, metavar="A", help="image of the weights' first band")
     parser.add_argument("image_b", nargs="?", type=Path, metavar="B", help="image of their second band")
     parser.add_argument("--pairs", type=Path, metavar="CSV", help="a list of pairs instead; finished ones are kept")
     parser.add_argument(
-        "--jobs", type=count, default=1, metavar="N", help="processes for --pairs (default: %(default)s)"
+        "--jobs", type=count, default=1, metavar="N", help="processes for --pairs, with one thread each"
     )
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the warped image, a checkerboard, tie points")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="write the warped image, a checkerboard, tie points, a report"
+    )
     add_weights(parser)
-    parser.add_argument("--model", choices=tuple(Transform.kinds), default="affine", help="default: %(default)s")
+    parser.add_argument("--model", choices=tuple(Transform.kinds), default="affine", help="what may be fitted")
     _add_search(parser)
     for band in "ab":
         _add_image(parser, band)
     parser.add_argument("--whole", action="store_true", help="search beyond where the georeferences overlap")
-    parser.add_argument(
-        "--resampling",
-        choices=get_args(Resampling),
-        help="of the warped file (default: bilinear; nearest for bands of classes or flags)",
-    )
+    add_warping(parser)
     parser.set_defaults(run=run, parser=parser)
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max-rotation", type=float, metavar="DEG", help="largest rotation to search (180)")
-    parser.add_argument("--scale", nargs=2, type=float, metavar=("LOW", "HIGH"), help="scales to search, B over A")
+    parser.add_argument("--max-rotation", type=float, metavar="DEG", help="largest rotation to search (default: 180)")
+    parser.add_argument(
+        "--scale",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="pixels of B for a pixel of A, or relative to the georeferences (default: what the images' sizes allow)",
+    )
     parser.add_argument(
         "--max-shift",
         type=float,
         metavar="PIXELS",
-        help="farthest from where the georeferences, or equal pixels, put A",
+        help="pixels of B that A's centre may lie from where the georeferences, or equal pixels, put it (default: any)",
     )
     parser.add_argument("--mirrored", action="store_true", help="search mirrored images, too")
 
@@ -77,7 +92,10 @@ def _add_image(parser: argparse.ArgumentParser, band: str) -> None:
         help=f"values of {name} that become black and white (default: 8 bit 0 255, others by percentiles)",
     )
     parser.add_argument(
-        f"--bands-{band}", type=_bands, metavar="N[,N,N]", help=f"band or three bands of {name} to match by"
+        f"--bands-{band}",
+        type=_bands,
+        metavar="N[,N,N]",
+        help=f"band or three bands of {name} to match by (default: colours)",
     )
 
 
@@ -101,8 +119,8 @@ def _check(args: argparse.Namespace) -> None:
             error("masks of a list of pairs go into its columns mask_a and mask_b")
     elif args.jobs > 1:
         error("--jobs is for a list of pairs")
-    if args.out is not None and args.out.exists() and not args.out.is_dir():
-        error(f"--out must be a folder, but {args.out} is a file")
+    if args.out is not None:
+        check_folder(args.parser, args.out)
     if args.max_rotation is not None and not 0 <= args.max_rotation <= 180:
         error(f"--max-rotation must be from 0 to 180 degrees, got {args.max_rotation:g}")
     if args.max_shift is not None and not 0 < args.max_shift < float("inf"):
@@ -119,6 +137,8 @@ def _run_one(args: argparse.Namespace) -> int:
     from rrl_match.io.pairs import Pair
     from rrl_match.io.results import as_json
 
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)  # before the work, for it may not be possible
     options = _options(args)
     pair = Pair("", args.image_a, args.image_b, args.mask_a, args.mask_b)
     record = register_files(options.matcher(), pair, options, args.out, progress=sys.stderr.isatty())
@@ -158,6 +178,7 @@ def _options(args: argparse.Namespace) -> Options:
         bands_b=args.bands_b,
         whole=args.whole,
         resampling=args.resampling,
+        grid=args.grid,
     )
 
 

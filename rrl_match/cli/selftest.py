@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from rrl_match.cli.common import DONE, NEGATIVE, Subparsers, write_line
+from rrl_match.cli.common import DONE, NEGATIVE, Subparsers, add_command, write_line
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add ``selftest``."""
-    parser = subparsers.add_parser("selftest", help="check the bundled weights on this machine; output for bug reports")
+    parser = add_command(subparsers, "selftest", "check the bundled weights on this machine; output for bug reports")
     parser.set_defaults(run=run, parser=parser)
 
 

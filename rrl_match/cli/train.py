@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rrl_match.cli.common import DONE, Subparsers, count, count_or_none, require_extra, write_line
+from rrl_match.cli.common import DONE, Subparsers, add_command, count, count_or_none, require_extra, write_line
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add ``train``."""
-    parser = subparsers.add_parser("train", help="train weights on registered image pairs")
+    parser = add_command(subparsers, "train", "train weights on registered image pairs")
     parser.add_argument(
         "--data",
         action="append",
@@ -27,16 +27,18 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="WEIGHTS[=WEIGHT]",
         help="weights to start from, a bundled name or a folder; repeat it for the weighted mean of several",
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
-    parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="to compute in")
+    parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto is all GPUs, if there are any")
     parser.add_argument("--compile", action="store_true", help="compile the network; needs a C++ compiler on a CPU")
     parser.add_argument("--steps", type=count, help="steps of the main phase (default: the recipe's)")
     parser.add_argument(
         "--pretraining-steps", type=count_or_none, metavar="STEPS", help="steps of pretraining; 0 skips it"
     )
-    parser.add_argument("--checkpoint-every", type=count, default=100, metavar="STEPS")
-    parser.add_argument("--validate-every", type=count, default=400, metavar="STEPS")
+    parser.add_argument(
+        "--checkpoint-every", type=count, default=100, metavar="STEPS", help="steps from one to the next"
+    )
+    parser.add_argument("--validate-every", type=count, default=400, metavar="STEPS", help="steps from one to the next")
     parser.set_defaults(run=run, parser=parser)
 
 

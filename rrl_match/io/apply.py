@@ -7,24 +7,25 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from rrl_match.errors import DataError, ImageError
-from rrl_match.io.images import Georeference, Grid, Resampling, decode
-from rrl_match.io.rasters import correct_georeference, grid_of, is_raster
+from rrl_match.io.georeferencing import correct_georeference
+from rrl_match.io.images import IDENTITY, SMALLEST, Georeference, Grid, Resampling, decode, read_image
+from rrl_match.io.rasters import grid_of, is_raster
 from rrl_match.io.reprojection import converted
 from rrl_match.io.results import write_warped
-from rrl_match.io.tables import read_table
-from rrl_match.transforms import Affine, MatrixTransform, Points, Transform, compose, resizing
+from rrl_match.io.tables import read_numbers, read_table
+from rrl_match.io.warping import WhichGrid, own_grid
+from rrl_match.transforms import Affine, Points, Transform, Translation, compose, resizing
 
-Which: TypeAlias = Literal["a", "b"]
 _SAME_SHAPE = 0.01  # relative difference of the sides' ratio that rounding explains
-_ROUNDING = 1e-3  # pixels
-_LARGEST = 2**31  # pixels of a written file
-POINTS = (".csv", ".txt", ".tsv")
-SHAPES = (".geojson", ".json")
+_AS_IT_IS = Translation(np.eye(3))
+_LONGITUDE_LATITUDE = "OGC:CRS84"
+_TABLES = (".csv", ".txt", ".tsv")
+_SHAPES = (".geojson", ".json")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Applied:
         a, b: grids of both files.
     """
 
-    transform: MatrixTransform
+    transform: Transform
     a: Grid
     b: Grid
 
@@ -56,13 +57,37 @@ def read_registration(path: Path) -> Applied:
         raise DataError(f"{path} is no registration.json that `rrl-match register` wrote: {error!r}") from error
     if transform is None:
         raise DataError(f"{path} holds no transform, the pair was refused: {refused}")
-    if not isinstance(transform, MatrixTransform):
-        raise DataError(f"{path}: a {transform.kind} cannot be applied to other files")
     return Applied(transform, *grids)
 
 
+def apply(
+    applied: Applied,
+    path: Path,
+    folder: Path,
+    grid: WhichGrid = "b",
+    resampling: Resampling | None = None,
+    georeference_only: bool = False,
+) -> Path:
+    """Apply a registration to a file of any kind; see the functions below."""
+    if path.suffix.lower() in _SHAPES:
+        return apply_to_shapes(applied, path, folder)
+    if path.suffix.lower() in _TABLES and not _is_image(path):
+        return apply_to_points(applied, path, folder)
+    if georeference_only:
+        return apply_to_georeference(applied, path, folder)
+    return apply_to_image(applied, path, folder, grid, resampling)
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a table is one of temperatures rather than of points."""
+    try:
+        return bool(read_numbers(path).shape[1] >= SMALLEST)
+    except ImageError:
+        return False
+
+
 def apply_to_image(
-    applied: Applied, path: Path, folder: Path, which: Which = "b", resampling: Resampling | None = None
+    applied: Applied, path: Path, folder: Path, which: WhichGrid = "b", resampling: Resampling | None = None
 ) -> Path:
     """Warp an image or raster that lies on A, of any resolution, onto B's map.
 
@@ -80,11 +105,10 @@ def apply_to_image(
         OSError, ImageError: a file cannot be read, placed or written.
     """
     size = _grid(path).size
-    transform = compose(_on_a(applied, path), applied.transform)
+    transform = applied.transform.between(_on_a(applied, path), _AS_IT_IS)
     grid, stem = applied.b, folder / path.stem
     if which == "a":
-        grid, to_grid = _own_grid(transform, size, applied.b)
-        transform = compose(transform, to_grid)
+        grid, transform = own_grid(transform, size, applied.b)
     for out in (Path(f"{stem}.tif"), Path(f"{stem}.png")):
         _check_out(path, out)
     return write_warped(path, transform, grid, stem, resampling)
@@ -100,7 +124,9 @@ def apply_to_georeference(applied: Applied, path: Path, folder: Path) -> Path:
     """
     out = folder / f"{path.stem}.tif"
     _check_out(path, out)
-    correct_georeference(path, compose(_on_a(applied, path), applied.transform), applied.b, out)
+    upright = IDENTITY if is_raster(path) else read_image(path).to_stored.inverse()  # GDAL takes pixels as they lie
+    on_a = compose(upright, _on_a(applied, path))
+    correct_georeference(path, applied.transform.between(on_a, _AS_IT_IS), applied.b, out)
     return out
 
 
@@ -109,7 +135,8 @@ def apply_to_points(applied: Applied, path: Path, folder: Path) -> Path:
 
     Args:
         applied: the registration.
-        path: of a table with columns x and y, or x_a and y_a: pixels of file A, pixel centres at integers.
+        path: of a table with columns x and y, or x_a and y_a: pixels of file A, pixel centres at integers. The decimal
+            sign may be a comma.
         folder: where the table of the same name goes, as CSV.
 
     Raises:
@@ -123,7 +150,7 @@ def apply_to_points(applied: Applied, path: Path, folder: Path) -> Path:
     points = []
     for line, cells in rows:
         try:
-            points.append((float(cells[x]), float(cells[y])))
+            points.append([float(cells[name].replace(",", ".")) for name in (x, y)])
         except ValueError as error:
             raise DataError(f"{path}, line {line}: {x} and {y} must be numbers") from error
     found = applied.transform(points)
@@ -142,7 +169,11 @@ def apply_to_points(applied: Applied, path: Path, folder: Path) -> Path:
 
 
 def apply_to_shapes(applied: Applied, path: Path, folder: Path) -> Path:
-    """Move the shapes of a GeoJSON file from A to B: on the maps of both, or pixels where one has none.
+    """Move the shapes of a GeoJSON file from A to B.
+
+    Where A and B are georeferenced, coordinates are in the reference system that the file's member `crs` names, or
+    longitude and latitude, as the standard has it; they stay in it. Other coordinates lie on A's map and go to B's.
+    Where an image is not georeferenced, its pixels take the part of its map.
 
     Raises:
         OSError, DataError: a file cannot be read or written.
@@ -151,36 +182,57 @@ def apply_to_shapes(applied: Applied, path: Path, folder: Path) -> Path:
     _check_out(path, out)
     try:
         shapes = json.loads(path.read_text(encoding="utf-8"))
-        moved = _moved(shapes, applied)
-    except (TypeError, ValueError, KeyError) as error:
+        positions: list[list[float]] = []
+        _each_position(shapes, positions)
+        points = np.array([one[:2] for one in positions], np.float64).reshape(-1, 2)
+        moved = _moved(applied, points, _reference_system(shapes, points)).tolist()
+    except (TypeError, ValueError, KeyError, IndexError) as error:
         raise DataError(f"{path} is no GeoJSON: {error}") from error
-    out.write_text(json.dumps(moved) + "\n", encoding="utf-8")
+    for one, place in zip(positions, moved, strict=True):
+        one[:2] = place
+    out.write_text(json.dumps(shapes) + "\n", encoding="utf-8")
     return out
 
 
-def _moved(shape: Any, applied: Applied) -> Any:
-    """A GeoJSON object, with all coordinates in it moved."""
-    if isinstance(shape, list):
-        return [_moved(one, applied) for one in shape]
-    if not isinstance(shape, dict):
-        return shape
-    return {
-        key: _coordinates(value, applied) if key == "coordinates" else _moved(value, applied)
-        for key, value in shape.items()
-        if key not in ("bbox", "crs")
-    }
+def _each_position(shape: dict[str, Any], positions: list[list[float]]) -> None:
+    """Collect the lists of coordinates in a GeoJSON object, and remove the bounds that will be wrong."""
+    shape.pop("bbox", None)
+    for part in [*shape.get("features", ()), *shape.get("geometries", ()), shape.get("geometry")]:
+        if part is not None:
+            _each_position(part, positions)
+    waiting = [shape["coordinates"]] if "coordinates" in shape else []
+    while waiting:
+        values = waiting.pop()
+        if values and isinstance(values[0], list):
+            waiting += values
+        elif values:
+            positions.append(values)
 
 
-def _coordinates(values: Any, applied: Applied) -> Any:
-    if values and isinstance(values[0], list):
-        return [_coordinates(one, applied) for one in values]
-    point = np.array(values[:2], np.float64)
-    if applied.a.georeference is not None:
-        point = applied.a.georeference.to_map.inverse()(point)
-    found = applied.transform(point)
-    if applied.b.georeference is not None:
-        found = applied.b.georeference.to_map(found)
-    return [*found.tolist(), *values[2:]]
+def _reference_system(shapes: dict[str, Any], points: Points) -> str:
+    """Of a GeoJSON object, as rasterio reads it; "" if it can only be that of A's map."""
+    if shapes.get("crs"):
+        return str(shapes["crs"]["properties"]["name"])
+    return _LONGITUDE_LATITUDE if (np.abs(points) <= (180, 90)).all() else ""
+
+
+def _moved(applied: Applied, points: Points, crs: str) -> Points:
+    """Where points on A's map, or of its pixels, come to lie on B's."""
+    a, b = applied.a.georeference, applied.b.georeference
+    stays = bool(crs and a and a.crs and b and b.crs)
+    if a is not None:
+        on_a = converted(points, crs, a.crs) if stays else points
+        if on_a is None:
+            raise ValueError(f"its coordinates cannot be converted from {crs} to the map of A")
+        points = a.to_map.inverse()(on_a)
+    points = applied.transform(points)
+    if b is not None:
+        points = b.to_map(points)
+        there = converted(points, b.crs, crs) if stays else points
+        if there is None:
+            raise ValueError(f"its coordinates cannot be converted from the map of B to {crs}")
+        points = there
+    return points
 
 
 def _georeference(record: dict[str, Any], name: str) -> Georeference | None:
@@ -212,25 +264,6 @@ def _on_a(applied: Applied, path: Path) -> Affine:
             f"{width_a} x {height_a}: only what shows the same area can be placed without georeferences"
         )
     return resizing((width / width_a, height / height_a))
-
-
-def _own_grid(transform: MatrixTransform, size: tuple[int, int], b: Grid) -> tuple[Grid, Affine]:
-    """The grid of a file's own resolution that holds all of it on B's map, and the transform to it from B's grid."""
-    width, height = size
-    outline = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float64) - 0.5
-    corners = transform(outline)
-    low, high = corners.min(0), corners.max(0)
-    finer = 1 / transform.scale((width / 2, height / 2))
-    columns, rows = np.ceil((high - low) * finer - _ROUNDING).astype(int).tolist()
-    if columns * rows > _LARGEST:
-        raise ImageError(f"the warped file would be {columns} x {rows} pixels")
-    left, top = low
-    to_grid = Affine(np.array([[finer, 0, -finer * left - 0.5], [0, finer, -finer * top - 0.5]]))
-    georeference = b.georeference
-    if georeference is not None:
-        to_map = Affine(compose(to_grid.inverse(), georeference.to_map).full)
-        georeference = Georeference(to_map, georeference.crs)
-    return Grid((columns, rows), georeference), to_grid
 
 
 def _check_out(path: Path, out: Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import threading
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,7 +23,6 @@ from numpy.typing import NDArray
 
 from rrl_match._version import __version__
 from rrl_match.errors import RRLMatchError
-from rrl_match.hub import find_folder
 from rrl_match.io.images import ImageFile, Resampling, read_image, read_mask, with_mask
 from rrl_match.io.pairs import Pair, Table
 from rrl_match.io.rasters import (
@@ -37,11 +37,12 @@ from rrl_match.io.rasters import (
 )
 from rrl_match.io.report import write_index
 from rrl_match.io.results import RECORD, FileRegistration
+from rrl_match.io.warping import WhichGrid
 from rrl_match.matcher import RRLMatcher
 from rrl_match.registration import Search, register
 
 TABLE = "registrations.csv"
-_ERRORS_ALONE = 2  # of OpenCV's levels of logging
+_FATAL_ALONE = 1  # of OpenCV's levels of logging
 Record: TypeAlias = dict[str, Any]
 
 _logger = logging.getLogger(__name__)
@@ -55,11 +56,12 @@ class Options:
     Attributes:
         weights, device: see :meth:`RRLMatcher.from_pretrained`.
         model: see :func:`register`.
-        search: fields of :class:`Search`.
+        search: fields of :class:`Search`, in pixels of the files.
         value_range_a, value_range_b: values that become black and white.
         bands_a, bands_b: one or three bands to match by, counted from 1.
         whole: search beyond where the georeferences overlap.
         resampling: of the warped file; see :func:`~rrl_match.io.warping.warp_raster`.
+        grid: of the warped file; see :func:`~rrl_match.io.warping.own_grid`.
     """
 
     weights: str = "universal"
@@ -72,6 +74,7 @@ class Options:
     bands_b: tuple[int, ...] | None = None
     whole: bool = False
     resampling: Resampling | None = None
+    grid: WhichGrid = "b"
 
     def matcher(self) -> RRLMatcher:
         """The weights that they name."""
@@ -103,10 +106,33 @@ def register_files(
     Raises:
         OSError, RRLMatchError: a file cannot be read, used or written.
     """
+    found = register_pair(matcher, pair, options, progress)
+    record = {
+        "image_a": str(pair.image_a),
+        "image_b": str(pair.image_b),
+        **found.describe(),
+        "modalities": list(matcher.modalities),
+        "settings": options.settings(pair),
+    }
+    if folder is not None:
+        with _quiet_opencv():
+            found.write(folder, record, options.resampling, options.grid)
+    return record
+
+
+def register_pair(matcher: RRLMatcher, pair: Pair, options: Options, progress: bool = False) -> FileRegistration:
+    """Read and register a pair of files.
+
+    Args:
+        matcher, pair, options, progress: see :func:`register_files`.
+
+    Raises:
+        OSError, RRLMatchError: a file cannot be read or used.
+    """
     with _quiet_opencv():
-        a, b, initial, notes = _read_pair(pair, options)
+        a, b, initial, notes = read_pair(pair, options)
         ranges = options.value_range_a, options.value_range_b
-        given: dict[str, Any] = {"search": Search(**options.search)} if options.search else {}
+        given: dict[str, Any] = {"search": _search(options, a, b, initial is not None)} if options.search else {}
         given |= {} if initial is None else {"initial": initial}
         result = register(
             matcher,
@@ -120,18 +146,7 @@ def register_files(
             finer=(_finer(a, options.bands_a), _finer(b, options.bands_b)),
             **given,
         )
-        found = FileRegistration(result, a, b)
-        record = {
-            "image_a": str(pair.image_a),
-            "image_b": str(pair.image_b),
-            **found.describe(),
-            "modalities": list(matcher.modalities),
-            "settings": options.settings(pair),
-        }
-        record["notes"] += notes
-        if folder is not None:
-            found.write(folder, record, options.resampling)
-    return record
+    return FileRegistration(replace(result, notes=(*result.notes, *notes)), a, b)
 
 
 def register_list(pairs: Sequence[Pair], options: Options, folder: Path, jobs: int = 1) -> list[Record]:
@@ -148,7 +163,7 @@ def register_list(pairs: Sequence[Pair], options: Options, folder: Path, jobs: i
 
     Raises:
         WeightsError: the weights cannot be loaded.
-        OSError, RRLMatchError: the table cannot be written, or a process ended.
+        OSError, RRLMatchError: the table cannot be written.
     """
     finished = {pair.name: _finished(pair, options, folder) for pair in pairs}
     remaining = [pair for pair in pairs if finished[pair.name] is None]
@@ -173,21 +188,59 @@ def _registered(pairs: Sequence[Pair], options: Options, folder: Path, jobs: int
     """The records of pairs, in their order."""
     if not pairs:
         return
+    matcher = options.matcher()  # raises here if there is none, not in each process
     if jobs == 1:
-        matcher = options.matcher()
         for pair in pairs:
             yield _tried(matcher, pair, options, folder)
         return
-    find_folder(options.weights)  # raises here if there are none, not in each process
+    del matcher
+    while pairs:
+        done = 0
+        try:
+            for record in _by_processes(pairs, options, folder, jobs):
+                yield record
+                done += 1
+            return
+        except BrokenProcessPool:  # at one of these, or of those after them
+            pairs, suspects = pairs[done + jobs :], pairs[done : done + jobs]
+        for pair in suspects:
+            yield _alone(pair, options, folder)
+
+
+def _by_processes(pairs: Sequence[Pair], options: Options, folder: Path, jobs: int) -> Generator[Record, None, None]:
+    """The records of pairs, by processes.
+
+    Raises:
+        BrokenProcessPool: a process ended.
+    """
     pool = ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker, (options, folder))
     try:
-        yield from pool.map(_in_worker, pairs)
-    except BrokenProcessPool as error:
-        raise RRLMatchError(
-            "a process ended, perhaps for want of memory: finished pairs are kept, run it again with fewer --jobs"
-        ) from error
+        with _ignoring_interruption():
+            records = pool.map(_in_worker, pairs)
+        yield from records
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _alone(pair: Pair, options: Options, folder: Path) -> Record:
+    """The record of a pair that may end the process that registers it."""
+    try:
+        return next(_by_processes([pair], options, folder, 1))
+    except BrokenProcessPool:
+        return {"error": "the process that registered it ended, perhaps for want of memory: try fewer --jobs"}
+
+
+@contextmanager
+def _ignoring_interruption() -> Iterator[None]:
+    """Processes that are started ignore Ctrl-C from the start: the first process is interrupted, and ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _start_worker(options: Options, folder: Path) -> None:
@@ -201,7 +254,7 @@ def _start_worker(options: Options, folder: Path) -> None:
 
 def _in_worker(pair: Pair) -> Record:
     matcher, options, folder = _worker
-    return _tried(matcher, pair, options, folder)
+    return _finished(pair, options, folder) or _tried(matcher, pair, options, folder)
 
 
 def _tried(matcher: RRLMatcher, pair: Pair, options: Options, folder: Path) -> Record:
@@ -227,7 +280,7 @@ def _finished(pair: Pair, options: Options, folder: Path) -> Record | None:
         return None
 
 
-def _read_pair(pair: Pair, options: Options) -> tuple[ImageFile, ImageFile, Any, list[str]]:
+def read_pair(pair: Pair, options: Options) -> tuple[ImageFile, ImageFile, Any, list[str]]:
     """Both images, where their georeferences put A in B, and notes on how they were read."""
     views: tuple[View, View] | None = None
     crs = ""
@@ -242,6 +295,17 @@ def _read_pair(pair: Pair, options: Options) -> tuple[ImageFile, ImageFile, Any,
     b = _read(pair.image_b, pair.mask_b, options.bands_b, views[1])
     note = f"{pair.image_a} was read on the reference system of {pair.image_b}; no matrix leads from file to file"
     return a, b, by_georeference(a, b), [note] if crs else []
+
+
+def _search(options: Options, a: ImageFile, b: ImageFile, from_initial: bool) -> Search:
+    """In pixels as they were read, which are larger than those of the files where these were reduced."""
+    given = dict(options.search)
+    if "shift" in given:
+        given["shift"] /= b.reduction
+    if "scale" in given and not from_initial:  # otherwise it counts from the georeferences
+        low, high = given["scale"]
+        given["scale"] = low * a.reduction / b.reduction, high * a.reduction / b.reduction
+    return Search(**given)
 
 
 def _finer(image: ImageFile, bands: tuple[int, ...] | None) -> RasterParts | None:
@@ -261,9 +325,9 @@ def _read(
 
 @contextmanager
 def _quiet_opencv() -> Iterator[None]:
-    """Without OpenCV's own warnings about files, which exceptions report in other words."""
+    """Without OpenCV's own messages about files, which exceptions report in other words."""
     set_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # of OpenCV 4, and of 5
-    level = set_level(_ERRORS_ALONE)
+    level = set_level(_FATAL_ALONE)
     try:
         yield
     finally:

@@ -31,7 +31,7 @@ from rrl_match.io.images import (
 )
 from rrl_match.io.reprojection import approximated, converted, read_reprojected, reprojected
 from rrl_match.registration.tiles import Part
-from rrl_match.transforms import Affine, DisplacementField, MatrixTransform, Points, Transform, compose
+from rrl_match.transforms import Affine, DisplacementField, Points, Transform, compose
 
 MAX_PIXELS = 16_000_000  # of a raster that are read for registration; larger ones are reduced
 MARGIN = 0.15  # of the larger side of the overlap, added to it on every side
@@ -44,6 +44,9 @@ _PLAIN = frozenset(
 )  # read by OpenCV, if no world file lies beside
 _DEGREE = 111_320.0  # metres along a meridian
 CENTRE = Affine(np.array([[1.0, 0, 0.5], [0, 1, 0.5]]))  # from pixels with centres at integers to GDAL's
+
+
+RASTERS = importlib.util.find_spec("rasterio") is not None  # whether they can be read and written
 
 
 class View(NamedTuple):
@@ -65,7 +68,7 @@ class View(NamedTuple):
 
 def is_raster(path: Path) -> bool:
     """Whether rasterio should open a file: it is installed, and the file is no PNG, JPEG or the like without a map."""
-    if importlib.util.find_spec("rasterio") is None or path.is_dir():
+    if not RASTERS or path.is_dir():
         return False
     suffix = path.suffix.lower()
     worlds = (f".{suffix[1:2]}{suffix[-1:]}w", f"{suffix}w", ".wld")
@@ -380,41 +383,3 @@ def _overlap(dataset: Any, here: Georeference, other: Any, there: Georeference) 
     left, top = (low - margin).clip(0, size).round().astype(int).tolist()
     right, bottom = (high + margin).clip(0, size).round().astype(int).tolist()
     return left, top, right - left, bottom - top
-
-
-def correct_georeference(path: Path, transform: Transform, grid: Grid, out: Path) -> None:
-    """Write a file as a GeoTIFF on another map, without resampling it.
-
-    An affine transform becomes the georeference; of any other, ground control points are written.
-
-    Args:
-        path: of a file that GDAL opens.
-        transform: takes pixels of the file to the grid.
-        grid: with a georeference.
-        out: the GeoTIFF to write.
-
-    Raises:
-        OSError, ImageError: a file cannot be read or written, or the grid has no georeference.
-    """
-    from rasterio import Affine as Geotransform
-    from rasterio.control import GroundControlPoint
-    from rasterio.crs import CRS
-    from rasterio.shutil import copy
-
-    if grid.georeference is None:
-        raise ImageError(f"{path} cannot be georeferenced: the image B of the registration has no georeference")
-    to_map, crs = grid.georeference.to_map, grid.georeference.crs
-    with opened(path) as dataset:
-        size = np.array([dataset.width, dataset.height])
-        copy(dataset, out, driver="GTiff", compress="deflate")
-    with opened(out, "r+") as dataset:
-        if isinstance(transform, MatrixTransform) and np.allclose(transform.full[2], (0, 0, 1)):
-            corner = compose(compose(CENTRE.inverse(), transform), to_map).full
-            dataset.transform = Geotransform(*corner[:2].ravel())
-            dataset.crs = CRS.from_wkt(crs) if crs else None
-        else:
-            side = np.linspace(0, 1, 10)
-            pixels = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2) * size - 0.5
-            rows = np.hstack([pixels + 0.5, to_map(transform(pixels))])
-            points = [GroundControlPoint(row=y, col=x, x=east, y=north) for x, y, east, north in rows.tolist()]
-            dataset.gcps = points, CRS.from_wkt(crs) if crs else None

@@ -22,10 +22,12 @@ from rrl_match.registration import Registration
 REPORT = "report.html"
 THUMBNAIL = "thumbnail.jpg"
 INDEX = "index.html"
+_PAGE = "page.html"  # what all pages share
 _SIDE = 1200  # pixels of the longer side of the images of a page
 _THUMBNAIL_SIDE = 240
 _QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 88]
 _COLOURS = {"ok": "#2a7d4f", "refused": "#b3261e", "error": "#b3261e"}
+_ERROR = "Error of the transform in pixels of B, from dark blue to yellow; grey where it is not known"
 _FIGURES = (
     ("model", "Model", "{}"),
     ("probability", "Probability that the transform is right", "{:.0%}"),
@@ -61,11 +63,14 @@ def write_report(
         thumbnail = result.checkerboard(image_a, image_b)
         layers.append(_layer("after", "Image A, registered to B", warped, wiped=True))
         layers.append(_layer("checkerboard", "Alternating squares of registered A and of B", thumbnail))
+        layers.append(_layer("error", _ERROR, result.error_map(image_b)))
         layers.append(_tie_points(result, width, height))
-        views = [("after", "registered"), *views, ("checkerboard", "checkerboard"), ("tie-points", "tie points")]
+        views = [("after", "registered"), *views, ("checkerboard", "checkerboard")]
+        views += [("error", "error"), ("tie-points", "tie points")]
     names = [Path(record[f"image_{band}"]).name for band in "ab"]
     verdict = "Registered." if result.ok else f"Refused: {result.reason}."
-    page = Template(resources.files("rrl_match.io").joinpath(REPORT).read_text(encoding="utf-8")).substitute(
+    page = _page(
+        REPORT,
         title=escape(f"{names[0]} registered to {names[1]}"),
         colour=_COLOURS[outcome(record)],
         verdict=escape(verdict),
@@ -90,12 +95,21 @@ def write_index(folder: Path, records: Sequence[dict[str, Any]]) -> None:
         records: of all pairs.
     """
     order = sorted(records, key=lambda one: (("error", "refused", "ok").index(outcome(one)), one.get("probability", 0)))
-    page = Template(resources.files("rrl_match.io").joinpath(INDEX).read_text(encoding="utf-8")).substitute(
+    page = _page(
+        INDEX,
         title=escape(f"{len(records)} pairs"),
         summary=escape(summary(records)),
         rows="\n".join(_row(folder, record) for record in order),
     )
     (folder / INDEX).write_text(page, encoding="utf-8")
+
+
+def _page(name: str, title: str, **values: Any) -> str:
+    """A page of the body that a file of this package has, with values in their places."""
+    body, page = (
+        Template(resources.files("rrl_match.io").joinpath(file).read_text(encoding="utf-8")) for file in (name, _PAGE)
+    )
+    return page.substitute(title=title, body=body.substitute(values))
 
 
 def _row(folder: Path, record: dict[str, Any]) -> str:

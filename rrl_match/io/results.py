@@ -16,19 +16,25 @@ from numpy.typing import NDArray
 
 from rrl_match.drawing import displayed
 from rrl_match.errors import ImageError
+from rrl_match.io.georeferencing import write_control_points
 from rrl_match.io.images import IDENTITY, Grid, ImageFile, Resampling, bgr, decode, holds_classes
-from rrl_match.io.rasters import is_raster, map_offset
+from rrl_match.io.rasters import RASTERS, is_raster, map_offset
 from rrl_match.io.report import REPORT, THUMBNAIL, write_report
 from rrl_match.io.reprojection import approximated
-from rrl_match.io.warping import warp_raster
+from rrl_match.io.warping import WhichGrid, own_grid, warp_raster, write_displacement
 from rrl_match.registration import Registration
-from rrl_match.transforms import MatrixTransform, Points, Transform, Translation
+from rrl_match.transforms import DisplacementField, MatrixTransform, Points, Transform, Translation
 
 RECORD = "registration.json"  # written last: a folder that has it is complete
 CHECKERBOARD = "checkerboard.png"
 TIE_POINTS = "tie_points.csv"
 QGIS_POINTS = "tie_points.points"
-FILES = (RECORD, CHECKERBOARD, TIE_POINTS, QGIS_POINTS, REPORT, THUMBNAIL, "warped.tif", "warped.png")
+CONTROL_POINTS = "tie_points.vrt"
+DISPLACEMENT = "displacement.tif"
+FILES = (
+    *(RECORD, CHECKERBOARD, TIE_POINTS, QGIS_POINTS, CONTROL_POINTS, DISPLACEMENT, REPORT, THUMBNAIL),
+    *("warped.tif", "warped.png"),
+)
 _LOSSLESS = [cv2.IMWRITE_TIFF_COMPRESSION, 5]  # LZW; without it, OpenCV 4 stores float colours with errors of 2 %
 
 
@@ -93,13 +99,16 @@ class FileRegistration:
             "notes": [*self.a.notes, *self.b.notes, *result.notes],
         }
 
-    def write(self, folder: Path, record: dict[str, Any], resampling: Resampling | None = None) -> None:
+    def write(
+        self, folder: Path, record: dict[str, Any], resampling: Resampling | None = None, which: WhichGrid = "b"
+    ) -> None:
         """Write all files of a registration; of a refused one, the record and the report.
 
         Args:
             folder: made if it does not exist; what an earlier call wrote into it goes.
             record: with what :meth:`describe` gave.
             resampling: see :func:`~rrl_match.io.warping.warp_raster`.
+            which: the grid of the warped file: B's, or A's own resolution on B's map.
 
         Raises:
             OSError, ImageError: the folder or a file cannot be written.
@@ -116,7 +125,14 @@ class FileRegistration:
             self._write_tie_points(folder / TIE_POINTS, self.transform)
             self._write_qgis_points(folder / QGIS_POINTS)
             write_image(folder / CHECKERBOARD, self.result.checkerboard(shown_a, shown_b))
-            write_warped(self.a.path, self.transform, self.b.grid, folder / "warped", resampling)
+            grid, transform = self.b.grid, self.transform
+            if which == "a":
+                grid, transform = own_grid(transform, self.a.size, grid)
+            write_warped(self.a.path, transform, grid, folder / "warped", resampling)
+            if self.a.is_raster:
+                self._write_control_points(folder / CONTROL_POINTS, self.transform)
+            if isinstance(self.transform, DisplacementField) and RASTERS:
+                write_displacement(self.transform, self.b.grid, folder / DISPLACEMENT)
         write_report(folder, record, self.result, shown_a, shown_b)
         unfinished = folder / f"{RECORD}.part"
         unfinished.write_text(as_json(record) + "\n", encoding="utf-8")
@@ -138,6 +154,14 @@ class FileRegistration:
             ):
                 judged = "" if np.isnan(score) else f"{score:.4f}"
                 writer.writerow([*map(_number, row), judged, f"{residual:.3f}", int(inlier)])
+
+    def _write_control_points(self, path: Path, transform: Transform) -> None:
+        """File A as a VRT with the tie points that agree as ground control points, where the transform puts them.
+
+        They lie on the map of B, or, if it has none, in its pixels as GDAL counts them, y negative downwards.
+        """
+        in_a = self.tie_points[0][self.result.tie_points.inliers]
+        write_control_points(self.a.path, in_a, transform(in_a), self.b.georeference, path)
 
     def _write_qgis_points(self, path: Path) -> None:
         """Ground control points for QGIS's georeferencer, where A is georeferenced; outliers are not enabled.

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from rrl_match.errors import DataError, ImageError
 
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
+
 
 class Row(NamedTuple):
     """A row of a table.
@@ -28,8 +30,8 @@ class Row(NamedTuple):
 def read_table(path: Path, columns: set[str]) -> list[Row]:
     """The rows of a file of values separated by commas, semicolons or tabs, whose first row names the columns.
 
-    Encoded in UTF-8, with or without a byte order mark. Names of columns may be in capitals; spaces around cells,
-    empty lines and lines that start with # do not count.
+    Encoded in UTF-8, with or without a byte order mark, or in UTF-16 with one. Names of columns may be in capitals;
+    spaces around cells, empty lines and lines that start with # do not count.
 
     Args:
         path: of the file.
@@ -79,7 +81,8 @@ def read_numbers(path: Path) -> NDArray[Any]:
         if array.ndim not in (2, 3) or array.dtype.kind not in "biufc" or not array.size:
             raise ImageError(f"{path} must hold numbers (H, W) or (H, W, C), got {array.dtype} {array.shape}")
         return np.asarray(array.astype(np.uint8) if array.dtype == bool else array)
-    text = path.read_bytes().decode("utf-8-sig", "replace")
+    data = path.read_bytes()
+    text = data.decode("utf-16" if data[:2] in _UTF_16 else "utf-8-sig", "replace")
     delimiter = max(";\t,", key=text.count) if ";" not in text else ";"
     if delimiter != ",":
         text = text.replace(",", ".")
@@ -104,7 +107,7 @@ def _numbers(cells: list[str]) -> list[float]:
 def _decoded(path: Path) -> str:
     data = path.read_bytes()
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-16" if data[:2] in _UTF_16 else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise DataError(f"{path}, line {line}: not encoded in UTF-8: save it as UTF-8, as 'CSV UTF-8'") from error

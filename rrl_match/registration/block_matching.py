@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rrl_match.registration.channels import agreement
 from rrl_match.registration.config import BlockConfig, Config
 from rrl_match.registration.cost_surfaces import Surfaces, cost_surfaces, lowest
-from rrl_match.registration.dense_search import Hypothesis, distinct
+from rrl_match.registration.dense_search import Hypothesis, comparable, distinct
 from rrl_match.registration.images import Frame, Grey
 from rrl_match.registration.overlay import Overlap, Overlay, overlap_of, overlay_of
 from rrl_match.transforms import MatrixTransform, Points, Transform, compose, simpler_kinds
@@ -109,7 +109,7 @@ def _block_centres(overlay: Overlay, grid: Grid, config: BlockConfig) -> tuple[N
     half = min(grid.half, int(0.14 * smallest), (smallest - 1) // 2 - grid.radius - 2)
     if half < 6:
         return np.empty((0, 2), np.int64), half
-    corners = np.asarray(cv2.cornerMinEigenVal(overlay.a, 5), np.float32) * both
+    corners = np.asarray(cv2.cornerMinEigenVal(overlay.a.image, 5), np.float32) * both
     first, side = half + grid.radius, 2 * half + 1
     known = _inner_part(both, side) >= config.known
     known &= _inner_part(both + (1 - overlay.channels_a.whole * overlay.channels_b.whole), side) >= config.covered
@@ -187,7 +187,7 @@ def align(
             fitted = fit_simplest(blocks, transform, kind, config.blocks, simplify=True)
             if fitted is not None:
                 aligned.append(Hypothesis(agreement_of(frames, fitted[0], config), fitted[0]))
-        found = distinct(aligned, frames[0], config.search.distance, most)
+        found = comparable(distinct(aligned, frames[0], config.search.distance, most), settings.comparable)
     return found
 
 

@@ -77,6 +77,7 @@ class ChannelConfig(_Checked):
     pooled_blur: float = 0.7  # of channels for the dense search, in their pixels
     highpass: float = 6.0  # what varies more slowly is taken out of these; standard deviation in their pixels
     oversampling: float = 3.0  # their gradients are taken in an image so much larger
+    pixel_known: float = 0.7  # part of a pixel of the level that must be known: the rest was filled in
     known: float = 0.5  # part of a pixel's surroundings that must be known
 
 
@@ -98,6 +99,7 @@ class DenseSearchConfig(_Checked):
     peaks: int = 2  # of each rotation and scale
     near_proposals: int = 14  # hypotheses to align of the first search
     proposals: int = 60  # and of each other one
+    comparable: float = 0.6  # hypotheses whose score is lower than this part of the highest are not aligned
     distance: float = 0.04  # between hypotheses, of the side of the overlap
     frames: int = 6  # of a rig that are searched
 
@@ -125,6 +127,7 @@ class AlignConfig(_Checked):
     radii: tuple[int, ...] = (12, 8)  # pixels that blocks are searched
     cells: tuple[int, ...] = (5, 7)  # blocks in each direction
     kept: tuple[int, ...] = (8, 6)  # hypotheses that are left
+    comparable: float = 0.5  # and only those whose channels agree so well, compared with the best
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,7 @@ class TileConfig(_Checked):
     least: int = 3
     few: int = 5  # tiles in each direction of the overlap, of the rounds before the last one,
     most: int = 8  # and of that
+    held: float = 0.7  # part of a tile, around its middle, in which a tie point of the coarser level lies
     cells: int = 5  # blocks of a tile in each direction
     radii: tuple[int, int] = (12, 6)  # pixels that blocks are searched, likewise
     simpler: float = 1.1  # see BlockConfig: so many blocks tell kinds apart
@@ -188,6 +192,9 @@ class VerifyConfig(_Checked):
 
     pixels: int = 400_000  # of the overlap, of which patches are cut
     patch_known: float = 0.7  # part of a patch that both images must show
+    clear: float = (
+        0.7  # where the channels of all other hypotheses agree less than this part, the best is refined first
+    )
     quick_locations: int = 10  # of each hypothesis
     quick_prior: float = 3.0  # locations that do not match, added to these
     quick_support: float = 0.45  # hypotheses with less are refined only after everything was searched
@@ -200,7 +207,7 @@ class VerifyConfig(_Checked):
     weights: tuple[float, float, float, float] = (8.0, 6.0, 9.9, 2.5)  # mutual, support, log ratio and peak add to them
     most_ratio: float = 2.0  # ratios count up to this
     most_peak: float = 6.0  # and peaks to sidelobes up to this
-    certain: float = 4.0  # log odds at which the search stops
+    certain: float = 2.5  # log odds at which the search stops
     whole_patches: float = 24.0  # the peak counts less in overlaps of fewer patches
     sidelobe_radii: tuple[int, int] = (5, 24)  # pixels beside a transform that it is compared with
     sidelobe_cells: int = 8  # blocks in each direction

@@ -56,8 +56,8 @@ def _whole_blocks(a: Channels, b: Channels, centres: NDArray[np.int64], half: in
     side, reach = 2 * half + 1, 2 * radius + 1
     (x, y), outer = centres.T, 2 * (half + radius) + 1
     correlation = _correlated([a.values], [b.values], centres, half, radius)
-    energy_a = _cut(a.energy[..., None], x - half, y - half, side).sum((1, 2, 3)).double().numpy()
-    around = _cut(b.energy[..., None], x - half - radius, y - half - radius, outer)[:, 0].numpy()
+    energy_a = _cut(a.energy[None], x - half, y - half, side).sum((1, 2, 3)).double().numpy()
+    around = _cut(b.energy[None], x - half - radius, y - half - radius, outer)[:, 0].numpy()
     energies = np.stack([_box_sums(one, side) for one in around])
     result: Surfaces = (energy_a[:, None, None] + energies - 2 * correlation[:, :reach, :reach]) / side**2
     return result
@@ -65,10 +65,10 @@ def _whole_blocks(a: Channels, b: Channels, centres: NDArray[np.int64], half: in
 
 def _partial_blocks(a: Channels, b: Channels, centres: NDArray[np.int64], half: int, radius: int) -> Surfaces:
     """The same where there are holes: at each offset, the mean over the pixels at which neither image has one."""
-    layers = -2 * a.values, a.energy[..., None], a.whole[..., None]
-    others = b.values, b.whole[..., None], b.energy[..., None]
+    layers = -2 * a.values, a.energy[None], a.whole[None]
+    others = b.values, b.whole[None], b.energy[None]
     total = _correlated(layers, others, centres, half, radius).astype(np.float64)
-    count = _correlated([a.whole[..., None]], [b.whole[..., None]], centres, half, radius).astype(np.float64)
+    count = _correlated([a.whole[None]], [b.whole[None]], centres, half, radius).astype(np.float64)
     least = 0.25 * count.max((1, 2), keepdims=True)
     costs = np.maximum(total, 0.0) / np.maximum(count, np.maximum(least, 1.0))
     result: Surfaces = np.where(count >= least, costs, costs.max((1, 2), keepdims=True))
@@ -82,7 +82,7 @@ def _correlated(
     half: int,
     radius: int,
 ) -> NDArray[np.float32]:
-    """Correlation (N, S, S) of blocks of A with B at offsets within the radius, summed over layers (H, W, C)."""
+    """Correlation (N, S, S) of blocks of A with B at offsets within the radius, summed over layers (C, H, W)."""
     side, reach, outer = 2 * half + 1, 2 * radius + 1, 2 * (half + radius) + 1
     (x, y), size = centres.T, (cv2.getOptimalDFTSize(outer),) * 2
     product: Tensor | None = None
@@ -103,10 +103,10 @@ def _box_sums(image: Grey, side: int) -> NDArray[np.float64]:
 
 
 def _cut(layers: NDArray[np.float32], left: NDArray[np.int64], top: NDArray[np.int64], side: int) -> Tensor:
-    """Square windows (N, C, side, side) of layers (H, W, C)."""
-    windows = torch.empty(len(left), layers.shape[2], side, side, dtype=torch.float32, device="cpu")
+    """Square windows (N, C, side, side) of layers (C, H, W)."""
+    windows = torch.empty(len(left), len(layers), side, side, dtype=torch.float32, device="cpu")
     for window, x, y in zip(windows.numpy(), left.tolist(), top.tolist(), strict=True):
-        window[:] = np.moveaxis(layers[y : y + side, x : x + side], -1, 0)
+        window[:] = layers[:, y : y + side, x : x + side]
     return windows
 
 

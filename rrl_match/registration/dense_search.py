@@ -63,7 +63,7 @@ class Region:
 def stages(frame: Frame, search: Search, region: Region, config: DenseSearchConfig) -> Iterator[list[Scale]]:
     """What to search first, what next, and what last.
 
-    First what is near; then all rotations and scales, and what is near stretched; last all rotations stretched.
+    First what is near; then all scales, and what is near stretched; then all rotations; last all rotations stretched.
 
     Args:
         frame: images of the sizes that all have.
@@ -97,7 +97,8 @@ def stages(frame: Frame, search: Search, region: Region, config: DenseSearchConf
 
     small = config.stretched_side
     yield grid(near, plain, first)
-    yield grid(near, plain, others) + grid(rest, plain, first, others) + grid(near, stretched, first, side=small)
+    yield grid(rest, plain, first) + grid(near, stretched, first, side=small)
+    yield grid(near, plain, others) + grid(rest, plain, others)
     yield grid(near, stretched, others, side=small)
 
 
@@ -153,7 +154,7 @@ def _stretches(aspect: float, config: DenseSearchConfig) -> list[Matrix]:
 def propose(
     frames: Sequence[Frame], scales: Sequence[Scale], most: int, region: Region, config: Config
 ) -> list[Hypothesis]:
-    """Distinct hypotheses, best first, of one transform for all frames.
+    """Distinct hypotheses, best first, of one transform for all frames; those far worse than the best are left out.
 
     Args:
         frames: images of equal shapes.
@@ -163,7 +164,12 @@ def propose(
     """
     step = max(1, math.ceil(len(frames) / config.search.frames))
     found = [h for scale in scales for h in _at_scale(frames[::step], scale, region, config)]
-    return distinct(found, frames[0], config.search.distance, most)
+    return comparable(distinct(found, frames[0], config.search.distance, most), config.search.comparable)
+
+
+def comparable(found: Sequence[Hypothesis], part: float) -> list[Hypothesis]:
+    """Hypotheses that score at least a part of what the best one, the first, does."""
+    return [hypothesis for hypothesis in found if hypothesis.score >= part * found[0].score]
 
 
 def distinct(found: Sequence[Hypothesis], frame: Frame, distance: float, most: int) -> list[Hypothesis]:
@@ -201,7 +207,7 @@ def _at_scale(frames: Sequence[Frame], scale: Scale, region: Region, config: Con
     shape_a = pooled_a[0].channels.known.shape
     side = math.ceil(math.hypot(*shape_a)) + 1
     size = [2 * cv2.getOptimalDFTSize((n + side - min(n, side) // 4) // 2 + 1) for n in (height, width)]
-    spectra_b = [_spectra(p.channels.stacked(), p.channels.known, size) for p in pooled_b]
+    spectra_b = [_spectra(p.channels.values, p.channels.known, size) for p in pooled_b]
     found, back = [], pooled_b[0].from_full.inverse()
     for start in range(0, len(scale.rotations), _AT_ONCE):
         turns = [_about_centre(r, shape_a, side) for r in scale.rotations[start : start + _AT_ONCE]]
@@ -257,7 +263,7 @@ def _surface(
     for a, b, (spectrum_b, known_b) in zip(pooled_a, pooled_b, spectra_b, strict=True):
         rotated, known = (np.stack(p) for p in zip(*(a.channels.rotated(t.full, side) for t in turns), strict=True))
         spectrum_a, known_a = _spectra(rotated, known, size)
-        products.append((spectrum_b * spectrum_a.conj()).sum(-3))
+        products.append(_correlation(spectrum_a, spectrum_b))
         overlaps.append(known_b * known_a.conj())
         least += min_overlap * known.sum((1, 2)).clip(max=float(b.channels.known.sum()))
     half = size[0] // 2, size[1] // 2
@@ -268,6 +274,14 @@ def _surface(
     weight = weight.repeat_interleave(2, 1).repeat_interleave(2, 2)
     surface: Tensor = torch.fft.irfft2(sum(products[1:], products[0]), tuple(size)).mul_(weight)
     return surface
+
+
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Spectrum (R, H, W) of the correlation of A (R, C, H, W) with B (C, H, W), summed over channels."""
+    product = a[:, 0].conj() * b[0]
+    for channel in range(1, len(b)):
+        product.addcmul_(a[:, channel].conj(), b[channel])
+    return product
 
 
 def _confine(

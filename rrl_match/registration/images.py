@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rrl_match.borders import border_without_data
 from rrl_match.patches import ValueRange, ValueRanges, as_grey, checked_range, percentile_range, range_per_band
-from rrl_match.transforms import Affine, Points, resizing
+from rrl_match.transforms import MatrixTransform, Points, resizing
 
 Array: TypeAlias = "NDArray[np.generic] | Tensor"
 Images: TypeAlias = "Array | Sequence[Array]"
@@ -37,7 +37,7 @@ class Level(NamedTuple):
     image: Grey
     known: Grey
     holes: Grey
-    from_full: Affine
+    from_full: MatrixTransform
 
 
 class PreparedImage:

@@ -156,11 +156,8 @@ def dense_blocks(frames: Sequence[Frame], transform: Transform, overlap: Overlap
 
 def _padded(channels: Channels, edge: int) -> Channels:
     """Channels with a border of which nothing is known, as everywhere where nothing is known."""
-    values, known = (
-        cv2.copyMakeBorder(one, edge, edge, edge, edge, cv2.BORDER_CONSTANT)
-        for one in (channels.values, channels.known * channels.whole)
-    )
-    return Channels(np.asarray(values, np.float32), np.asarray(known, np.float32), np.asarray(known, np.float32))
+    known = np.pad(channels.known * channels.whole, edge)
+    return Channels(np.pad(channels.values, ((0, 0), (edge, edge), (edge, edge))), known, known)
 
 
 def _centres(overlay: Overlay, grid: Grid, config: Config) -> NDArray[np.int64]:
@@ -168,7 +165,7 @@ def _centres(overlay: Overlay, grid: Grid, config: Config) -> NDArray[np.int64]:
     both = np.minimum(overlay.channels_a.known, overlay.channels_b.known)
     side = 2 * grid.half + 1
     known = cv2.boxFilter(both, -1, (side, side), borderType=cv2.BORDER_CONSTANT) >= config.local.known
-    corners = np.where(known & (both > 0), cv2.cornerMinEigenVal(overlay.a, 5), 0.0)
+    corners = np.where(known & (both > 0), cv2.cornerMinEigenVal(overlay.a.image, 5), 0.0)
     rows, columns = np.nonzero(both > 0)
     if not len(rows):
         return np.empty((0, 2), np.int64)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
 from rrl_match.registration.channels import Channels, block_channels
 from rrl_match.registration.config import ChannelConfig
-from rrl_match.registration.images import Frame, Grey
+from rrl_match.registration.images import Frame, Grey, Level, PreparedImage
 from rrl_match.transforms import MatrixTransform, Points, Transform, compose, similarity
 
 _IDENTITY = similarity()
@@ -57,24 +58,39 @@ def overlap_of(frame: Frame, transform: Transform) -> Overlap | None:
 
 @dataclass(frozen=True, eq=False)
 class Overlay:
-    """A, warped, and B, both (H, W), cut to where they overlap.
+    """A, warped, and B, both cut to where they overlap: levels of one shape (H, W).
 
     Attributes:
-        a, b: grey values in [0, 1].
-        known_a, known_b: in [0, 1].
-        channels_a, channels_b: see :class:`Channels`.
-        to_level: takes pixels of B to those of the level.
+        a, b: see :class:`Level`; `from_full` takes pixels of B to those of both.
         pixel: pixels of B that one of the level covers.
+        config: of the channels.
+        cache: channels of B, by what they are computed from.
     """
 
-    a: Grey
-    b: Grey
-    known_a: Grey
-    known_b: Grey
-    channels_a: Channels
-    channels_b: Channels
-    to_level: MatrixTransform
+    a: Level
+    b: Level
     pixel: float
+    config: ChannelConfig
+    cache: dict[object, Any]
+
+    @property
+    def to_level(self) -> MatrixTransform:
+        """Takes pixels of B to those of the level."""
+        return self.b.from_full
+
+    @cached_property
+    def channels_a(self) -> Channels:
+        """Channels of A."""
+        return block_channels(*self.a[:3], self.config)
+
+    @cached_property
+    def channels_b(self) -> Channels:
+        """Channels of B, the same for each transform."""
+        key = "channels", self.pixel, self.b.image.shape, tuple(self.to_level.full[:2, 2]), self.config
+        if key not in self.cache:
+            self.cache[key] = block_channels(*self.b[:3], self.config)
+        channels: Channels = self.cache[key]
+        return channels
 
 
 def overlay_of(
@@ -91,16 +107,12 @@ def overlay_of(
         margin: pixels of the level beside the overlap that are kept.
     """
     pixel = 2 ** (round(16 * math.log2(pixel)) / 16)
-    level_b = frame.b.level(pixel)
-    left, top, right, bottom = _window(level_b.from_full(overlap.outline), level_b.image.shape, margin)
-    to_level = compose(level_b.from_full, similarity(shift=(-left, -top)))
-    key = "channels", pixel, left, top, right, bottom, config
-    b, known_b, holes_b = (one[top:bottom, left:right] for one in level_b[:3])
-    if key not in frame.b.cache:
-        frame.b.cache[key] = block_channels(b, known_b, holes_b, config)
-    a, known_a, holes_a = _warped(frame, transform.between(_IDENTITY, to_level), (right - left, bottom - top))
-    channels_a = block_channels(a, known_a, holes_a, config)
-    return Overlay(a, b, known_a, known_b, channels_a, frame.b.cache[key], to_level, pixel)
+    level = frame.b.level(pixel)
+    left, top, right, bottom = _window(level.from_full(overlap.outline), level.image.shape, margin)
+    to_level = compose(level.from_full, similarity(shift=(-left, -top)))
+    image, known, holes = (one[top:bottom, left:right] for one in level[:3])
+    b = Level(image, known, holes, to_level)
+    return Overlay(_warped(frame.a, transform, b), b, pixel, config, frame.b.cache)
 
 
 def _window(outline: Points, shape: Sequence[int], margin: int) -> tuple[int, int, int, int]:
@@ -111,22 +123,24 @@ def _window(outline: Points, shape: Sequence[int], margin: int) -> tuple[int, in
     return int(left), int(top), int(max(right, left + 1)), int(max(bottom, top + 1))
 
 
-def _warped(frame: Frame, whole: Transform, size: tuple[int, int]) -> tuple[Grey, Grey, Grey]:
-    """A, what is known of it and its holes, warped to the level; from a smaller version where that shrinks."""
+def _warped(image: PreparedImage, transform: Transform, b: Level) -> Level:
+    """A, what is known of it and its holes, warped to a level of B; from a smaller version where that shrinks."""
+    whole, shape = transform.between(_IDENTITY, b.from_full), b.image.shape
+    size = shape[1], shape[0]
     middle = np.array([(size[0] - 1) / 2, (size[1] - 1) / 2])
     scale = whole.scale(whole.inverse()(middle))
     shrink = 2.0 ** max(0, math.floor(math.log2(1 / scale) + 0.3)) if 0 < scale < 1 else 1.0
-    level = frame.a.level(shrink)
-    transform = whole.between(level.from_full.inverse(), _IDENTITY)
-    at = np.empty((0, 0, 2), np.float32) if isinstance(transform, MatrixTransform) else transform.map(size[::-1])
+    level = image.level(shrink)
+    whole = whole.between(level.from_full.inverse(), _IDENTITY)
+    at = np.empty((0, 0, 2), np.float32) if isinstance(whole, MatrixTransform) else whole.map(shape)
 
-    def warped(image: Grey, border: int) -> Grey:
-        if isinstance(transform, MatrixTransform):
-            found = cv2.warpPerspective(image, transform.full, size, flags=cv2.INTER_LINEAR, borderMode=border)
+    def warped(layer: Grey, border: int) -> Grey:
+        if isinstance(whole, MatrixTransform):
+            found = cv2.warpPerspective(layer, whole.full, size, flags=cv2.INTER_LINEAR, borderMode=border)
         else:
-            found = cv2.remap(image, at[..., 0], at[..., 1], cv2.INTER_LINEAR, borderMode=border)
+            found = cv2.remap(layer, at[..., 0], at[..., 1], cv2.INTER_LINEAR, borderMode=border)
         return np.asarray(found, np.float32)
 
     known = warped(level.known, cv2.BORDER_CONSTANT)
-    holes = warped(level.holes, cv2.BORDER_CONSTANT) if level.holes.any() else known * 0
-    return warped(level.image, cv2.BORDER_REPLICATE), known, holes
+    holes = warped(level.holes, cv2.BORDER_CONSTANT) if level.holes.any() else 0 * known
+    return Level(warped(level.image, cv2.BORDER_REPLICATE), known, holes, b.from_full)

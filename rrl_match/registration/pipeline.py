@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 
 import numpy as np
@@ -16,15 +16,24 @@ from rrl_match.patches import ValueRanges
 from rrl_match.registration.advice import advise, one_grey
 from rrl_match.registration.block_matching import Blocks, align
 from rrl_match.registration.config import Config, Search
-from rrl_match.registration.dense_search import Region, propose, stages
+from rrl_match.registration.dense_search import Hypothesis, Region, propose, stages
 from rrl_match.registration.images import Frame, Images, prepare_frames
 from rrl_match.registration.local import bend, bent
 from rrl_match.registration.overlay import overlap_of
-from rrl_match.registration.refinement import Freedom, finest_pixel, fit, refine
+from rrl_match.registration.refinement import Freedom, fit, refine
 from rrl_match.registration.result import Registration, Thumbnails, TiePoints
 from rrl_match.registration.task import Task
 from rrl_match.registration.tiles import Reader, Source, refine_on_tiles
-from rrl_match.registration.verification import Alternatives, Evidence, Judged, Verdict, judge, measure, verify
+from rrl_match.registration.verification import (
+    Alternatives,
+    Evidence,
+    Judged,
+    Verdict,
+    is_distinct,
+    judge,
+    measure,
+    verify,
+)
 from rrl_match.transforms import Affine, DisplacementField, MatrixTransform, Transform, Translation, matrix_kind
 
 SMALLEST = 32  # pixels, of either side of an image
@@ -126,7 +135,7 @@ def _at_full_resolution(found: Registration, task: Task, finer: tuple[Source | N
             return field, field.kind
         return plain and (plain[0], plain[1].kind)
 
-    return refine_on_tiles(found, readers, finest_pixel(overlap, task.config), fitted, task.config)
+    return refine_on_tiles(found, readers, overlap, fitted, task.config)
 
 
 def _with_second_tries(task: Task, search: Search) -> Registration:
@@ -177,8 +186,7 @@ def searched(task: Task, search: Search, near: bool = False) -> Registration:
         task.step()
         aligned = align(task.frames, hypotheses, task.freedom.kind.coarse(), config)
         task.step()
-        trial.waiting += judge(task.matcher, task.frames, aligned, config)
-        for one in trial.promising(last=number == len(grids) - 1):
+        for one in trial.promising(aligned, last=number == len(grids) - 1):
             if one in trial.waiting:
                 trial.refine(one)
             found = trial.best()
@@ -198,16 +206,28 @@ class _Trial:
         self.waiting: list[Judged] = []
         self.candidates: list[Evidence] = []
 
-    def promising(self, last: bool) -> list[Judged]:
-        """What to refine at this stage; at the last one, also what the dense search itself prefers."""
-        settings = self.task.config.verify
-        self.waiting.sort(key=lambda one: -one.rank)
+    def promising(self, aligned: Sequence[Hypothesis], last: bool) -> Iterator[Judged]:
+        """What to refine at this stage, which found some hypotheses.
+
+        First what agrees clearly better than all others, if there is such; then what RRL-Net prefers; at the last stage
+        also what the dense search itself prefers.
+        """
+        settings, new = self.task.config.verify, [Judged(one) for one in aligned if self._is_new(one)]
+        self.waiting += new
+        best, *others = sorted((one.hypothesis.score for one in new), reverse=True) or [0.0]
+        if best > 0 and max(others, default=0.0) < settings.clear * best:
+            yield max(self.waiting, key=lambda one: (not one.judged, one.hypothesis.score))
+        self.judge()
         least = 0.0 if last else settings.quick_support
-        chosen = [one for one in self.waiting[: settings.attempts] if one.support >= least]
+        yield from [one for one in self.waiting[: settings.attempts] if one.support >= least]
         if last and self.waiting:
-            strongest = max(self.waiting, key=lambda one: one.hypothesis.score)
-            chosen += [strongest] if strongest not in chosen else []
-        return chosen
+            yield max(self.waiting, key=lambda one: one.hypothesis.score)
+
+    def judge(self) -> None:
+        """Judge the hypotheses that were not, and put the best first."""
+        task, new = self.task, [one.hypothesis for one in self.waiting if not one.judged]
+        judged = judge(task.matcher, task.frames, new, task.config) if new else []
+        self.waiting = sorted([*judged, *(one for one in self.waiting if one.judged)], key=lambda one: -one.rank)
 
     def refine(self, one: Judged) -> None:
         """Refine a hypothesis that waits, and measure what speaks for it."""
@@ -218,7 +238,13 @@ class _Trial:
             refined = bend(task.frames, refined, one.hypothesis.transform, task.config) or refined
         if refined is not None:
             self.candidates.append(measure(task.matcher, task.frames, refined, task.config))
+            self.waiting = [one for one in self.waiting if self._is_new(one.hypothesis)]
         task.step()
+
+    def _is_new(self, hypothesis: Hypothesis) -> bool:
+        """Whether no candidate is where the hypothesis is."""
+        sound, distance = [e for e in self.candidates if not e.fault], self.task.config.search.distance
+        return all(is_distinct(evidence, hypothesis.transform, distance) for evidence in sound)
 
     def best(self) -> tuple[Evidence, Verdict] | None:
         """The candidate that is trusted most, after all alternatives that could decide its verdict were refined."""
@@ -228,7 +254,10 @@ class _Trial:
             alternative = verdicts[best].alternative
             if alternative is None:
                 return self.candidates[best], verdicts[best]
-            self.refine(alternative)
+            if alternative.judged:
+                self.refine(alternative)
+            else:
+                self.judge()
         return None
 
     def _verdict(self, candidate: Evidence) -> Verdict:

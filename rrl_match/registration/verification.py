@@ -26,11 +26,18 @@ _TELLING = 5.0  # standard deviations by which the blocks of a region must agree
 
 
 class Judged(NamedTuple):
-    """A hypothesis, how far RRL-Net supports it, and its rank: the support, to which the channels' agreement adds."""
+    """A hypothesis, how far RRL-Net supports it, and its rank: the support, to which the channels' agreement adds.
+
+    Before it is judged, nothing is known against it.
+    """
 
     hypothesis: Hypothesis
-    support: float
-    rank: float
+    support: float = 1.0
+    rank: float = math.inf
+
+    @property
+    def judged(self) -> bool:
+        return math.isfinite(self.rank)
 
 
 class Judgement(NamedTuple):
@@ -180,14 +187,14 @@ def verify(candidate: Evidence, alternatives: Alternatives, threshold: float, co
     trusted = [
         e for e in alternatives.refined if log_odds(e, math.inf, settings) >= alone - settings.alternative_margin
     ]
-    refined = [e.agreement for e in trusted if _is_distinct(candidate, e.refined.transform, settings)]
+    refined = [e.agreement for e in trusted if is_distinct(candidate, e.refined.transform, settings.distinct)]
     floor, needed = candidate.agreement / settings.most_ratio, settings.alternative_support * candidate.support
     open_ones = [
         one
         for one in alternatives.waiting
         if one.support >= needed
         and one.hypothesis.score >= floor
-        and _is_distinct(candidate, one.hypothesis.transform, settings)
+        and is_distinct(candidate, one.hypothesis.transform, settings.distinct)
     ]
     decided = _decision(candidate, max(refined, default=0.0), threshold, config)
     if decided.reason or not open_ones:
@@ -230,13 +237,11 @@ def _spread_out(locations: Points, matching: NDArray[np.bool_], config: VerifyCo
     return bool(area >= max(config.min_spread * whole, 1e-9))
 
 
-def _is_distinct(candidate: Evidence, other: Transform, config: VerifyConfig) -> bool:
-    """Whether another transform takes the overlap to quite another location."""
+def is_distinct(candidate: Evidence, other: Transform, distance: float) -> bool:
+    """Whether another transform takes the overlap elsewhere, on average by more than `distance` of its side."""
     outline = candidate.refined.overlap.outline
     moved = other(candidate.refined.transform.inverse()(outline))
-    return bool(
-        np.linalg.norm(moved - outline, axis=1).mean() > config.distinct * math.sqrt(candidate.refined.overlap.area)
-    )
+    return bool(np.linalg.norm(moved - outline, axis=1).mean() > distance * math.sqrt(candidate.refined.overlap.area))
 
 
 def _overlays(frames: Sequence[Frame], transform: Transform, patch_size: int, config: Config) -> list[Overlay]:
@@ -252,7 +257,7 @@ def _overlays(frames: Sequence[Frame], transform: Transform, patch_size: int, co
 
 def _allowed(overlay: Overlay, patch_size: int, config: VerifyConfig) -> NDArray[np.uint8]:
     """Where a patch (H, W) lies inside and both images know enough of it."""
-    both = np.minimum(overlay.known_a, overlay.known_b)
+    both = np.minimum(overlay.a.known, overlay.b.known)
     part = cv2.boxFilter(both, -1, (patch_size, patch_size), borderType=cv2.BORDER_CONSTANT)
     half = patch_size // 2
     inside = np.zeros(both.shape, np.uint8)
@@ -264,8 +269,8 @@ def _patches_at_corners(
     overlay: Overlay, patch_size: int, count: int, config: VerifyConfig
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Patches of A and B, (N, S, S), around corners of A that are spread over the overlap."""
-    points = corners(overlay.a, _allowed(overlay, patch_size, config), count)
-    a, b = (extract_patches(image, points, patch_size)[0] for image in (overlay.a, overlay.b))
+    points = corners(overlay.a.image, _allowed(overlay, patch_size, config), count)
+    a, b = (extract_patches(image, points, patch_size)[0] for image in (overlay.a.image, overlay.b.image))
     return a, b
 
 
@@ -286,14 +291,14 @@ def _judgement(matcher: RRLMatcher, frames: Sequence[Frame], refined: Refined, c
     chosen, patches_a, patches_b = [], [], []
     for number, overlay in enumerate(_overlays(frames, refined.transform, size, config)):
         rows = np.flatnonzero(blocks.frame == number)
-        h, w = overlay.a.shape
+        h, w = overlay.a.image.shape
         x, y = overlay.to_level(targets[rows]).round().astype(int).clip(0, (w - 1, h - 1)).T
         inside = np.flatnonzero(_allowed(overlay, size, settings)[y, x])
         inside = inside[np.linspace(0, len(inside) - 1, min(each, len(inside))).round().astype(int)]
         chosen.append(rows[inside])
         points = np.stack([x, y], 1)[inside].astype(np.float64)
-        patches_a.append(extract_patches(overlay.a, points, size)[0])
-        patches_b.append(extract_patches(overlay.b, points, size)[0])
+        patches_a.append(extract_patches(overlay.a.image, points, size)[0])
+        patches_b.append(extract_patches(overlay.b.image, points, size)[0])
     rows = np.concatenate(chosen)
     features_a = matcher.encode(np.concatenate(patches_a), "a")
     features_b = matcher.encode(np.concatenate(patches_b), "b")

@@ -3,14 +3,19 @@
 import csv
 import json
 import os
+import shutil
 from types import SimpleNamespace
 
 import cv2
+import ending_worker
 import numpy as np
 import pytest
 
 from rrl_match import Registration, RRLMatcher
 from rrl_match.cli.main import main
+from rrl_match.io.batch import Options, register_list
+from rrl_match.io.images import ImageFile
+from rrl_match.io.pairs import outcome, read_pairs
 from rrl_match.registration import TiePoints
 from rrl_match.transforms import Affine, Homography
 
@@ -224,6 +229,10 @@ def mistakes(folder):
         (["A", "B", "--max-rotation", "200"], "--max-rotation must be from 0 to 180 degrees, got 200"),
         (["A", "B", "--scale", "2", "1"], "--scale must be two positive numbers"),
         (["A", "B", "--out", "text.png"], "--out must be a folder, but text.png is a file"),
+        (
+            ["A", "B", "--out", "new.png"],
+            "--out must be a folder, in which several files are written, but new.png looks",
+        ),
         (["A", "B", "--value-range-a", "5", "5"], "--value-range-a must be two numbers, LOW < HIGH, got 5 5"),
         (["A", "B", "--max-shift", "0"], "--max-shift must be a positive number"),
         (["A", "B", "--device", "gpu"], "argument --device: device must be"),
@@ -239,7 +248,7 @@ def mistakes(folder):
     ]
 
 
-@pytest.mark.parametrize("number", range(27))
+@pytest.mark.parametrize("number", range(28))
 def test_mistakes_are_reported_in_one_line(tmp_path, images, monkeypatch, capsys, number):
     monkeypatch.chdir(tmp_path)
     arguments, message = mistakes(tmp_path)[number]
@@ -307,6 +316,25 @@ def test_bug_in_one_pair_is_its_row(tmp_path, pairs, calls, capsys, caplog):
     assert "ZeroDivisionError" in caplog.text
 
 
+def test_limits_of_the_search_are_pixels_of_the_files(tmp_path, images, calls, monkeypatch):
+    """B was reduced to half of its pixels a side."""
+    half = Affine(np.array([[2.0, 0, 0.5], [0, 2, 0.5]]))
+    monkeypatch.setattr("rrl_match.io.batch.read_image", lambda path, bands: reduced(path, half))
+    monkeypatch.setattr("rrl_match.io.batch.Search", dict)
+
+    def reduced(path, to_file):
+        return ImageFile(path, (90, 70), GREY, None, to_file if path == images[1] else Affine(np.eye(3)))
+
+    assert run(*images, "--max-shift", 40, "--scale", 1, 2) == 0
+    assert calls[0].search == {"shift": 20, "scale": (0.5, 1)}
+
+
+def test_warped_at_the_resolution_of_a(tmp_path, images, calls):
+    calls.answers.append(found(Affine(np.array([[0.25, 0, 10], [0, 0.25, 10]]))))
+    assert run(*images, "--grid", "a", "--out", tmp_path / "out") == 0
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "out" / "warped.png")), RGB[..., ::-1])
+
+
 def test_table_grows_row_by_row(tmp_path, pairs, calls):
     calls.answers += [found(), KeyboardInterrupt()]
     assert run("--pairs", pairs, "--out", tmp_path / "out") == 130
@@ -319,6 +347,30 @@ def test_weights_are_checked_before_the_first_pair(tmp_path, pairs, calls, monke
     assert run("--pairs", pairs, "--out", tmp_path / "out", "--weights", "nothing") == 2
     assert run("--pairs", pairs, "--out", tmp_path / "out", "--weights", "nothing", "--jobs", 2) == 2
     assert capsys.readouterr().err.count("'nothing'") == 2
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_weights_that_cannot_be_read_are_one_line(tmp_path, pairs, monkeypatch, capfd, weights_folder, jobs):
+    monkeypatch.undo()
+    folder = shutil.copytree(weights_folder, tmp_path / "weights")
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(b"x")
+    assert run("--pairs", pairs, "--out", tmp_path / "out", "--weights", folder, "--jobs", jobs) == 2
+    assert capfd.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("real")
+def test_ended_process_is_a_row(tmp_path, pairs, weights_folder):
+    """As of a pair that takes more memory than there is: the others go on."""
+    encode(tmp_path / "a.png", np.zeros_like(GREY))
+    pairs.write_text("name,image_a,image_b\nbad,a.png,b.jpg\ntwo,a.png,b.jpg\n")
+    options = Options(str(weights_folder), "cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rrl_match.io.batch._start_worker", ending_worker.start)
+        records = register_list(read_pairs(pairs), options, tmp_path / "out", 2)
+    assert [outcome(record) for record in records] == ["error", "refused"]
+    assert "the process that registered it ended" in records[0]["error"]
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from rrl_match.io.apply import apply_to_image, read_registration
 from rrl_match.io.rasters import grid_of, opened
 
 rasterio = pytest.importorskip("rasterio")
+pytest.importorskip("rasterio.warp")
 
 SHIFT = [[1.0, 0, 20], [0, 1, 10]]  # of A's 200 x 160 pixels to B's 240 x 180
 
@@ -117,6 +118,76 @@ def test_points(tmp_path, maps):
         "oak,1,2,21,12,500043,4199975",
         "elm,30.5,40,50.5,50,500102,4199899",
     ]
+
+
+def test_points_and_temperatures_are_told_apart(tmp_path):
+    """Both are tables; the decimal sign may be a comma."""
+    (tmp_path / "trees.csv").write_text("id;x;y\noak;1,5;2\n")
+    values = (texture(160, 200) * 30).round(1)
+    np.savetxt(tmp_path / "thermal.csv", values, fmt="%.1f", delimiter=";")
+    files = [str(tmp_path / name) for name in ("trees.csv", "thermal.csv")]
+    assert main(["apply", str(written(tmp_path)), *files, "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "trees.csv").read_text().splitlines()[1] == 'oak,"1,5",2,21.5,12'
+    warped = cv2.imread(str(tmp_path / "out" / "thermal.tif"), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_allclose(warped[20:150, 30:200], values[10:140, 10:180], atol=1e-4)
+
+
+def test_nothing_is_written_if_a_file_is_missing(tmp_path, capsys):
+    (tmp_path / "trees.csv").write_text("x,y\n1,2\n")
+    files = [str(tmp_path / name) for name in ("trees.csv", "nothing.png")]
+    with pytest.raises(SystemExit) as stopped:
+        main(["apply", str(written(tmp_path)), *files, "--out", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    assert "nothing.png does not exist" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_classes_of_a_palette_are_not_interpolated(tmp_path):
+    classes = np.random.default_rng(0).integers(0, 100, (160, 200)).astype(np.uint8)
+    path = write(tmp_path / "cover.tif", classes[None], photometric="palette")
+    with opened(path, "r+") as dataset:
+        dataset.write_colormap(1, {k: (k, 255 - k, 7) for k in range(100)})
+    record = written(tmp_path, [[1.0, 0, 20.4], [0, 1, 10.4]])
+    assert main(["apply", str(record), str(path), "--out", str(tmp_path / "out")]) == 0
+    found = read_back(tmp_path / "out" / "cover.tif")[0][0]
+    np.testing.assert_array_equal(found[20:150, 30:200], classes[10:140, 10:180])
+
+
+def test_georeference_only_of_a_photograph_that_lies_on_its_side(tmp_path, maps):
+    """EXIF says to rotate it by 90 degrees; GDAL does not."""
+    upright = (texture(160, 200) * 255).astype(np.uint8)
+    data = cv2.imencode(".jpg", np.ascontiguousarray(np.rot90(upright)))[1].tobytes()
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    (tmp_path / "a.jpg").write_bytes(data[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + data[2:])
+    record = written(tmp_path, **maps | {"map_a": None})
+    assert (
+        main(["apply", str(record), str(tmp_path / "a.jpg"), "--georeference-only", "--out", str(tmp_path / "o")]) == 0
+    )
+    with opened(tmp_path / "o" / "a.tif") as dataset:
+        assert (dataset.width, dataset.height) == (160, 200)
+        # its lower corners as it lies are those on the left of the upright image
+        corners = np.array([[0, 200, 1], [160, 200, 1]]) @ np.array(dataset.transform).reshape(3, 3).T
+    np.testing.assert_allclose(corners[:, :2], [[500_040, 4_199_980], [500_040, 4_199_660]])
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_shapes_in_longitude_and_latitude(tmp_path, maps, named):
+    """As the standard has it, or as the file says; they stay what they are."""
+    crs = "EPSG:32612" if named else "OGC:CRS84"
+    before = rasterio.warp.transform(UTM, crs, [500_100], [4_199_900])
+    shape = {"type": "Point", "coordinates": [before[0][0], before[1][0]]}
+    feature = {"type": "Feature", "properties": {"bbox": 1, "coordinates": [1, 2]}, "bbox": [1], "geometry": shape}
+    shapes = {"type": "FeatureCollection", "features": [feature, {"type": "Feature", "geometry": None}]}
+    shapes |= {"crs": {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32612"}}} if named else {}
+    (tmp_path / "a.geojson").write_text(json.dumps(shapes))
+    record = written(tmp_path, **maps)
+    assert main(["apply", str(record), str(tmp_path / "a.geojson"), "--out", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out" / "a.geojson").read_text())
+    assert found.get("crs") == shapes.get("crs")
+    assert found["features"][0]["properties"] == feature["properties"]
+    assert "bbox" not in found["features"][0]
+    back = rasterio.warp.transform(crs, UTM, *([n] for n in found["features"][0]["geometry"]["coordinates"]))
+    np.testing.assert_allclose(np.ravel(back), [500_114, 4_199_886], atol=0.01)
 
 
 def test_shapes(tmp_path, maps):

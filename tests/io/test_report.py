@@ -46,13 +46,20 @@ def report(folder, result):
 def test_report_is_one_file_with_everything(tmp_path):
     page = report(tmp_path, FOUND)
     assert not re.findall(r'(?:src|href)="(?!data:)', page)  # nothing from elsewhere
-    assert page.count("data:image/jpeg;base64,") == 4
+    assert page.count("data:image/jpeg;base64,") == 5
     assert "<h1>a &amp; b.png registered to b.png</h1>" in page
     assert "97%" in page
     assert "1  0  5<br>0  1  -3" in page
     assert "read &lt;b&gt;whole&lt;/b&gt;" in page
     assert page.count("<circle") == 2
     assert page.count("<path") == 1  # residuals of inliers
+    assert re.findall(r'name="view" value="([^"]+)"', page) == [
+        "after",
+        "before",
+        "checkerboard",
+        "error",
+        "tie-points",
+    ]
     assert "$" not in page
 
 
@@ -80,6 +87,9 @@ def test_index_shows_the_doubtful_pairs_first(tmp_path):
     assert names == ["broken", "refused", "unsure", "sure"]
     for link in re.findall(r'(?:src|href)="([^"]*)"', page):
         assert (tmp_path / link).is_file()
+    head = page.partition("<h1>")[0].replace("4 pairs", "")
+    of_report = (tmp_path / "sure" / "report.html").read_text(encoding="utf-8").partition("<h1>")[0]
+    assert re.sub("<title>.*</title>", "<title></title>", of_report) == head
 
 
 @pytest.fixture
@@ -107,7 +117,7 @@ def test_report_works_in_a_browser(tmp_path, browser):
     report(tmp_path, FOUND)
     browser.get((tmp_path / "report.html").as_uri())
     sizes = browser.execute_script("return [...document.images].map(image => image.naturalWidth)")
-    assert sizes == [80] * 4
+    assert sizes == [80] * 5
     after = browser.find_element(By.CSS_SELECTOR, "[data-view=after]")
     wipe = browser.find_element(By.ID, "wipe")
     before = after.value_of_css_property("clip-path")
@@ -117,6 +127,11 @@ def test_report_works_in_a_browser(tmp_path, browser):
     assert not after.is_displayed()
     assert not wipe.is_displayed()
     assert browser.find_element(By.CSS_SELECTOR, "[data-view=checkerboard]").is_displayed()
+    for view in ("error", "tie-points"):
+        browser.find_element(By.CSS_SELECTOR, f"input[value={view}]").send_keys(Keys.SPACE)
+        assert browser.find_element(By.CSS_SELECTOR, f"[data-view={view}]").is_displayed()
+    assert not browser.find_element(By.CSS_SELECTOR, "[data-view=checkerboard]").is_displayed()
+    assert "2 tie points" in browser.find_element(By.ID, "caption").text
     browser.find_element(By.CSS_SELECTOR, "input[value=after]").send_keys(Keys.SPACE)
     blink = browser.find_element(By.ID, "blink")
     for pressed in ("true", "false"):

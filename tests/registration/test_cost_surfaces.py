@@ -94,7 +94,7 @@ def test_costs_are_differences_at_offsets(part):
         for dx, dy in ((0, 0), (-3, 2), (4, -4)):
             here = np.s_[y - half : y + half + 1, x - half : x + half + 1]
             there = np.s_[y + dy - half : y + dy + half + 1, x + dx - half : x + dx + half + 1]
-            squared = ((a.values[here] - b.values[there]) ** 2).sum(-1) * a.whole[here]
+            squared = ((a.values[(slice(None), *here)] - b.values[(slice(None), *there)]) ** 2).sum(0) * a.whole[here]
             expected = squared.sum() / a.whole[here].sum()
             assert surface[dy + radius, dx + radius] == pytest.approx(expected, abs=2e-3)
     off, inside = lowest(costs)
