@@ -37,7 +37,7 @@ def write_control_points(
     with opened(path) as dataset:
         copy(dataset, out, driver="VRT")
     with opened(out, "r+") as dataset:
-        dataset.gcps = points, CRS.from_wkt(georeference.crs) if georeference and georeference.crs else None
+        dataset.gcps = points, CRS.from_wkt(georeference.crs) if georeference and georeference.crs else CRS()
 
 
 def correct_georeference(path: Path, transform: Transform, grid: Grid, out: Path) -> None:
@@ -75,4 +75,4 @@ def correct_georeference(path: Path, transform: Transform, grid: Grid, out: Path
             pixels = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2) * size - 0.5
             rows = np.hstack([pixels + 0.5, to_map(transform(pixels))])
             points = [GroundControlPoint(row=y, col=x, x=east, y=north) for x, y, east, north in rows.tolist()]
-            dataset.gcps = points, CRS.from_wkt(crs) if crs else None
+            dataset.gcps = points, CRS.from_wkt(crs) if crs else CRS()

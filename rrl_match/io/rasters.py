@@ -1,6 +1,6 @@
 """Rasters that rasterio opens: read by window and overview, and placed on each other by their georeferences.
 
-This module and `warping` alone import rasterio, and only when a raster is opened.
+This module, `reprojection`, `warping` and `georeferencing` import rasterio, only when a raster is opened.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ def test_writes_the_results(tmp_path, images, capsys):
 
 @pytest.mark.parametrize(("dtype", "suffix"), [(np.uint16, ".png"), (np.float32, ".tif")])
 def test_warped_image_keeps_its_depth(tmp_path, images, monkeypatch, dtype, suffix):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # without rasterio
+    monkeypatch.setattr("rrl_match.io.rasters.RASTERS", False)
     deep = (GREY.astype(dtype) * 100)[..., None].repeat(3, 2)
     path = tmp_path / f"deep{suffix}"
     cv2.imwrite(str(path), deep, [cv2.IMWRITE_TIFF_COMPRESSION, 5] if suffix == ".tif" else [])
