@@ -106,7 +106,7 @@ def _case(pairs: Sequence[ManifestRow], partner: str, kind: str, random: np.rand
         left, top = random.uniform(0, 1 - part, 2) * (w, h)
         move = np.array([[1, 0, -left], [0, 1, -top], [0, 0, 1]]) @ move
         h, w = round(part * h), round(part * w)
-    there, bent = cv2.warpPerspective(b, move, (w, h)), _bent(kind, (h, w), random)
+    there, bent = cv2.warpPerspective(b, move, (w, h)), displacement(kind, (h, w), random)
     x, y = np.meshgrid(np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32))
     there = cv2.remap(there, x + bent[..., 0], y + bent[..., 1], cv2.INTER_LINEAR)
     if kind == "dark":
@@ -116,7 +116,7 @@ def _case(pairs: Sequence[ManifestRow], partner: str, kind: str, random: np.rand
     return Case(a, np.asarray(there, np.uint8), mask, move @ matrix, bent)
 
 
-def _bent(kind: str, shape: tuple[int, int], random: np.random.Generator) -> NDArray[np.float32]:
+def displacement(kind: str, shape: tuple[int, int], random: np.random.Generator) -> NDArray[np.float32]:
     """The displacement (H, W, 2) of a kind."""
     (h, w), side = shape, max(shape)
     x, y = np.meshgrid(np.linspace(-1, 1, w), np.linspace(-1, 1, h))
@@ -240,7 +240,7 @@ def least_squares(x: Array, y: Array, ridge: float = 1.0) -> Array:
     return np.append(weights, mean - middle @ weights)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("collect", help="call `register` on changed training pairs")
@@ -252,7 +252,7 @@ def main() -> None:
     two.add_argument("files", nargs="+", type=Path, help="that `collect` wrote")
     for command in (one, two):
         command.add_argument("--save", type=Path, metavar="FILE.json", required=True)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     rows = collect(args) if args.command == "collect" else fit([row for file in args.files for row in load_rows(file)])
     save_results(args.save, rows)
