@@ -61,8 +61,9 @@ class Case(NamedTuple):
         straight = cv2.perspectiveTransform(points[None], self.matrix)[0]
         there = straight.copy()
         for _ in range(30):
-            x, y = there.astype(np.float32).T
-            there = straight - cv2.remap(self.bent, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[:, 0]
+            at = there.astype(np.float32)[None]
+            off = cv2.remap(self.bent, at, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[0]  # type: ignore[call-overload]
+            there = straight - off
         return np.asarray(there, np.float64)
 
 

@@ -24,7 +24,7 @@ def test_linear_regression():
 def test_truth_of_bent_images(kind):
     scene = cv2.GaussianBlur(make_scene(0), (0, 0), 2)
     h, w = scene.shape
-    bent = 0.5 * calibration.displacement(kind, (h, w), np.random.default_rng(3))
+    bent = 2 * calibration.displacement(kind, (h, w), np.random.default_rng(3))
     bent = cv2.GaussianBlur(bent, (0, 0), 8)  # two depths: without the step
     x, y = np.meshgrid(np.arange(w, dtype=np.float32), np.arange(h, dtype=np.float32))
     there = cv2.remap(scene, x + bent[..., 0], y + bent[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
@@ -33,7 +33,8 @@ def test_truth_of_bent_images(kind):
     at = case.truth(points).astype(np.float32)
     back = cv2.remap(there, at[:, 0], at[:, 1], cv2.INTER_LINEAR).ravel().astype(float)
     shown = scene[30:-30, 30:-30].ravel().astype(float)
-    assert np.corrcoef(back, shown)[0, 1] > 0.97 > np.corrcoef(there[30:-30, 30:-30].ravel(), shown)[0, 1]
+    straight = there[30:-30, 30:-30].ravel().astype(float)
+    assert np.abs(back - shown).mean() < 0.3 * np.abs(straight - shown).mean()
 
 
 def rows(sources=("street", "field", "coast"), count=200):
