@@ -12,7 +12,7 @@ from rrl_match.cost_surfaces import Surfaces, lowest
 from rrl_match.registration.adjustment import peak_to_sidelobes
 from rrl_match.registration.block_matching import Blocks
 from rrl_match.registration.config import ErrorConfig
-from rrl_match.transforms import Points
+from rrl_match.transforms import Points, Transform
 
 
 class Misfit(NamedTuple):
@@ -58,6 +58,14 @@ class ErrorMap(NamedTuple):
         weights = np.exp((nearest[:, None] - squared) / 2)
         around = np.sqrt((weights * self.errors**2).sum(1) / weights.sum(1))
         return np.asarray(around * np.maximum(1.0, np.sqrt(nearest) / 2), np.float64)
+
+    def inverse(self, transform: Transform) -> ErrorMap:
+        """That of the inverse of a transform from A to B."""
+        if not len(self.points):
+            return self
+        scales = np.sqrt(np.abs(np.linalg.det(transform.jacobian(self.points))))
+        scale = float(np.median(scales))
+        return ErrorMap(transform(self.points), self.errors / scales, self.radius / scale, self.reach * scale)
 
 
 def misfit_of(blocks: Blocks, costs: Surfaces, config: ErrorConfig, unit: float) -> Misfit:

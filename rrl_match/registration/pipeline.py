@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Literal
 
 import numpy as np
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
@@ -43,6 +44,7 @@ def register(
     search: Search = Search(),  # noqa: B008
     initial: Transform | None = None,
     simplify: bool = True,
+    reference: Literal["a", "b"] = "b",
     progress: bool = False,
     finer: tuple[Source | None, Source | None] = (None, None),
     config: Config = Config(),  # noqa: B008
@@ -74,6 +76,8 @@ def register(
             there, and `search` counts from there.
         simplify: whether a simpler model may be taken where it explains the images as well, since freedom that is not
             needed costs accuracy at the corners.
+        reference: the image that stays. Which of both is moved is free: "a" gives :meth:`Registration.inverse`, which
+            takes B to A, so that image B is warped onto A. Other arguments are from A to B all the same.
         progress: show a bar of the steps done; how many there will be depends on the images.
         finer: where images were reduced, what reads parts of A and B at full resolution, on which the transform is
             refined at last; for single images.
@@ -86,6 +90,8 @@ def register(
         TypeError, ValueError: naming the argument.
     """
     kind, bends = _checked(model, search, initial)
+    if reference not in ("a", "b"):
+        raise ValueError(f'reference must be "a" or "b", the image that stays, got {reference!r}')
     frames = prepare_frames((image_a, image_b), (mask_a, mask_b), value_range)
     smallest = min(*frames[0].a.shape, *frames[0].b.shape)
     if smallest < SMALLEST:
@@ -103,7 +109,8 @@ def register(
         step = bar.update if bar is not None else _nothing
         task = Task(matcher, frames, Freedom(kind, base, simplify, search.aspect), region, bends, config, step)
         try:
-            return _at_full_resolution(_with_second_tries(task, search), task, finer)
+            found = _at_full_resolution(_with_second_tries(task, search), task, finer)
+            return found if reference == "b" else found.inverse()
         except ScoringError as error:
             return Registration(reason=f"the patches could not be scored: {error}")
 
