@@ -175,7 +175,10 @@ def test_import_leaves_extras_alone(fresh_process, module):
                 *FILES,
             },
         ),
-        ("rasterio", {"rrl_match.io.rasters", "rrl_match.io.report", "rrl_match.io.warping"}),
+        (
+            "rasterio",
+            {f"rrl_match.io.{name}" for name in ("georeferencing", "rasters", "report", "reprojection", "warping")},
+        ),
         ("safetensors", {"rrl_match.pretrained"}),
         ("onnx", {"rrl_match.export"}),
         ("onnxruntime", {"rrl_match.export"}),
@@ -211,8 +214,7 @@ def test_runtime_needs_only_what_it_declares():
     declared = {"cv2", "huggingface_hub", "numpy", "safetensors", "torch", "typing_extensions"}
     extras = {
         "export.py": {"onnx", "onnxruntime", "onnxscript"},
-        "rasters.py": {"rasterio"},
-        "warping.py": {"rasterio"},
+        **{key: {"rasterio"} for key in ("georeferencing.py", "rasters.py", "reprojection.py", "warping.py")},
     }
     for path in INFERENCE_SOURCES:
         assert outer(path) <= declared | extras.get(path.name, set()), path.name

@@ -29,6 +29,7 @@ from rrl_match.io.rasters import (
     RasterParts,
     View,
     by_georeference,
+    common_crs,
     common_views,
     is_raster,
     read_raster,
@@ -280,16 +281,19 @@ def _finished(pair: Pair, options: Options, folder: Path) -> Record | None:
 
 def read_pair(pair: Pair, options: Options) -> tuple[ImageFile, ImageFile, Any, list[str]]:
     """Both images, where their georeferences put A in B, and notes on how they were read."""
-    views: tuple[View | None, View | None] | None = None
+    views: tuple[View, View] | None = None
+    crs = ""
     if not options.whole and is_raster(pair.image_a) and is_raster(pair.image_b):
-        views = common_views(pair.image_a, pair.image_b)
-    view_a, view_b = views or (None, None)
-    a = _read(pair.image_a, pair.mask_a, options.bands_a, view_a)
-    b = _read(pair.image_b, pair.mask_b, options.bands_b, view_b)
-    if views is not None:
-        return a, b, by_georeference(a, b), []
-    note = "the georeferences do not overlap enough or cannot be compared: both rasters were searched whole"
-    return a, b, None, [note] if not options.whole and a.georeference and b.georeference else []
+        crs = common_crs(pair.image_a, pair.image_b)
+        views = common_views(pair.image_a, pair.image_b, crs)
+    if views is None:
+        a, b = _read(pair.image_a, pair.mask_a, options.bands_a), _read(pair.image_b, pair.mask_b, options.bands_b)
+        note = "the georeferences do not overlap enough or cannot be compared: both rasters were searched whole"
+        return a, b, None, [note] if not options.whole and a.georeference and b.georeference else []
+    a = _read(pair.image_a, pair.mask_a, options.bands_a, views[0], crs)
+    b = _read(pair.image_b, pair.mask_b, options.bands_b, views[1])
+    note = f"{pair.image_a} was read on the reference system of {pair.image_b}; no matrix leads from file to file"
+    return a, b, by_georeference(a, b), [note] if crs else []
 
 
 def _search(options: Options, a: ImageFile, b: ImageFile, from_initial: bool) -> Search:
@@ -305,11 +309,13 @@ def _search(options: Options, a: ImageFile, b: ImageFile, from_initial: bool) ->
 
 def _finer(image: ImageFile, bands: tuple[int, ...] | None) -> RasterParts | None:
     """What reads a raster that was reduced at its full resolution."""
-    return RasterParts(image, bands) if image.is_raster and image.reduction > 1 else None
+    return RasterParts(image, image.on, bands) if image.on is not None and image.reduction > 1 else None
 
 
-def _read(path: Path, mask: Path | None, bands: tuple[int, ...] | None, view: View | None) -> ImageFile:
-    image = read_raster(path, bands, view) if is_raster(path) else read_image(path, bands)
+def _read(
+    path: Path, mask: Path | None, bands: tuple[int, ...] | None, view: View | None = None, crs: str = ""
+) -> ImageFile:
+    image = read_raster(path, bands, view, crs) if is_raster(path) else read_image(path, bands)
     if mask is None:
         return image
     shown: NDArray[np.bool_] = read_raster_mask(mask) if is_raster(mask) else read_mask(mask)

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rrl_match.cost_surfaces import Surfaces, lowest
+from rrl_match.registration.adjustment import peak_to_sidelobes
 from rrl_match.registration.block_matching import Blocks
 from rrl_match.registration.config import ErrorConfig
-from rrl_match.registration.cost_surfaces import Surfaces, lowest, peak_to_sidelobes
 from rrl_match.transforms import Points
 
 

@@ -17,10 +17,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from rrl_match.channels import Channels
+from rrl_match.cost_surfaces import Surfaces, cost_surfaces, lowest
+from rrl_match.registration.adjustment import LogCosts, Quadratics, log_costs
 from rrl_match.registration.block_matching import Blocks, Grid
-from rrl_match.registration.channels import Channels
 from rrl_match.registration.config import Config
-from rrl_match.registration.cost_surfaces import LogCosts, Quadratics, Surfaces, cost_surfaces, log_costs, lowest
 from rrl_match.registration.images import Frame
 from rrl_match.registration.overlay import Overlap, Overlay, overlap_of, overlay_of
 from rrl_match.registration.refinement import Refined, finest_pixel
@@ -96,6 +97,27 @@ def bend(
             return Refined(field, DisplacementField, moved, blocks, after)
         found, overlap, number = field, after, number + 1
         pixel = max(finest, pixel / 2)
+
+
+def bent(blocks: Blocks, base: MatrixTransform, overlap: Overlap, config: Config) -> DisplacementField | None:
+    """The displacement field that blocks determine on top of a global transform; None where it is no better.
+
+    Args:
+        blocks: looked for around any transform.
+        base: the global transform.
+        overlap: where the field lies.
+        config: of :class:`LocalConfig` and more.
+    """
+    settings = config.local
+    if len(blocks.points) < settings.least_blocks:
+        return None
+    problem = Problem(blocks, base, overlap, config)
+    choices = [Smoothness(*one) for one in zip(settings.cells, settings.bending, strict=True)]
+    smoothness, held = chosen(problem, choices, config.blocks.half)
+    if held.certainty < settings.certain[1]:
+        return None
+    field = problem.fitted(smoothness, np.arange(len(blocks.points)), settings.rounds)[0]
+    return None if field.folds else field
 
 
 def dense_blocks(frames: Sequence[Frame], transform: Transform, overlap: Overlap, grid: Grid, config: Config) -> Blocks:

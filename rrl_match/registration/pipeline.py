@@ -19,8 +19,9 @@ from rrl_match.registration.candidates import Candidates
 from rrl_match.registration.config import Config, Search
 from rrl_match.registration.dense_search import Region, propose, stages
 from rrl_match.registration.images import Frame, Images, prepare_frames
+from rrl_match.registration.local import bent
 from rrl_match.registration.overlay import overlap_of
-from rrl_match.registration.refinement import Freedom, finest_pixel, fit
+from rrl_match.registration.refinement import Freedom, fit
 from rrl_match.registration.result import Registration, Thumbnails, TiePoints
 from rrl_match.registration.task import Task
 from rrl_match.registration.tiles import Reader, Source, refine_on_tiles
@@ -28,7 +29,7 @@ from rrl_match.registration.verification import (
     Evidence,
     Verdict,
 )
-from rrl_match.transforms import Affine, MatrixTransform, Transform, Translation, matrix_kind
+from rrl_match.transforms import Affine, DisplacementField, MatrixTransform, Transform, Translation, matrix_kind
 
 SMALLEST = 32  # pixels, of either side of an image
 
@@ -116,17 +117,20 @@ def _nothing() -> None:
 
 def _at_full_resolution(found: Registration, task: Task, finer: tuple[Source | None, Source | None]) -> Registration:
     """An accepted registration, refined where its images have more pixels than were looked at."""
-    transform, config = found.transform, task.config
-    overlap = overlap_of(task.frames[0], transform) if isinstance(transform, MatrixTransform) else None
+    overlap = None if found.transform is None else overlap_of(task.frames[0], found.transform)
     if overlap is None:
         return found
     readers = [(Reader(a, finer[0]), Reader(b, finer[1])) for a, b in task.frames]
 
     def fitted(blocks: Blocks, around: Transform, config: Config) -> tuple[Transform, str] | None:
-        one = fit(blocks, around, task.freedom, config) if isinstance(around, MatrixTransform) else None
-        return None if one is None else (one[0], one[1].kind)
+        plain = fit(blocks, around, task.freedom, config) if isinstance(around, MatrixTransform) else None
+        base = around.base if isinstance(around, DisplacementField) else plain and plain[0]
+        field = bent(blocks, base, overlap, config) if task.bends and base else None
+        if field is not None:
+            return field, field.kind
+        return plain and (plain[0], plain[1].kind)
 
-    return refine_on_tiles(found, readers, finest_pixel(overlap, config), fitted, config)
+    return refine_on_tiles(found, readers, overlap, fitted, task.config)
 
 
 def _with_second_tries(task: Task, search: Search) -> Registration:

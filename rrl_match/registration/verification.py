@@ -10,14 +10,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from rrl_match.channels import Grey
 from rrl_match.extraction import extract_patches
 from rrl_match.matcher import RRLMatcher
+from rrl_match.registration.adjustment import log_costs, peak_to_sidelobes
 from rrl_match.registration.block_matching import Grid, agreement_of, match_blocks
 from rrl_match.registration.config import Config, VerifyConfig
-from rrl_match.registration.cost_surfaces import log_costs, peak_to_sidelobes
 from rrl_match.registration.dense_search import Hypothesis
 from rrl_match.registration.error import ErrorMap, Misfit, expected_error, misfit_of
-from rrl_match.registration.images import Frame, Grey
+from rrl_match.registration.images import Frame
 from rrl_match.registration.overlay import Overlay, overlap_of, overlay_of
 from rrl_match.registration.refinement import Refined
 from rrl_match.transforms import Points, Transform
