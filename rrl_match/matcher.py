@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from typing_extensions import Self, Unpack
+from typing_extensions import Unpack
 
-from rrl_match import hub, matching, pretrained
-from rrl_match._process import limit_threads_after_fork
-from rrl_match.batching import BatchedInference
-from rrl_match.features import Features, check_features, encoder_checksum
-from rrl_match.hub import DEFAULT_WEIGHTS
-from rrl_match.inference import InferenceRRLNet, choose_device, choose_dtype
+from rrl_match import matching
+from rrl_match.features import Features, check_features
+from rrl_match.loading import LoadedNetwork
 from rrl_match.matching import ArrayIndexPairs, Candidates, IndexPairs, Matches, Near
-from rrl_match.modeling import Band, RRLNet
-from rrl_match.options import BatchOptions, DownloadOptions, MatchOptions, PatchOptions, UploadOptions
-from rrl_match.patches import ArrayPatches, Patches, PatchSource, TensorPatches, ValueRange, ValueRanges, paired_sources
-from rrl_match.pretrained import ModelConfig
+from rrl_match.modeling import Band
+from rrl_match.offsets import offsets_of_patches
+from rrl_match.options import BatchOptions, MatchOptions, PatchOptions
+from rrl_match.patches import (
+    ArrayPatches,
+    Patches,
+    PatchSource,
+    TensorPatches,
+    ValueRange,
+    ValueRanges,
+    equal_sources,
+    paired_sources,
+)
 
 
-class RRLMatcher:
+class RRLMatcher(LoadedNetwork):
     """Scores whether two 64 x 64 patches of different bands show the same location.
 
     Safe to use from several threads, picklable, and without effect on PyTorch's global settings.
@@ -44,105 +45,6 @@ class RRLMatcher:
         config: modalities, threshold, and what is known about the training.
         device, dtype: those chosen.
     """
-
-    def __init__(
-        self,
-        network: RRLNet,
-        config: ModelConfig,
-        *,
-        device: str | torch.device = "auto",
-        dtype: str | torch.dtype = "auto",
-        card: str = "",
-    ) -> None:
-        if config.network != network.config:
-            raise ValueError(
-                f"config.network must be that of the network, {network.config}, got {config.network}: "
-                "pass ModelConfig(..., network=network.config)"
-            )
-        self.config = config
-        self.device = choose_device(device)
-        self.dtype = choose_dtype(dtype, self.device)
-        self._card = card
-        self._has_descriptors = network.config.descriptor_dim > 0
-        self._network = network  # as trained, for saving
-        self._inference = BatchedInference(InferenceRRLNet(network, self.device, self.dtype))
-        self._encoders: dict[Band, int] = {
-            "a": encoder_checksum(network.encoder_a),
-            "b": encoder_checksum(network.encoder_b),
-        }
-
-    def __reduce__(self) -> tuple[Callable[..., RRLMatcher], tuple[object, ...]]:
-        # As bytes: tensors would take one file descriptor each on their way to another process.
-        weights = pretrained.to_bytes(self._network)
-        options = {"device": str(self.device), "dtype": self.dtype, "card": self._card}
-        return _unpickle, (type(self), weights, self.config, options)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | os.PathLike[str] = DEFAULT_WEIGHTS,
-        *,
-        revision: str | None = None,
-        device: str | torch.device = "auto",
-        dtype: str | torch.dtype = "auto",
-        **download: Unpack[DownloadOptions],
-    ) -> Self:
-        """Load weights.
-
-        Args:
-            name_or_path: a bundled name such as "vis-nir" (part of the package, no download), a folder written by
-                :meth:`save_pretrained`, or a Hugging Face Hub repo id "owner/name".
-            revision: branch, tag or commit of a Hub repo.
-            device, dtype: see :class:`RRLMatcher`.
-            cache_dir, token, force_download, local_files_only: for the Hub, see ``huggingface_hub.hf_hub_download``.
-
-        Raises:
-            WeightsNotFoundError: there are no weights of this name, or the Hub cannot be reached.
-            WeightsError: the files are truncated, changed, or of another network.
-            ValueError: the device or dtype is unknown or not available.
-        """
-        limit_threads_after_fork()
-        device = choose_device(device)
-        dtype = choose_dtype(dtype, device)
-        folder = hub.find_folder(name_or_path, revision=revision, **download)
-        network, config = pretrained.load_folder(folder)
-        return cls(network, config, device=device, dtype=dtype, card=pretrained.read_card(folder))
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
-        """Write ``config.json``, ``model.safetensors`` and the model card; :meth:`from_pretrained` loads the folder."""
-        return pretrained.save_folder(folder, self._network, self.config, self._card)
-
-    def push_to_hub(self, repo_id: str, **upload: Unpack[UploadOptions]) -> str:
-        """Upload the files of :meth:`save_pretrained` to the Hugging Face Hub, and return the URL of the commit.
-
-        Args:
-            repo_id: "owner/name"; the repo is created if it does not exist.
-            revision, token, private, commit_message: as ``huggingface_hub.HfApi`` takes them.
-
-        Raises:
-            RRLMatchError: the Hub cannot be reached or refuses the files.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            return hub.push_folder(self.save_pretrained(folder), repo_id, **upload)
-
-    @property
-    def modalities(self) -> tuple[str, str]:
-        """Names of band A and band B. The order of the arguments matters: the encoders differ."""
-        return self.config.modalities
-
-    @property
-    def threshold(self) -> float:
-        """Score above which a pair counts as a match, calibrated on validation pairs."""
-        return self.config.threshold
-
-    @property
-    def patch_size(self) -> int:
-        """Height and width of the patches, in pixels."""
-        return self.config.network.patch_size
-
-    def __repr__(self) -> str:
-        a, b = self.modalities
-        return f"RRLMatcher({a!r}, {b!r}, device={str(self.device)!r}, dtype={self.dtype})"
 
     @overload
     def score(
@@ -190,12 +92,9 @@ class RRLMatcher:
         >>> bool(np.abs(scores - matcher.score(visible, infrared)).max() < 1e-3)
         True
         """
-        source_a, source_b = paired_sources(patches_a, patches_b, self.patch_size, value_range)
-        if len(source_a) != len(source_b):
-            raise ValueError(
-                f"patches_a and patches_b must have the same length, got {len(source_a)} and {len(source_b)}: "
-                "use score_matrix to score all pairs"
-            )
+        source_a, source_b = equal_sources(
+            patches_a, patches_b, self.patch_size, value_range, "use score_matrix to score all pairs"
+        )
         scores = self._inference.score(source_a, source_b, batch_size, progress)
         single = source_a.single and source_b.single
         result: NDArray[np.float32] | Tensor = source_a.like_input(scores[0] if single else scores)
@@ -351,6 +250,35 @@ class RRLMatcher:
         indices, scores = matching.select_matches(pairs, scores, mutual=mutual, threshold=threshold)
         return Matches(source_a.like_input(indices), source_a.like_input(scores))
 
+    @overload
+    def offsets(
+        self, patches_a: ArrayPatches, patches_b: ArrayPatches, *, value_range: ValueRanges | None = ...
+    ) -> NDArray[np.float32]: ...
+
+    @overload
+    def offsets(
+        self, patches_a: TensorPatches, patches_b: TensorPatches, *, value_range: ValueRanges | None = ...
+    ) -> Tensor: ...
+
+    def offsets(
+        self, patches_a: Patches, patches_b: Patches, *, value_range: ValueRanges | None = None
+    ) -> NDArray[np.float32] | Tensor:
+        """Find where the centre of each patch of A lies in its patch of B; NaN where nothing fits.
+
+        Keypoints of two bands seldom coincide. For upright patches at the image's scale, a keypoint of B plus its
+        offset is where B shows what lies at the keypoint of A. Pass pairs that :meth:`match` or :meth:`score` accept.
+
+        Args: as in :meth:`score`.
+
+        Returns:
+            (N, 2) float32, xy in pixels from the centre of patch B, at most 16 each; of the kind that came in.
+
+        >>> image = np.random.default_rng(0).integers(0, 256, (80, 80), dtype=np.uint8)
+        >>> np.round(matcher.offsets(image[8:72, 8:72], 255 - image[6:70, 11:75]))
+        array([-3.,  2.], dtype=float32)
+        """
+        return offsets_of_patches(patches_a, patches_b, self.patch_size, value_range)
+
     def match_features(
         self,
         features_a: Features,
@@ -388,8 +316,3 @@ class RRLMatcher:
     def _check_features(self, features_a: Features, features_b: Features) -> None:
         check_features(features_a, "a", self._encoders["a"], self.device, self.dtype)
         check_features(features_b, "b", self._encoders["b"], self.device, self.dtype)
-
-
-def _unpickle(kind: type[RRLMatcher], weights: bytes, config: ModelConfig, options: dict[str, Any]) -> RRLMatcher:
-    limit_threads_after_fork()
-    return kind(pretrained.from_bytes(weights, config), config, **options)

@@ -80,6 +80,10 @@ class PatchSource:
             )
         return self._convert(_to_tensor(rows), device, self.name)
 
+    def grey(self) -> NDArray[np.float32]:
+        """All patches (N, S, S) in [0, 1]."""
+        return self.batch(0, len(self), torch.device("cpu"))[:, 0].numpy()
+
     def like_input(self, result: Tensor) -> Any:
         """A result as an array (or scalar) if the patches were arrays, else as a tensor on their device."""
         return result.to(self.device) if self.is_tensor else result.cpu().numpy()[()]
@@ -137,6 +141,22 @@ def paired_sources(
     source_b = PatchSource(patches_b, "patches_b", size, range_b)
     if source_a.is_tensor != source_b.is_tensor and len(source_a) and len(source_b):
         raise TypeError("patches_a and patches_b must both be arrays or both tensors: convert with torch.as_tensor")
+    return source_a, source_b
+
+
+def equal_sources(
+    patches_a: Patches, patches_b: Patches, size: int, value_range: ValueRanges | None, otherwise: str
+) -> tuple[PatchSource, PatchSource]:
+    """:func:`paired_sources` of equally many patches; `otherwise` says what to do if they are not.
+
+    Raises:
+        TypeError, ValueError: naming `patches_a`, `patches_b` or `value_range`.
+    """
+    source_a, source_b = paired_sources(patches_a, patches_b, size, value_range)
+    if len(source_a) != len(source_b):
+        raise ValueError(
+            f"patches_a and patches_b must have the same length, got {len(source_a)} and {len(source_b)}: {otherwise}"
+        )
     return source_a, source_b
 
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TextIO, TypeAlias
+from typing import Any, TextIO, TypeAlias
 
 from rrl_match.errors import MissingExtraError
 from rrl_match.hub import DEFAULT_WEIGHTS, bundled_names
@@ -62,11 +62,48 @@ def add_warping(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--grid", choices=("a", "b"), default="b", help="of warped files: B's pixels, or A's resolution on B's map"
     )
+    add_resampling(parser)
+
+
+def add_resampling(parser: argparse.ArgumentParser) -> None:
+    """Add ``--resampling``."""
     parser.add_argument(
         "--resampling",
         choices=("nearest", "bilinear", "cubic"),
         help="of warped files (default: bilinear; nearest for bands of classes or flags)",
     )
+
+
+def add_search(parser: argparse.ArgumentParser) -> None:
+    """Add options that say how far to look."""
+    parser.add_argument("--max-rotation", type=float, metavar="DEG", help="largest rotation to search (default: 180)")
+    parser.add_argument(
+        "--scale",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="pixels of B for a pixel of A, or relative to the georeferences (default: what the images' sizes allow)",
+    )
+    parser.add_argument(
+        "--max-shift",
+        type=float,
+        metavar="PIXELS",
+        help="pixels of B that A's centre may lie from where the georeferences, or equal pixels, put it (default: any)",
+    )
+    parser.add_argument("--mirrored", action="store_true", help="search mirrored images, too")
+
+
+def search_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of :class:`rrl_match.Search` that were given; ends the process if they make no sense."""
+    error = args.parser.error
+    if args.max_rotation is not None and not 0 <= args.max_rotation <= 180:
+        error(f"--max-rotation must be from 0 to 180 degrees, got {args.max_rotation:g}")
+    if args.max_shift is not None and not 0 < args.max_shift < float("inf"):
+        error(f"--max-shift must be a positive number of pixels, got {args.max_shift:g}")
+    if args.scale is not None and not 0 < args.scale[0] <= args.scale[1] < float("inf"):
+        error(f"--scale must be two positive numbers, LOW <= HIGH, got {args.scale[0]:g} {args.scale[1]:g}")
+    given = {"rotation": args.max_rotation, "scale": args.scale and tuple(args.scale), "shift": args.max_shift}
+    return {name: value for name, value in (given | {"mirrored": args.mirrored or None}).items() if value is not None}
 
 
 def device(text: str) -> str:

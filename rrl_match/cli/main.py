@@ -9,13 +9,13 @@ import traceback
 from collections.abc import Sequence
 
 from rrl_match._version import __version__
-from rrl_match.cli import apply, convert, evaluate, export, register, selftest, train
+from rrl_match.cli import apply, convert, evaluate, export, register, selftest, stack, train
 from rrl_match.cli.common import BUG, INTERRUPTED, MISTAKE, HelpFormatter, write_line
 from rrl_match.errors import RRLMatchError
 
 # In the order of the help. Each adds a parser with the defaults `run`, a function from the parsed arguments to the exit
 # code, and `parser`, itself. What a command needs is imported when it runs: `--version` and `--help` load no PyTorch.
-COMMANDS = (register, apply, train, evaluate, convert, export, selftest)
+COMMANDS = (register, apply, stack, train, evaluate, convert, export, selftest)
 _EPILOG = """
 Exit code of all commands: 0 done; 1 it ran, but refused a pair or failed a check; 2 a mistake in the arguments or
 files, told in one line; 3 a bug, told by a traceback; 130 interrupted. `rrl-match COMMAND --help` says more.

@@ -1,11 +1,11 @@
-"""``rrl-match register``: register two image files, or a list of pairs."""
+"""``rrl-match register``: register two image files, a list of pairs, or the frames of a rig."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rrl_match.cli.common import (
     DONE,
@@ -13,10 +13,12 @@ from rrl_match.cli.common import (
     NEGATIVE,
     Subparsers,
     add_command,
+    add_search,
     add_warping,
     add_weights,
     check_folder,
     count,
+    search_of,
     write_line,
 )
 from rrl_match.transforms import Transform
@@ -32,6 +34,7 @@ weights' first band is like both, as a map and a photograph. Exit code: 0 regist
   rrl-match register rgb.jpg thermal.tiff --weights vis-lwir --value-range-b 29000 31500 --out result
   rrl-match register drone.tif sentinel.tif --bands-a 4 --grid a --out result  (drone's resolution on sentinel's map)
   rrl-match register --pairs pairs.csv --out results                     (columns image_a,image_b[,name,mask_a,mask_b])
+  rrl-match register --pairs frames.csv --rig --out result               (two fixed cameras; then rrl-match apply)
 """
 
 
@@ -40,13 +43,18 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = add_command(
         subparsers,
         "register",
-        "register two image files, or a list of pairs",
+        "register two image files, a list of pairs, or the frames of a rig",
         description="Find the transform from image A to image B, or refuse. Prints it as JSON.",
         epilog=_EPILOG,
     )
     parser.add_argument("image_a", nargs="?", type=Path, metavar="A", help="image of the weights' first band")
     parser.add_argument("image_b", nargs="?", type=Path, metavar="B", help="image of their second band")
     parser.add_argument("--pairs", type=Path, metavar="CSV", help="a list of pairs instead; finished ones are kept")
+    parser.add_argument(
+        "--rig",
+        action="store_true",
+        help="the pairs are frames of two cameras that do not move against each other: one transform of all",
+    )
     parser.add_argument(
         "--jobs", type=count, default=1, metavar="N", help="processes for --pairs, with one thread each"
     )
@@ -55,30 +63,12 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add_weights(parser)
     parser.add_argument("--model", choices=tuple(Transform.kinds), default="affine", help="what may be fitted")
-    _add_search(parser)
+    add_search(parser)
     for band in "ab":
         _add_image(parser, band)
     parser.add_argument("--whole", action="store_true", help="search beyond where the georeferences overlap")
     add_warping(parser)
     parser.set_defaults(run=run, parser=parser)
-
-
-def _add_search(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max-rotation", type=float, metavar="DEG", help="largest rotation to search (default: 180)")
-    parser.add_argument(
-        "--scale",
-        nargs=2,
-        type=float,
-        metavar=("LOW", "HIGH"),
-        help="pixels of B for a pixel of A, or relative to the georeferences (default: what the images' sizes allow)",
-    )
-    parser.add_argument(
-        "--max-shift",
-        type=float,
-        metavar="PIXELS",
-        help="pixels of B that A's centre may lie from where the georeferences, or equal pixels, put it (default: any)",
-    )
-    parser.add_argument("--mirrored", action="store_true", help="search mirrored images, too")
 
 
 def _add_image(parser: argparse.ArgumentParser, band: str) -> None:
@@ -102,7 +92,7 @@ def _add_image(parser: argparse.ArgumentParser, band: str) -> None:
 def run(args: argparse.Namespace) -> int:
     """Register what the arguments name."""
     _check(args)
-    return _run_list(args) if args.pairs else _run_one(args)
+    return _run_list(args) if args.pairs and not args.rig else _run_one(args)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -113,20 +103,16 @@ def _check(args: argparse.Namespace) -> None:
     if args.pairs is not None:
         if args.image_a is not None:
             error("name two images or --pairs, not both")
-        if args.out is None:
+        if args.out is None and not args.rig:
             error("--pairs needs --out FOLDER, where the results go")
         if args.mask_a or args.mask_b:
             error("masks of a list of pairs go into its columns mask_a and mask_b")
-    elif args.jobs > 1:
-        error("--jobs is for a list of pairs")
+    elif args.rig:
+        error("--rig needs the frames of both cameras as --pairs CSV")
+    if args.jobs > 1 and (args.pairs is None or args.rig):
+        error("--jobs is for a list of pairs that are registered one by one")
     if args.out is not None:
         check_folder(args.parser, args.out)
-    if args.max_rotation is not None and not 0 <= args.max_rotation <= 180:
-        error(f"--max-rotation must be from 0 to 180 degrees, got {args.max_rotation:g}")
-    if args.max_shift is not None and not 0 < args.max_shift < float("inf"):
-        error(f"--max-shift must be a positive number of pixels, got {args.max_shift:g}")
-    if args.scale is not None and not 0 < args.scale[0] <= args.scale[1] < float("inf"):
-        error(f"--scale must be two positive numbers, LOW <= HIGH, got {args.scale[0]:g} {args.scale[1]:g}")
     for given, name in ((args.value_range_a, "a"), (args.value_range_b, "b")):
         if given is not None and not float("-inf") < given[0] < given[1] < float("inf"):
             error(f"--value-range-{name} must be two numbers, LOW < HIGH, got {given[0]:g} {given[1]:g}")
@@ -134,14 +120,18 @@ def _check(args: argparse.Namespace) -> None:
 
 def _run_one(args: argparse.Namespace) -> int:
     from rrl_match.io.batch import register_files
-    from rrl_match.io.pairs import Pair
+    from rrl_match.io.pairs import Pair, read_pairs
     from rrl_match.io.results import as_json
+    from rrl_match.io.rig import register_rig
 
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)  # before the work, for it may not be possible
-    options = _options(args)
-    pair = Pair("", args.image_a, args.image_b, args.mask_a, args.mask_b)
-    record = register_files(options.matcher(), pair, options, args.out, progress=sys.stderr.isatty())
+    options, progress = _options(args), sys.stderr.isatty()
+    if args.rig:
+        record = register_rig(options.matcher(), read_pairs(args.pairs), options, args.out, progress)
+    else:
+        pair = Pair("", args.image_a, args.image_b, args.mask_a, args.mask_b)
+        record = register_files(options.matcher(), pair, options, args.out, progress)
     write_line(as_json(record))
     for note in record["notes"]:
         write_line(f"note: {note}", sys.stderr)
@@ -165,13 +155,11 @@ def _run_list(args: argparse.Namespace) -> int:
 def _options(args: argparse.Namespace) -> Options:
     from rrl_match.io.batch import Options
 
-    search: dict[str, Any] = {"rotation": args.max_rotation, "scale": args.scale and tuple(args.scale)}
-    search |= {"shift": args.max_shift, "mirrored": args.mirrored or None}
     return Options(
         weights=args.weights,
         device=args.device,
         model=args.model,
-        search={name: value for name, value in search.items() if value is not None},
+        search=search_of(args),
         value_range_a=args.value_range_a and tuple(args.value_range_a),
         value_range_b=args.value_range_b and tuple(args.value_range_b),
         bands_a=args.bands_a,

@@ -39,6 +39,7 @@ from rrl_match.io.results import RECORD, FileRegistration
 from rrl_match.io.warping import WhichGrid
 from rrl_match.matcher import RRLMatcher
 from rrl_match.registration import Search, register
+from rrl_match.transforms import MatrixTransform
 
 TABLE = "registrations.csv"
 _FATAL_ALONE = 1  # of OpenCV's levels of logging
@@ -114,7 +115,7 @@ def register_files(
         "settings": options.settings(pair),
     }
     if folder is not None:
-        with _quiet_opencv():
+        with quiet_opencv():
             found.write(folder, record, options.resampling, options.grid)
     return record
 
@@ -128,24 +129,22 @@ def register_pair(matcher: RRLMatcher, pair: Pair, options: Options, progress: b
     Raises:
         OSError, RRLMatchError: a file cannot be read or used.
     """
-    with _quiet_opencv():
+    with quiet_opencv():
         a, b, initial, notes = read_pair(pair, options)
-        ranges = options.value_range_a, options.value_range_b
-        given: dict[str, Any] = {"search": _search(options, a, b, initial is not None)} if options.search else {}
-        given |= {} if initial is None else {"initial": initial}
-        result = register(
-            matcher,
-            a.pixels,
-            b.pixels,
-            options.model,
-            mask_a=a.mask,
-            mask_b=b.mask,
-            value_range=None if ranges == (None, None) else ranges,
-            progress=progress,
-            finer=(_finer(a, options.bands_a), _finer(b, options.bands_b)),
-            **given,
-        )
+        given = arguments_of(options, a, b, initial)
+        given |= {"mask_a": a.mask, "mask_b": b.mask, "progress": progress}
+        finer = _finer(a, options.bands_a), _finer(b, options.bands_b)
+        result = register(matcher, a.pixels, b.pixels, finer=finer, **given)
     return FileRegistration(replace(result, notes=(*result.notes, *notes)), a, b)
+
+
+def arguments_of(options: Options, a: ImageFile, b: ImageFile, initial: MatrixTransform | None) -> dict[str, Any]:
+    """What :func:`register` is told of a pair that was read, besides its images."""
+    ranges = options.value_range_a, options.value_range_b
+    given: dict[str, Any] = {"model": options.model, "value_range": None if ranges == (None, None) else ranges}
+    if options.search:
+        given["search"] = _search(options, a, b, initial is not None)
+    return given if initial is None else given | {"initial": initial}
 
 
 def register_list(pairs: Sequence[Pair], options: Options, folder: Path, jobs: int = 1) -> list[Record]:
@@ -318,7 +317,7 @@ def _read(path: Path, mask: Path | None, bands: tuple[int, ...] | None, view: Vi
 
 
 @contextmanager
-def _quiet_opencv() -> Iterator[None]:
+def quiet_opencv() -> Iterator[None]:
     """Without OpenCV's own messages about files, which exceptions report in other words."""
     set_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # of OpenCV 4, and of 5
     level = set_level(_FATAL_ALONE)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TextIO
 from rrl_match.errors import DataError
 from rrl_match.io.tables import read_table
 
-_NUMBERS = ("probability", "overlap", "agreement", "tie_points", "inliers")
+_NUMBERS = ("probability", "expected_error", "overlap", "agreement", "tie_points", "inliers")
 _CELLS = tuple(f"m{row}{column}" for row in range(3) for column in range(3))
 _COLUMNS = ("name", "image_a", "image_b", "outcome", "model", "reason", *_NUMBERS, *_CELLS)
 
@@ -86,11 +86,13 @@ class Table:
 def table(records: Sequence[dict[str, Any]]) -> str:
     """The records of all pairs, a line each, and a summary."""
     width = max(len("name"), *(len(record["name"]) for record in records))
-    lines = [f"{'name':{width}s}  outcome  probability  agreement"]
+    lines = [f"{'name':{width}s}  outcome  probability  expected error  agreement"]
     for record in records:
         line = f"{record['name']:{width}s}  {outcome(record):7s}"
         if "error" not in record:
-            line += f"  {record['probability']:11.0%}  {record['agreement']:9.0%}"
+            within = record.get("expected_error")
+            within = "" if within is None else f"{within:.2g}"
+            line += f"  {record['probability']:11.0%}  {within:>14s}  {record['agreement']:9.0%}"
         lines.append((line + "  " + record.get("error", record.get("reason", ""))).rstrip())
     return "\n".join([*lines, summary(records)])
 

@@ -31,6 +31,7 @@ _ERROR = "Error of the transform in pixels of B, from dark blue to yellow; grey 
 _FIGURES = (
     ("model", "Model", "{}"),
     ("probability", "Probability that the transform is right", "{:.0%}"),
+    ("expected_error", "Pixels of B that 90 % of the overlap is expected to be within", "{:.2g}"),
     ("overlap", "Part of A that B shows", "{:.0%}"),
     ("agreement", "Part of the overlap that agrees", "{:.0%}"),
     ("tie_points", "Tie points", "{}"),

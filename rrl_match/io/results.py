@@ -78,6 +78,7 @@ class FileRegistration:
             "matrix": transform.matrix.tolist() if result.ok and isinstance(transform, MatrixTransform) else None,
             "rejected": None if result.ok else found,
             "probability": float(result.probability),
+            "expected_error": result.error * self.b.reduction if np.isfinite(result.error) else None,
             "overlap": float(result.overlap),
             "agreement": float(result.agreement),
             "tie_points": len(result.tie_points),

@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rrl_match.registration.channels import agreement
+from rrl_match.channels import Grey, agreement
+from rrl_match.cost_surfaces import Surfaces, cost_surfaces, lowest
 from rrl_match.registration.config import BlockConfig, Config
-from rrl_match.registration.cost_surfaces import Surfaces, cost_surfaces, lowest
 from rrl_match.registration.dense_search import Hypothesis, comparable, distinct
-from rrl_match.registration.images import Frame, Grey
+from rrl_match.registration.images import Frame
 from rrl_match.registration.overlay import Overlap, Overlay, overlap_of, overlay_of
 from rrl_match.transforms import MatrixTransform, Points, Transform, compose, simpler_kinds
 

@@ -5,8 +5,10 @@ A "pixel" is one of the coarser image under the transform that is looked at (a u
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
+
+from rrl_match._config import CheckedConfig, is_number
+from rrl_match.channels import ChannelConfig
 
 
 @dataclass(frozen=True)
@@ -33,56 +35,21 @@ class Search:
     shift: float | None = None
 
     def __post_init__(self) -> None:
-        if not _is_number(self.rotation) or not 0 <= self.rotation <= 180:
+        if not is_number(self.rotation) or not 0 <= self.rotation <= 180:
             raise ValueError(f"rotation must be degrees from 0 to 180, got {self.rotation!r}")
         if self.scale is not None:
-            if (
-                not isinstance(self.scale, (tuple, list))
-                or len(self.scale) != 2
-                or not all(map(_is_number, self.scale))
-            ):
+            if not isinstance(self.scale, (tuple, list)) or len(self.scale) != 2 or not all(map(is_number, self.scale)):
                 raise ValueError(f"scale must be two numbers (low, high) or None, got {self.scale!r}")
             if not 0 < self.scale[0] <= self.scale[1] < float("inf"):
                 raise ValueError(f"scale must be two positive numbers (low, high), low <= high, got {self.scale!r}")
-        if not _is_number(self.aspect) or not 1 <= self.aspect <= 2:
+        if not is_number(self.aspect) or not 1 <= self.aspect <= 2:
             raise ValueError(f"aspect must be a ratio from 1 to 2, got {self.aspect!r}")
-        if self.shift is not None and (not _is_number(self.shift) or not self.shift >= 0):
+        if self.shift is not None and (not is_number(self.shift) or not self.shift >= 0):
             raise ValueError(f"shift must be pixels, at least 0, or None, got {self.shift!r}")
 
 
-class _Checked:
-    """Checks that numbers are positive and that ranges rise."""
-
-    def __post_init__(self) -> None:
-        for one in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, one.name)
-            numbers = value if isinstance(value, tuple) else (value,)
-            if one.metadata.get("signed"):
-                continue
-            if not all(_is_number(number) and number >= 0 for number in numbers):
-                raise ValueError(f"{one.name} must not be negative, got {value!r}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 @dataclass(frozen=True)
-class ChannelConfig(_Checked):
-    """Orientation channels."""
-
-    blur: float = 1.5  # standard deviation in pixels of the level
-    floor: float = 0.02  # of the mean strength: what is weaker counts as flat
-    orientation_weight: float = 0.42  # of orientation against strength
-    pooled_blur: float = 0.7  # of channels for the dense search, in their pixels
-    highpass: float = 6.0  # what varies more slowly is taken out of these; standard deviation in their pixels
-    oversampling: float = 3.0  # their gradients are taken in an image so much larger
-    pixel_known: float = 0.7  # part of a pixel of the level that must be known: the rest was filled in
-    known: float = 0.5  # part of a pixel's surroundings that must be known
-
-
-@dataclass(frozen=True)
-class DenseSearchConfig(_Checked):
+class DenseSearchConfig(CheckedConfig):
     """Correlation over shift, rotation and scale."""
 
     side: int = 96  # pixels of the level: the root of the area of either image where they are equally large
@@ -105,7 +72,7 @@ class DenseSearchConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class BlockConfig(_Checked):
+class BlockConfig(CheckedConfig):
     """Block matching and the joint least-squares adjustment of its cost surfaces."""
 
     half: int = 47  # half the width of a block; with its margin, a size that Fourier transforms are fast for
@@ -119,7 +86,7 @@ class BlockConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class AlignConfig(_Checked):
+class AlignConfig(CheckedConfig):
     """Hypotheses aligned in small images, a round for each entry of the tuples."""
 
     side: int = 232  # pixels: root of the area of the overlap
@@ -131,7 +98,7 @@ class AlignConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class RefineConfig(_Checked):
+class RefineConfig(CheckedConfig):
     """Alignment on ever finer levels."""
 
     first_side: int = 464  # of the first level, see AlignConfig.side
@@ -147,7 +114,7 @@ class RefineConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class LocalConfig(_Checked):
+class LocalConfig(CheckedConfig):
     """A smooth displacement on top of a global transform."""
 
     first_side: int = 464  # of the first level, see AlignConfig.side; the last is that of RefineConfig
@@ -175,7 +142,7 @@ class LocalConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class TileConfig(_Checked):
+class TileConfig(CheckedConfig):
     """Refinement beyond the finest level of :class:`RefineConfig`, on tiles."""
 
     side: int = 512  # pixels of the level
@@ -192,14 +159,12 @@ class TileConfig(_Checked):
 
 
 @dataclass(frozen=True)
-class VerifyConfig(_Checked):
+class VerifyConfig(CheckedConfig):
     """Judgement by RRL-Net, evidence, and what is asked of it."""
 
     pixels: int = 400_000  # of the overlap, of which patches are cut
     patch_known: float = 0.7  # part of a patch that both images must show
-    clear: float = (
-        0.7  # where the channels of all other hypotheses agree less than this part, the best is refined first
-    )
+    clear: float = 0.7  # the best hypothesis comes first if the channels of all others agree less than this part
     quick_locations: int = 10  # of each hypothesis
     quick_prior: float = 3.0  # locations that do not match, added to these
     quick_support: float = 0.45  # hypotheses with less are refined only after everything was searched
@@ -224,19 +189,36 @@ class VerifyConfig(_Checked):
     min_agreeing: float = 0.2  # of the blocks
     max_move: float = 0.02  # by the last fit, of the side of the overlap
     min_spread: float = 0.3  # area that the matches span, of that of all locations
-    off: float = 8.0  # pixels: where blocks of a region agree on so much, the transform does not explain it
-    most_off: float = 0.25  # part of the overlap that it may leave unexplained
+    bent: float = 3.0  # pixels that half of the overlap may be off at most
+    off: float = 8.0  # pixels, farther than which
+    most_off: float = 0.25  # this part of it may be off
+
+
+@dataclass(frozen=True)
+class ErrorConfig(CheckedConfig):
+    """Expected error, from where blocks are found with those around them."""
+
+    width: float = 0.1  # standard deviation of the surroundings, of the extent of the blocks
+    beyond: float = 5.0  # pixels beside a minimum: what lies farther away are its sidelobes
+    near: float = 8.0  # pixels; minima farther away than this must be clearer,
+    clearer: float = 2.0  # by so much, for repeated texture has them, too
+    telling: float = 3.0  # least peak-to-sidelobe ratio of surroundings that agree on an offset
+    floor: float = 0.3  # pixels that are added
+    agreeing: float = 3.0  # pixels that a block which agrees may be off
+    bias: float = field(default=0.5, metadata={"signed": True})  # logarithm of the radius; it adds up from what
+    weights: tuple[float, float, float] = (0.4, 0.5, 0.8)  # surroundings and blocks are off, and how many do not agree
 
 
 @dataclass(frozen=True)
 class Config:
     """Numbers of :func:`register`; the defaults were chosen on training images."""
 
-    channels: ChannelConfig = ChannelConfig()
+    channels: ChannelConfig = field(default_factory=ChannelConfig)
     search: DenseSearchConfig = DenseSearchConfig()
     blocks: BlockConfig = BlockConfig()
     align: AlignConfig = AlignConfig()
     refine: RefineConfig = RefineConfig()
     local: LocalConfig = LocalConfig()
     tiles: TileConfig = TileConfig()
+    error: ErrorConfig = ErrorConfig()
     verify: VerifyConfig = VerifyConfig()

@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rrl_match.registration.channels import Channels, pooled_channels
+from rrl_match.channels import Channels, Grey
 from rrl_match.registration.config import Config, DenseSearchConfig, Search
-from rrl_match.registration.images import Frame, Grey
+from rrl_match.registration.images import Frame
 from rrl_match.registration.overlay import overlap_of
+from rrl_match.registration.pooled_channels import pooled_channels
 from rrl_match.transforms import Affine, Matrix, MatrixTransform, Similarity, compose, similarity
 
 _AT_ONCE = 10  # rotations, so that their spectra stay in the processor's cache

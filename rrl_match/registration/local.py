@@ -17,10 +17,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from rrl_match.channels import Channels
+from rrl_match.cost_surfaces import Surfaces, cost_surfaces, lowest
+from rrl_match.registration.adjustment import LogCosts, Quadratics, log_costs
 from rrl_match.registration.block_matching import Blocks, Grid
-from rrl_match.registration.channels import Channels
 from rrl_match.registration.config import Config
-from rrl_match.registration.cost_surfaces import LogCosts, Quadratics, Surfaces, cost_surfaces, log_costs, lowest
 from rrl_match.registration.images import Frame
 from rrl_match.registration.overlay import Overlap, Overlay, overlap_of, overlay_of
 from rrl_match.registration.refinement import Refined, finest_pixel

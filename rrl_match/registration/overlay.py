@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from rrl_match.registration.channels import Channels, block_channels
-from rrl_match.registration.config import ChannelConfig
-from rrl_match.registration.images import Frame, Grey, Level, PreparedImage
+from rrl_match.channels import ChannelConfig, Channels, Grey, block_channels
+from rrl_match.registration.images import Frame, Level, PreparedImage
 from rrl_match.transforms import MatrixTransform, Points, Transform, compose, similarity
 
 _IDENTITY = similarity()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import numpy as np
@@ -15,24 +15,18 @@ from rrl_match.matcher import RRLMatcher
 from rrl_match.patches import ValueRanges
 from rrl_match.registration.advice import advise, one_grey
 from rrl_match.registration.block_matching import Blocks, align
+from rrl_match.registration.candidates import Candidates
 from rrl_match.registration.config import Config, Search
-from rrl_match.registration.dense_search import Hypothesis, Region, propose, stages
+from rrl_match.registration.dense_search import Region, propose, stages
 from rrl_match.registration.images import Frame, Images, prepare_frames
-from rrl_match.registration.local import bend
 from rrl_match.registration.overlay import overlap_of
-from rrl_match.registration.refinement import Freedom, finest_pixel, fit, refine
+from rrl_match.registration.refinement import Freedom, finest_pixel, fit
 from rrl_match.registration.result import Registration, Thumbnails, TiePoints
 from rrl_match.registration.task import Task
 from rrl_match.registration.tiles import Reader, Source, refine_on_tiles
 from rrl_match.registration.verification import (
-    Alternatives,
     Evidence,
-    Judged,
     Verdict,
-    is_distinct,
-    judge,
-    measure,
-    verify,
 )
 from rrl_match.transforms import Affine, MatrixTransform, Transform, Translation, matrix_kind
 
@@ -175,7 +169,7 @@ def _checked(model: str, search: Search, initial: Transform | None) -> tuple[typ
 
 def searched(task: Task, search: Search, near: bool = False) -> Registration:
     """Look at what is near first and, if it is not to end there, farther away if what is found is not beyond doubt."""
-    trial, config = _Trial(task), task.config
+    candidates, config = Candidates(task), task.config
     grids = [grid for grid in stages(task.frames[0], search, task.region, config.search) if grid][: 1 if near else None]
     for number, grid in enumerate(grids):
         most = config.search.proposals if number else config.search.near_proposals
@@ -183,83 +177,16 @@ def searched(task: Task, search: Search, near: bool = False) -> Registration:
         task.step()
         aligned = align(task.frames, hypotheses, task.freedom.kind.coarse(), config)
         task.step()
-        for one in trial.promising(aligned, last=number == len(grids) - 1):
-            if one in trial.waiting:
-                trial.refine(one)
-            found = trial.best()
+        for one in candidates.promising(aligned, last=number == len(grids) - 1):
+            if one in candidates.waiting:
+                candidates.refine(one)
+            found = candidates.best()
             if found is not None and not found[1].reason and found[1].log_odds >= config.verify.certain:
                 return _registration(*found)
-    found = trial.best()
+    found = candidates.best()
     if found is None:
         return Registration(reason="no transform was found under which the images agree")
     return _registration(*found)
-
-
-class _Trial:
-    """Hypotheses that wait to be refined, and the evidence of those that were."""
-
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.waiting: list[Judged] = []
-        self.candidates: list[Evidence] = []
-
-    def promising(self, aligned: Sequence[Hypothesis], last: bool) -> Iterator[Judged]:
-        """What to refine at this stage, which found some hypotheses.
-
-        First what agrees clearly better than all others, if there is such; then what RRL-Net prefers; at the last stage
-        also what the dense search itself prefers.
-        """
-        settings, new = self.task.config.verify, [Judged(one) for one in aligned if self._is_new(one)]
-        self.waiting += new
-        best, *others = sorted((one.hypothesis.score for one in new), reverse=True) or [0.0]
-        if best > 0 and max(others, default=0.0) < settings.clear * best:
-            yield max(self.waiting, key=lambda one: (not one.judged, one.hypothesis.score))
-        self.judge()
-        least = 0.0 if last else settings.quick_support
-        yield from [one for one in self.waiting[: settings.attempts] if one.support >= least]
-        if last and self.waiting:
-            yield max(self.waiting, key=lambda one: one.hypothesis.score)
-
-    def judge(self) -> None:
-        """Judge the hypotheses that were not, and put the best first."""
-        task, new = self.task, [one.hypothesis for one in self.waiting if not one.judged]
-        judged = judge(task.matcher, task.frames, new, task.config) if new else []
-        self.waiting = sorted([*judged, *(one for one in self.waiting if one.judged)], key=lambda one: -one.rank)
-
-    def refine(self, one: Judged) -> None:
-        """Refine a hypothesis that waits, and measure what speaks for it."""
-        task = self.task
-        self.waiting.remove(one)
-        refined = refine(task.frames, one.hypothesis.transform, task.freedom, task.config)
-        if task.bends:
-            refined = bend(task.frames, refined, one.hypothesis.transform, task.config) or refined
-        if refined is not None:
-            self.candidates.append(measure(task.matcher, task.frames, refined, task.config))
-            self.waiting = [one for one in self.waiting if self._is_new(one.hypothesis)]
-        task.step()
-
-    def _is_new(self, hypothesis: Hypothesis) -> bool:
-        """Whether no candidate is where the hypothesis is."""
-        sound, distance = [e for e in self.candidates if not e.fault], self.task.config.search.distance
-        return all(is_distinct(evidence, hypothesis.transform, distance) for evidence in sound)
-
-    def best(self) -> tuple[Evidence, Verdict] | None:
-        """The candidate that is trusted most, after all alternatives that could decide its verdict were refined."""
-        while self.candidates:
-            verdicts = [self._verdict(one) for one in self.candidates]
-            best = max(range(len(verdicts)), key=lambda k: (not verdicts[k].reason, verdicts[k].log_odds))
-            alternative = verdicts[best].alternative
-            if alternative is None:
-                return self.candidates[best], verdicts[best]
-            if alternative.judged:
-                self.refine(alternative)
-            else:
-                self.judge()
-        return None
-
-    def _verdict(self, candidate: Evidence) -> Verdict:
-        others = [one for one in self.candidates if one is not candidate]
-        return verify(candidate, Alternatives(others, self.waiting), self.task.matcher.threshold, self.task.config)
 
 
 def _registration(evidence: Evidence, verdict: Verdict) -> Registration:
@@ -282,4 +209,5 @@ def _registration(evidence: Evidence, verdict: Verdict) -> Registration:
         overlap=refined.overlap.of_a,
         agreement=float(evidence.agreeing.mean()) if len(evidence.agreeing) else 0.0,
         tie_points=points,
+        errors=evidence.error,
     )

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rrl_match.registration.adjustment import adjust
 from rrl_match.registration.block_matching import Blocks, Grid, fit_simplest, match_blocks
 from rrl_match.registration.config import Config
-from rrl_match.registration.cost_surfaces import adjust
 from rrl_match.registration.images import Frame
 from rrl_match.registration.overlay import Overlap, overlap_of
 from rrl_match.transforms import MatrixTransform, Transform, as_matrix, compose, similarity

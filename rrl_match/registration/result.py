@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rrl_match.drawing import Drawable, Picture, checkerboard, displayed, error_overlay, matches_side_by_side
+from rrl_match.registration.error import ErrorMap
 from rrl_match.transforms import Interpolation, Matrix, MatrixTransform, Points, Transform, resizing
 
 _MAP_SIDE = 96  # locations along the longer side of an error map
-_NEAREST = 8  # tie points that tell the error of a location
-_REACH = 0.2  # part of their extent that a location may lie from the nearest one
 
 
 def _no_points() -> Points:
@@ -85,6 +84,7 @@ class Registration:
         overlap: part of A that B shows under the transform.
         agreement: part of the overlap under which the blocks of both images agree.
         tie_points: locations that were matched.
+        errors: expected errors, see :meth:`error_at`.
         notes: what was assumed about the images, such as borders without data.
         thumbnails: of both images, of the first frame; None if there was nothing to register.
     """
@@ -98,6 +98,7 @@ class Registration:
     overlap: float = 0.0
     agreement: float = 0.0
     tie_points: TiePoints = field(default_factory=TiePoints)
+    errors: ErrorMap = field(default_factory=ErrorMap)
     notes: tuple[str, ...] = ()
     thumbnails: Thumbnails | None = None
 
@@ -117,12 +118,10 @@ class Registration:
     def __repr__(self) -> str:
         if not self.ok:
             return "\n  ".join([f"Registration refused: {self.reason}", *filter(None, [self.advice, *self.notes])])
-        residuals = self.tie_points.residuals[self.tie_points.inliers]
-        off = f"90 % of them within {np.percentile(residuals, 90):.2f} pixels of B" if len(residuals) else "none"
         model = f"{'an' if self.model[:1] in 'aeiou' else 'a'} {self.model}"
         return (
             f"Registration by {model} transform, right with a probability of {self.probability:.0%}\n"
-            f"  {len(residuals)} of {len(self.tie_points)} tie points agree, {off}\n"
+            f"  expected error: 90 % of the overlap within {self.error:.2g} pixels of B\n"
             f"  {self.overlap:.0%} of A overlaps B, {self.agreement:.0%} of it agrees"
         )
 
@@ -145,25 +144,24 @@ class Registration:
         """
         return self._found("warp by").warp(image_a, shape, interpolation)
 
+    @property
+    def error(self) -> float:
+        """Pixels of B: 90 % of the overlap is expected to be closer to the truth; infinite if nothing was found."""
+        return self.errors.radius
+
     def error_at(self, points: ArrayLike) -> NDArray[np.float64]:
-        """How far, in pixels of B, nine of ten tie points around a location are from where the transform takes them.
+        """Expected error of the transform at locations of A.
+
+        It is calibrated on pairs whose truth is known; where the images show nothing to tell it by, it grows with the
+        distance to where they do.
 
         Args:
             points: (N, 2) xy of A.
 
         Returns:
-            (N,) pixels; infinite far from all tie points.
+            (N,) pixels of B; infinite if nothing was found.
         """
-        given = np.asarray(points, np.float64).reshape(-1, 2)
-        inliers = self.tie_points.inliers
-        known, residuals = self.tie_points.a[inliers], self.tie_points.residuals[inliers]
-        if len(known) < _NEAREST:
-            return np.full(len(given), np.inf)
-        distances = np.linalg.norm(given[:, None] - known, axis=2)
-        nearest = np.argpartition(distances, _NEAREST - 1, axis=1)[:, :_NEAREST]
-        errors = np.percentile(residuals[nearest], 90, axis=1)
-        errors[distances.min(1) > _REACH * float(np.linalg.norm(np.ptp(known, axis=0)))] = np.inf
-        return np.asarray(errors, np.float64)
+        return self.errors.at(points)
 
     def checkerboard(self, image_a: Drawable, image_b: Drawable, squares: int = 8) -> NDArray[np.uint8]:
         """Alternating squares of warped A and of B, as uint8 RGB (H, W, 3) of B's size, to look at.

@@ -10,19 +10,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from rrl_match.channels import Grey
 from rrl_match.extraction import extract_patches
 from rrl_match.matcher import RRLMatcher
+from rrl_match.registration.adjustment import log_costs, peak_to_sidelobes
 from rrl_match.registration.block_matching import Grid, agreement_of, match_blocks
 from rrl_match.registration.config import Config, VerifyConfig
-from rrl_match.registration.cost_surfaces import log_costs, peak_to_sidelobes
 from rrl_match.registration.dense_search import Hypothesis
-from rrl_match.registration.images import Frame, Grey
-from rrl_match.registration.overlay import Overlap, Overlay, overlap_of, overlay_of
+from rrl_match.registration.error import ErrorMap, Misfit, expected_error, misfit_of
+from rrl_match.registration.images import Frame
+from rrl_match.registration.overlay import Overlay, overlap_of, overlay_of
 from rrl_match.registration.refinement import Refined
 from rrl_match.transforms import Points, Transform
-
-_REGIONS = 3  # in each direction of the overlap
-_TELLING = 5.0  # standard deviations by which the blocks of a region must agree on an offset to tell it
 
 
 class Judged(NamedTuple):
@@ -68,7 +67,8 @@ class Evidence(NamedTuple):
         agreement: of the channels in small images.
         peak: peak-to-sidelobe ratio of all blocks together; less in small overlaps, where more agrees by chance.
         agreeing: (N,) bool, which blocks of `refined` agree with the transform.
-        explained: part of the overlap under which no region of blocks agrees on another displacement.
+        misfit: how far the surroundings of blocks are off.
+        error: what is expected of that.
         fault: what alone speaks against the transform, or "".
     """
 
@@ -79,7 +79,8 @@ class Evidence(NamedTuple):
     agreement: float = 0.0
     peak: float = 0.0
     agreeing: NDArray[np.bool_] = np.empty(0, np.bool_)
-    explained: float = 1.0
+    misfit: Misfit = Misfit()
+    error: ErrorMap = ErrorMap()
     fault: str = ""
 
 
@@ -136,7 +137,8 @@ def measure(matcher: RRLMatcher, frames: Sequence[Frame], refined: Refined, conf
         return Evidence(refined, nothing, agreeing=agreeing, fault=fault)
     judgement = _judgement(matcher, frames, refined, config)
     count = len(judgement.scores) + settings.prior
-    peak, explained = _peak(frames, refined, matcher.patch_size, config)
+    peak, misfit = _peak(frames, refined, matcher.patch_size, config)
+    residuals = np.linalg.norm(refined.transform(blocks.points) - blocks.matched, axis=1)
     return Evidence(
         refined,
         judgement,
@@ -145,7 +147,8 @@ def measure(matcher: RRLMatcher, frames: Sequence[Frame], refined: Refined, conf
         agreement=agreement_of(frames, refined.transform, config),
         peak=peak,
         agreeing=agreeing,
-        explained=explained,
+        misfit=misfit,
+        error=expected_error(misfit, residuals, refined.overlap.unit, config.error),
     )
 
 
@@ -224,11 +227,18 @@ def _decision(candidate: Evidence, alternative: float, threshold: float, config:
         reason = f"only {inliers} locations match and agree with one transform"
     elif not _spread_out(candidate.judgement.locations, matching, settings):
         reason = "the locations that match lie together in a small part of the overlap, or on a line"
-    elif candidate.explained < 1 - settings.most_off:
+    elif _is_bent(candidate, settings):
         reason = f"the images are bent against each other: no {candidate.refined.kind.kind} explains more than a part"
     else:
         reason = ""
     return Verdict(odds, ratio, reason, None)
+
+
+def _is_bent(candidate: Evidence, config: VerifyConfig) -> bool:
+    """Whether most of the overlap is off, or much of it is far off."""
+    unit, errors = candidate.refined.overlap.unit, candidate.error.errors
+    far = candidate.misfit.part_beyond(config.off * unit) > config.most_off
+    return bool(far or (len(errors) and np.median(errors) > config.bent * unit))
 
 
 def _spread_out(locations: Points, matching: NDArray[np.bool_], config: VerifyConfig) -> bool:
@@ -321,8 +331,8 @@ def _mutual(
     return np.asarray(similarity.diagonal() > np.maximum(others.max(0), others.max(1)), np.bool_)
 
 
-def _peak(frames: Sequence[Frame], refined: Refined, patch_size: int, config: Config) -> tuple[float, float]:
-    """Peak-to-sidelobe ratio of all blocks together, and the part of the overlap that the transform explains.
+def _peak(frames: Sequence[Frame], refined: Refined, patch_size: int, config: Config) -> tuple[float, Misfit]:
+    """Peak-to-sidelobe ratio of all blocks together, and how far they are off, each with those around it.
 
     Blocks that were fitted to each other at random have one shallow minimum among many. Where the images overlap
     little, few blocks agree by chance: the ratio falls with the root of the covered part.
@@ -332,32 +342,9 @@ def _peak(frames: Sequence[Frame], refined: Refined, patch_size: int, config: Co
     grid = Grid(refined.blocks.pixel, settings.sidelobe_cells, config.blocks.half, radius)
     blocks = match_blocks(frames, transform, overlap, grid, config)
     if not len(blocks.points):
-        return 0.0, 1.0
+        return 0.0, Misfit()
     costs = log_costs(blocks.surfaces, config.blocks)
     covered = min(1.0, len(costs) / blocks.asked)
     patches = overlap.area / overlap.unit**2 / (settings.whole_patches * patch_size**2)
     peak = math.sqrt(covered * min(1.0, patches)) * peak_to_sidelobes(costs.mean(0), beyond)
-    return peak, _explained(costs, blocks.predicted, overlap, blocks.pixel, settings)
-
-
-def _explained(
-    costs: NDArray[np.float64], locations: Points, overlap: Overlap, pixel: float, config: VerifyConfig
-) -> float:
-    """Part of the telling regions of the overlap whose blocks together agree with the transform."""
-    first, size = overlap.outline.min(0), np.ptp(overlap.outline, axis=0)
-    column, row = ((locations - first) / size * _REGIONS).astype(int).clip(0, _REGIONS - 1).T
-    agreeing = off = 0
-    reach, beyond = costs.shape[1] // 2, config.sidelobe_radii[0]
-    for region in range(_REGIONS**2):
-        of_region = costs[row * _REGIONS + column == region]
-        if len(of_region) < 3:
-            continue
-        together = of_region.mean(0)
-        y, x = np.unravel_index(together[1:-1, 1:-1].argmin(), (2 * reach - 1,) * 2)
-        at = int(x) + 1 - reach, int(y) + 1 - reach
-        here, there = (peak_to_sidelobes(together, beyond, offset) for offset in ((0, 0), at))
-        if math.hypot(*at) * pixel / overlap.unit <= config.off:
-            agreeing += there >= _TELLING
-        else:
-            off += there >= here + _TELLING
-    return agreeing / (agreeing + off) if agreeing + off else 1.0
+    return peak, misfit_of(blocks, costs, config.error, overlap.unit)

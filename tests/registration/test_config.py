@@ -23,7 +23,7 @@ def test_search_that_holds_nothing(bounds):
 
 def test_numbers_of_the_method_are_positive():
     for step in dataclasses.fields(Config):
-        defaults = step.default
+        defaults = getattr(Config(), step.name)
         name = next(f.name for f in dataclasses.fields(defaults) if isinstance(getattr(defaults, f.name), (int, float)))
         with pytest.raises(ValueError, match=f"{name} must not be negative"):
             dataclasses.replace(defaults, **{name: -1})

@@ -13,6 +13,7 @@ from scenes import make_scene, moved
 
 from rrl_match import Registration
 from rrl_match.registration import TiePoints
+from rrl_match.registration.error import ErrorMap
 from rrl_match.registration.result import Thumbnails
 from rrl_match.transforms import Homography, Transform, similarity
 
@@ -36,10 +37,10 @@ def test_true_exactly_if_there_is_a_transform(pair):
 
 def test_printed_in_three_lines(pair):
     *_, result = pair
-    result = dataclasses.replace(result, tie_points=tie_points(result.transform))
+    result = dataclasses.replace(result, errors=ErrorMap(radius=1.7))
     assert str(result).splitlines() == [
         "Registration by a similarity transform, right with a probability of 97%",
-        "  24 of 25 tie points agree, 90 % of them within 1.70 pixels of B",
+        "  expected error: 90 % of the overlap within 1.7 pixels of B",
         "  80% of A overlaps B, 90% of it agrees",
     ]
     assert str(dataclasses.replace(result, model="affine")).startswith("Registration by an affine transform")
@@ -122,10 +123,13 @@ def test_matches_side_by_side(pair):
 
 def test_error_of_locations(pair):
     *_, result = pair
+    assert np.isinf(result.error)
     assert np.isinf(result.error_at([(5, 5)])).all()
-    result = dataclasses.replace(result, tie_points=tie_points(result.transform))
-    errors = result.error_at([(20, 90), (190, 40), (190, 165), (1000, 1000)])
-    np.testing.assert_allclose(errors, [1.0, 1.7, 1.7, np.inf])
+    known = ErrorMap(np.array([[20.0, 90], [190, 40], [190, 165]]), np.array([1.0, 2, 3]), 2.5, reach=10)
+    result = dataclasses.replace(result, errors=known)
+    assert result.error == 2.5
+    errors = result.error_at([(20, 90), (190, 40), (190, 165), (190, 195), (1000, 165)])
+    np.testing.assert_allclose(errors, [1.0, 2.0, 3.0, 4.5, 3 * 81 / 2], rtol=1e-3)
 
 
 def test_error_map_shows_what_error_at_says(pair):

@@ -6,6 +6,7 @@ from scenes import EdgeMatcher, NoDescriptors, frame_of, make_scene, moved
 
 from rrl_match.registration.config import Config
 from rrl_match.registration.dense_search import Hypothesis
+from rrl_match.registration.error import ErrorMap, Misfit
 from rrl_match.registration.refinement import Freedom, refine
 from rrl_match.registration.verification import Alternatives, Judged, judge, log_odds, measure, verify
 from rrl_match.transforms import Affine, Similarity, Translation, compose
@@ -29,7 +30,7 @@ def test_evidence_of_the_right_transform(right):
     assert evidence.fault == ""
     assert evidence.mutual > 0.6
     assert evidence.peak > 3.5
-    assert evidence.explained == 1
+    assert evidence.misfit.part_beyond(3.0) == 0
     assert evidence.agreeing.mean() > 0.9
     assert log_odds(evidence, 2.0, CONFIG.verify) > CONFIG.verify.certain
 
@@ -81,7 +82,8 @@ def test_a_refined_alternative_that_agrees_as_well_means_a_refusal(right):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"explained": 0.5}, "bent against each other"),
+        ({"misfit": Misfit(np.zeros((4, 2)), np.array([0, 0, 9.0, 9.0]), np.ones(4, bool))}, "bent against each other"),
+        ({"error": ErrorMap(np.zeros((3, 2)), np.array([1, 4.0, 4.0]), 5.0)}, "bent against each other"),
         ({"mutual": 0.0, "support": 0.0, "peak": 0.0}, "no transform stands out"),
         ({"fault": "only 3% agree"}, "only 3% agree"),
     ],

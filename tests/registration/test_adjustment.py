@@ -1,12 +1,10 @@
-"""Minima of cost surfaces, and the transform under which all are low."""
+"""The transform under which the cost surfaces of all blocks are low."""
 
 import numpy as np
 import pytest
-from scenes import make_scene
 
-from rrl_match.registration.channels import block_channels
-from rrl_match.registration.config import BlockConfig, ChannelConfig
-from rrl_match.registration.cost_surfaces import adjust, cost_surfaces, log_costs, lowest, peak_to_sidelobes
+from rrl_match.registration.adjustment import adjust, log_costs, peak_to_sidelobes
+from rrl_match.registration.config import BlockConfig
 from rrl_match.transforms import Affine, Homography, Similarity, Translation, compose, similarity
 
 CONFIG = BlockConfig()
@@ -15,16 +13,6 @@ IDENTITY = Similarity(np.eye(3))
 
 def shift(x, y):
     return Translation([[1, 0, x], [0, 1, y]])
-
-
-def test_minimum_between_pixels():
-    x, y = np.meshgrid(np.arange(-3.0, 4), np.arange(-3.0, 4))
-    truth = np.array([(0.3, -1.2), (0.0, 2.4), (-1.45, 0.1)])
-    cost = np.stack([(x - u) ** 2 + 2 * (y - v) ** 2 for u, v in truth])
-    offsets, inside = lowest(cost)
-    np.testing.assert_allclose(offsets, truth, atol=1e-9)
-    assert inside.tolist() == [True] * 3
-    assert lowest((x + y)[None])[1].tolist() == [False]
 
 
 def surfaces_around(truth, centres, bends, reach=6):
@@ -77,25 +65,3 @@ def test_peak_to_sidelobes():
     assert peak_to_sidelobes(log_costs(np.roll(deep, 7, 1), CONFIG).mean(0), 5) < 2
     assert peak_to_sidelobes(log_costs(np.roll(deep, 7, 1), CONFIG).mean(0), 5, (0, 7)) > 4
     assert peak_to_sidelobes(np.ones((25, 25)), 5) == 0
-
-
-@pytest.mark.parametrize("part", [0.0, 0.1], ids=["whole", "with holes"])
-def test_costs_are_differences_at_offsets(part):
-    """Computed by Fourier transforms, and as the definition says; pixels in holes do not count."""
-    rng = np.random.default_rng(0)
-    image, half, radius = make_scene(0).astype(np.float32) / 255, 10, 4
-    ones, hole = np.ones_like(image), np.zeros_like(image)
-    hole[70 : 70 + int(80 * part), 60:110] = 1
-    a = block_channels(image, ones - hole, hole, ChannelConfig())
-    b = block_channels(np.roll(1 - image, (2, -3), (0, 1)), ones, 0 * ones, ChannelConfig())
-    centres = rng.integers(40, 150, (12, 2))
-    costs = cost_surfaces(a, b, centres, half, radius)
-    for (x, y), surface in zip(centres, costs, strict=True):
-        for dx, dy in ((0, 0), (-3, 2), (4, -4)):
-            here = np.s_[y - half : y + half + 1, x - half : x + half + 1]
-            there = np.s_[y + dy - half : y + dy + half + 1, x + dx - half : x + dx + half + 1]
-            squared = ((a.values[(slice(None), *here)] - b.values[(slice(None), *there)]) ** 2).sum(0) * a.whole[here]
-            expected = squared.sum() / a.whole[here].sum()
-            assert surface[dy + radius, dx + radius] == pytest.approx(expected, abs=2e-3)
-    off, inside = lowest(costs)
-    assert np.abs(off[inside] - (-3, 2)).max() < 0.3

@@ -8,16 +8,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rrl_match.registration.config import ChannelConfig
-from rrl_match.registration.images import Grey, Level, PreparedImage
-from rrl_match.transforms import Affine, Matrix, compose, resizing
+from rrl_match._config import CheckedConfig
 
-COUNT = 3
+Grey: TypeAlias = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ChannelConfig(CheckedConfig):
+    """Orientation channels."""
+
+    blur: float = 1.5  # standard deviation in pixels of the level
+    floor: float = 0.02  # of the mean strength: what is weaker counts as flat
+    orientation_weight: float = 0.42  # of orientation against strength
+    pooled_blur: float = 0.7  # of channels for the dense search, in their pixels
+    highpass: float = 6.0  # what varies more slowly is taken out of these; standard deviation in their pixels
+    oversampling: float = 3.0  # their gradients are taken in an image so much larger
+    pixel_known: float = 0.7  # part of a pixel of the level that must be known: the rest was filled in
+    known: float = 0.5  # part of a pixel's surroundings that must be known
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +61,7 @@ class Channels:
         """(H, W)."""
         return np.asarray(self.values[0], np.float32)
 
-    def rotated(self, matrix: Matrix, side: int) -> tuple[NDArray[np.float32], Grey]:
+    def rotated(self, matrix: NDArray[np.float64], side: int) -> tuple[NDArray[np.float32], Grey]:
         """Channels (3, side, side) and known (side, side) under a rotation (3, 3); orientations rotate with it."""
         strength, x, y = (cv2.warpAffine(v, matrix[:2], (side, side), flags=cv2.INTER_LINEAR) for v in self.values)
         known = cv2.warpAffine(self.known, matrix[:2], (side, side), flags=cv2.INTER_NEAREST)
@@ -78,63 +91,16 @@ def block_channels(image: Grey, known: Grey, holes: Grey, config: ChannelConfig)
     With smoothed gradients, this is a compact form of CFOG (Ye et al., "Fast and robust matching for multimodal remote
     sensing image registration", TGRS 2019): the two lowest harmonics of its channels hold nearly all of their energy.
     """
-    gradients, part = _smoothed(_gradients(image), _inner(known, config), config.blur)
+    gradients, part = _smoothed(oriented_gradients(image), inner_pixels(known, config), config.blur)
     enough = _enough(part, config)
     whole = np.ones_like(enough)
     if holes.any():
-        footprint = _blurred(_inner(known + holes, config), config.blur)
+        footprint = blurred(inner_pixels(known + holes, config), config.blur)
         whole -= _enough(footprint, config) * (1 - enough)
-    return Channels(_scaled(gradients, enough, part, config), enough, whole)
+    return Channels(scaled_channels(gradients, enough, part, config), enough, whole)
 
 
-def pooled_channels(
-    image: PreparedImage, linear: Matrix, factor: float, config: ChannelConfig
-) -> tuple[Channels, Affine]:
-    """Channels for the dense search, of an image under a linear map (2, 2) and then smaller by a factor.
-
-    Gradients are taken in a larger image and pooled, so that thin edges count. What varies slowly is subtracted: it is
-    in common to many wrong transforms.
-
-    Returns:
-        The channels, and what takes pixels of the full image to theirs.
-    """
-    finer = max(factor / config.oversampling, min(1.0, factor))
-    fine = _resampled(image, linear, finer)
-    known, inner = fine.known, _inner(fine.known, config)
-    gradients = [one * inner for one in _gradients(fine.image)]
-    h, w = known.shape
-    size = max(8, round(w * finer / factor)), max(8, round(h * finer / factor))
-    if size != (w, h):
-        how = cv2.INTER_AREA if size[0] < w else cv2.INTER_LINEAR
-        known, *gradients = (
-            np.asarray(cv2.resize(one, size, interpolation=how), np.float32) for one in (known, *gradients)
-        )
-    known = (known >= config.known).astype(np.float32)
-    values = _scaled([_blurred(one, config.pooled_blur) for one in gradients], known, np.ones_like(known), config)
-    weight = np.maximum(_blurred(known, config.highpass), np.float32(1e-3))
-    for one in values:
-        one -= np.asarray(_blurred(one, config.highpass) / weight, np.float32)
-        one *= known
-    to_small = compose(fine.from_full, resizing((w / size[0], h / size[1])))
-    return Channels(values, known, known), Affine(to_small.full)
-
-
-def _resampled(image: PreparedImage, linear: Matrix, factor: float) -> Level:
-    """An image under a linear map (2, 2), smaller by a factor, as large as it takes to hold all of it."""
-    level = image.level(factor)
-    if np.allclose(linear, np.eye(2)):
-        return level
-    h, w = level.image.shape
-    corners = np.array([[0, 0], [w - 1, 0], [0, h - 1], [w - 1, h - 1]]) @ linear.T
-    first, last = np.floor(corners.min(0)), np.ceil(corners.max(0))
-    move = Affine(np.column_stack([linear, -first]))
-    size = tuple(int(n) for n in last - first + 1)
-    warped = cv2.warpAffine(level.image, move.full[:2], size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    known = np.asarray(cv2.warpAffine(level.known, move.full[:2], size, flags=cv2.INTER_LINEAR), np.float32)
-    return Level(np.asarray(warped, np.float32), known, np.zeros_like(known), compose(level.from_full, move))
-
-
-def _gradients(image: Grey) -> list[Grey]:
+def oriented_gradients(image: Grey) -> list[Grey]:
     """Strength, and strength times cosine and sine of twice the angle, (H, W) each."""
     dx, dy = cv2.Sobel(image, cv2.CV_32F, 1, 0), cv2.Sobel(image, cv2.CV_32F, 0, 1)
     xx, yy = dx * dx, dy * dy
@@ -143,21 +109,21 @@ def _gradients(image: Grey) -> list[Grey]:
     return [np.asarray(one, np.float32) for one in (strength, (xx - yy) * inverse, 2 * dx * dy * inverse)]
 
 
-def _inner(known: Grey, config: ChannelConfig) -> Grey:
+def inner_pixels(known: Grey, config: ChannelConfig) -> Grey:
     """Pixels whose neighbours are known, too, as 0 or 1: elsewhere, gradients are those of what was filled in."""
     enough = (known >= config.pixel_known).astype(np.float32)
     return np.asarray(cv2.erode(enough, np.ones((3, 3), np.uint8), borderValue=1.0), np.float32)
 
 
-def _blurred(image: Grey, sigma: float) -> Grey:
+def blurred(image: Grey, sigma: float) -> Grey:
     return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma), np.float32)
 
 
 def _smoothed(gradients: Sequence[Grey], inner: Grey, blur: float) -> tuple[list[Grey], Grey]:
     """Gradients smoothed where they are known, and the part of their surroundings that is: to be divided by it."""
     if inner.all():
-        return [_blurred(one, blur) for one in gradients], inner
-    return [_blurred(one * inner, blur) for one in gradients], _blurred(inner, blur)
+        return [blurred(one, blur) for one in gradients], inner
+    return [blurred(one * inner, blur) for one in gradients], blurred(inner, blur)
 
 
 def _enough(part: Grey, config: ChannelConfig) -> Grey:
@@ -165,7 +131,7 @@ def _enough(part: Grey, config: ChannelConfig) -> Grey:
     return (part >= config.known).astype(np.float32)
 
 
-def _scaled(gradients: Sequence[Grey], known: Grey, part: Grey, config: ChannelConfig) -> NDArray[np.float32]:
+def scaled_channels(gradients: Sequence[Grey], known: Grey, part: Grey, config: ChannelConfig) -> NDArray[np.float32]:
     """Channels (3, H, W) of about unit length wherever there is structure, and zero where nothing is known.
 
     Args:
