@@ -88,7 +88,7 @@ def bend(
             if held.certainty < settings.certain[last]:
                 return None
             k = choices.index(smoothness)
-            choices = choices[max(0, k - 1) : k + 2]
+            choices = choices[max(0, k - 1) : k + 3]
         field = problem.fitted(smoothness, np.arange(len(blocks.points)), settings.rounds)[0]
         moved = float(np.linalg.norm(field(blocks.points) - blocks.predicted, axis=1).mean()) / math.sqrt(overlap.area)
         after = overlap_of(frames[0], field)
@@ -307,7 +307,7 @@ def chosen(problem: Problem, choices: Sequence[Smoothness], half: int) -> tuple[
             best, worse = (smoothness, outcome), 0
         else:
             worse += 1
-        if worse > 1:
+        if worse > 2:
             break
     return best
 
