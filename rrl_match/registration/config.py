@@ -131,7 +131,7 @@ class LocalConfig(CheckedConfig):
     parts: int = 36  # of the overlap, which are held out,
     groups: int = 6  # in so many groups,
     gap: float = 0.5  # with this between them and the blocks that are fitted, of a block's width
-    certain: tuple[float, float] = (2.0, 4.0)  # standard errors by which held-out blocks must be better off than with
+    certain: tuple[float, float] = (2.0, 5.0)  # standard errors by which held-out blocks must be better off than with
     # the global transform, in the first and in the last round
     settled: float = 0.6  # part of the blocks that must agree with the field of the first level, or it is repeated,
     repeats: int = 2  # at most so often
