@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from networks import make_patches
+from networks import make_patches, make_small
 from worker import score_into
 
 import rrl_match
@@ -103,7 +103,7 @@ def test_threads_on_every_method(small, pair):
         lambda: small.match(a, b, threshold=0).scores,
         lambda: small.encode(a, "a").maps[-1].numpy(),
         lambda: pickle.loads(pickle.dumps(small)).score(a, b),
-        lambda: RRLMatcher(small._network, small.config, device="cpu", dtype="float32").score(a, b),
+        lambda: make_small().score(a, b),
     ]
     expected = [method() for method in methods]
     for shift in range(2):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 
 import cv2
@@ -106,6 +106,32 @@ class Registration:
     def ok(self) -> bool:
         """Whether the transform passed all checks."""
         return self.transform is not None
+
+    def inverse(self) -> Registration:
+        """The registration of image B to A: it takes locations of B to A, and residuals are in pixels of A."""
+        forth = self.transform or self.rejected
+        if forth is None:
+            return self
+        points, found = self.tie_points, forth.inverse()
+        residuals = np.linalg.norm(found(points.b) - points.a, axis=1)
+        images, overlap = self.thumbnails, self.overlap
+        if images is not None:
+            outline_a, outline_b = (
+                np.array([(0, 0), (w, 0), (w, h), (0, h)]) - 0.5 for w, h in (images.size_a, images.size_b)
+            )
+            moved = found(outline_b).astype(np.float32)
+            area = cv2.intersectConvexConvex(moved, outline_a.astype(np.float32))[0]
+            overlap = min(1.0, area / max(float(cv2.contourArea(moved)), 1e-9))
+            images = Thumbnails(images.b, images.a, images.size_b, images.size_a)
+        return replace(
+            self,
+            transform=found if self.ok else None,
+            rejected=None if self.ok else found,
+            overlap=overlap,
+            errors=self.errors.inverse(forth),
+            tie_points=TiePoints(points.b, points.a, points.scores, residuals, points.inliers),
+            thumbnails=images,
+        )
 
     def __bool__(self) -> bool:
         return self.ok
