@@ -26,10 +26,7 @@ from rrl_match.registration.refinement import Freedom, fit
 from rrl_match.registration.result import Registration, Thumbnails, TiePoints
 from rrl_match.registration.task import Task
 from rrl_match.registration.tiles import Reader, Source, refine_on_tiles
-from rrl_match.registration.verification import (
-    Evidence,
-    Verdict,
-)
+from rrl_match.registration.verification import Evidence, Verdict
 from rrl_match.transforms import Affine, DisplacementField, MatrixTransform, Transform, Translation, matrix_kind
 
 SMALLEST = 32  # pixels, of either side of an image
@@ -179,6 +176,14 @@ def _checked(model: str, search: Search, initial: Transform | None) -> tuple[typ
 
 
 def searched(task: Task, search: Search, near: bool = False) -> Registration:
+    """The registration by the best candidate of all."""
+    found = explored(task, search, near).best()
+    if found is None:
+        return Registration(reason="no transform was found under which the images agree")
+    return _registration(*found)
+
+
+def explored(task: Task, search: Search, near: bool = False) -> Candidates:
     """Look at what is near first and, if it is not to end there, farther away if what is found is not beyond doubt."""
     candidates, config = Candidates(task), task.config
     grids = [grid for grid in stages(task.frames[0], search, task.region, config.search) if grid][: 1 if near else None]
@@ -193,11 +198,8 @@ def searched(task: Task, search: Search, near: bool = False) -> Registration:
                 candidates.refine(one)
             found = candidates.best()
             if found is not None and not found[1].reason and found[1].log_odds >= config.verify.certain:
-                return _registration(*found)
-    found = candidates.best()
-    if found is None:
-        return Registration(reason="no transform was found under which the images agree")
-    return _registration(*found)
+                return candidates
+    return candidates
 
 
 def _registration(evidence: Evidence, verdict: Verdict) -> Registration:

@@ -286,7 +286,7 @@ def test_list_of_pairs(tmp_path, pairs, calls, capsys):
     out = tmp_path / "out"
     assert run("--pairs", pairs, "--out", out) == 2
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["name", "outcome", "probability", "agreement"]
+    assert lines[0].split() == ["name", "outcome", "probability", "expected", "error", "agreement"]
     assert lines[1].split() == ["one", "ok", "97%", "75%"]
     assert lines[2].split()[:4] == ["sub/two", "refused", "20%", "75%"]
     assert lines[2].endswith("another transform agrees nearly as well")
