@@ -14,7 +14,7 @@ from torch import Tensor
 from rrl_match.patches import percentile_range
 
 Picture: TypeAlias = NDArray[np.uint8]
-Drawable: TypeAlias = "NDArray[Any] | Tensor | Sequence[NDArray[Any] | Tensor]"
+Drawable: TypeAlias = NDArray[Any] | Tensor | Sequence[NDArray[Any] | Tensor]
 
 _HEIGHTS = 400, 1000  # pixels of matches side by side, at least and at most
 _GAP = 8  # pixels between both images

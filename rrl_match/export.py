@@ -46,7 +46,7 @@ BOUND = 1e-5  # largest difference from PyTorch, relative to the largest output 
 Run: TypeAlias = Callable[..., "Tensor | Sequence[Tensor]"]
 
 _OPSET = 18  # read by ONNX Runtime 1.18 and later
-_BY_TORCHSCRIPT = "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters  # PyTorch before 2.5
+BY_TORCHSCRIPT = "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters  # PyTorch before 2.5
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def export_onnx(matcher: RRLMatcher, folder: str | os.PathLike[str], parts: Sequ
         ExportError: a file differs from PyTorch by more than :data:`BOUND`; it is deleted.
     """
     onnx, onnxruntime = _extra("onnx"), _extra("onnxruntime")
-    if not _BY_TORCHSCRIPT:
+    if not BY_TORCHSCRIPT:
         _extra("onnxscript")  # required by PyTorch's exporter
 
     def write(part: _Part, example: tuple[Tensor, ...], path: Path) -> None:
@@ -137,7 +137,7 @@ def _export(matcher: RRLMatcher, folder: Path, parts: Sequence[str], file_format
             unchecked = Path(temporary) / path.name
             file_format.write(part, _example(trained, name, batch=2), unchecked)
             run = file_format.read(part, unchecked)
-            each = [_deviation(run, reference, _example(trained, name, batch)) for batch in BATCHES]
+            each = [largest_deviation(run, reference, _example(trained, name, batch)) for batch in BATCHES]
             deviation = float(np.max(each))  # NaN if any is, unlike Python's max
             if not deviation <= BOUND:
                 raise ExportError(f"{path} was not kept: it differs from PyTorch by {deviation:.2g}, bound {BOUND:g}")
@@ -229,7 +229,7 @@ def _example(network: RRLNet, name: str, batch: int) -> tuple[Tensor, ...]:
     return (patches_a if name == "encoder_a" else patches_b,)
 
 
-def _deviation(run: Run, reference: _Part, inputs: tuple[Tensor, ...]) -> float:
+def largest_deviation(run: Run, reference: Run, inputs: tuple[Tensor, ...]) -> float:
     """Largest difference from the outputs of the reference, as defined for :data:`BOUND`."""
 
     def outputs(of: Run) -> Sequence[Tensor]:
@@ -254,7 +254,7 @@ def _onnx_model(onnx: ModuleType, part: _Part, example: tuple[Tensor, ...]) -> A
     """ModelProto of a part, from the exporter that this version of PyTorch recommends."""
     export: Any = torch.onnx.export  # its signature differs between versions
     names = {"input_names": part.inputs, "output_names": part.outputs, "opset_version": _OPSET}
-    if _BY_TORCHSCRIPT:
+    if BY_TORCHSCRIPT:
         buffer = io.BytesIO()
         export(part, example, buffer, dynamic_axes={name: {0: "batch"} for name in part.inputs + part.outputs}, **names)
         return onnx.load_from_string(buffer.getvalue())

@@ -22,6 +22,8 @@ from rrl_match.patches import is_count, is_number
 ArrayIndexPairs: TypeAlias = NDArray[np.generic] | Sequence[Sequence[int]]
 IndexPairs: TypeAlias = ArrayIndexPairs | Tensor
 
+BLOCK = 2**22  # numbers of a matrix that are looked at together: 32 MB in float64
+
 IndicesT = TypeVar("IndicesT", bound="NDArray[np.int64] | Tensor", covariant=True, default=NDArray[np.int64])
 ScoresT = TypeVar("ScoresT", bound="NDArray[np.float32] | Tensor", covariant=True, default=NDArray[np.float32])
 
@@ -354,6 +356,6 @@ def _nearest(queries: Tensor, others: Tensor, candidates: int, near: Near | None
 
 
 def _blocks(count: int, width: int) -> Iterator[slice]:
-    """Blocks of rows of a matrix (count, width) that take at most 32 MB in float64."""
-    size = max(1, 2**22 // max(1, width))
+    """Blocks of rows of a matrix (count, width) of at most :data:`BLOCK` numbers."""
+    size = max(1, BLOCK // max(1, width))
     return (slice(start, start + size) for start in range(0, count, size))

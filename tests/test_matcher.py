@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 
 import cv2
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from networks import make_patches, tiny_matcher, tiny_rrlnet
 
 from rrl_match import Features, Near, RRLMatcher, inference
+from rrl_match.batching import BatchedInference
+from rrl_match.inference import InferenceRRLNet
 from rrl_match.modeling import RRLNet
 from rrl_match.pretrained import ModelConfig
 
@@ -580,15 +583,19 @@ def test_numpy_integers_are_accepted(tiny, a, b):
 # batching
 
 
+def replace_method(monkeypatch, name, function):
+    """Have the network call function(method, ...) instead of its method(...)."""
+    method = getattr(InferenceRRLNet, name)
+    monkeypatch.setattr(InferenceRRLNet, name, lambda self, *args: function(partial(method, self), *args))
+
+
 @pytest.mark.parametrize(("batch_size", "largest"), [(7, 7), (None, 16)])
 def test_memory_depends_on_the_batch_not_on_the_number(tiny, monkeypatch, batch_size, largest):
     many = np.broadcast_to(np.zeros((64, 64), np.uint8), (70, 64, 64))
-    net = tiny._inference.network
-    encode, score, score_all = net.encode, net.score, net.score_all
     sizes = []
-    monkeypatch.setattr(net, "encode", lambda x, band: sizes.append(len(x)) or encode(x, band))
-    monkeypatch.setattr(net, "score", lambda x, y: sizes.append(len(x[0])) or score(x, y))
-    monkeypatch.setattr(net, "score_all", lambda x, y: sizes.append(len(x[0]) * len(y[0])) or score_all(x, y))
+    replace_method(monkeypatch, "encode", lambda encode, x, band: sizes.append(len(x)) or encode(x, band))
+    replace_method(monkeypatch, "score", lambda score, x, y: sizes.append(len(x[0])) or score(x, y))
+    replace_method(monkeypatch, "score_all", lambda all_, x, y: sizes.append(len(x[0]) * len(y[0])) or all_(x, y))
     assert tiny.score(many, many, batch_size=batch_size).shape == (70,)
     assert max(sizes) == largest
     assert sum(sizes) == 3 * 70
@@ -602,9 +609,8 @@ def test_memory_depends_on_the_batch_not_on_the_number(tiny, monkeypatch, batch_
 @pytest.mark.parametrize("shape", [(64, 2), (2, 64)])
 def test_tiles_of_a_narrow_matrix_are_full(tiny, monkeypatch, shape):
     a, b = (np.zeros((count, 64, 64), np.uint8) for count in shape)
-    net, tiles = tiny._inference.network, []
-    score_all = net.score_all
-    monkeypatch.setattr(net, "score_all", lambda x, y: tiles.append(len(x[0]) * len(y[0])) or score_all(x, y))
+    tiles = []
+    replace_method(monkeypatch, "score_all", lambda all_, x, y: tiles.append(len(x[0]) * len(y[0])) or all_(x, y))
     tiny.score_matrix(a, b)
     assert tiles == [16] * 8
 
@@ -613,9 +619,9 @@ def test_tiles_of_a_narrow_matrix_are_full(tiny, monkeypatch, shape):
 @pytest.mark.parametrize("method", ["score_matrix", "match"])
 def test_all_pairs_keep_the_features_of_the_smaller_side(tiny, monkeypatch, method, shape):
     a, b = (np.zeros((count, 64, 64), np.uint8) for count in shape)
-    encode, kept = tiny._inference.encode, []
+    encode, kept = BatchedInference.encode, []
     monkeypatch.setattr(
-        tiny._inference, "encode", lambda source, *args: kept.append(len(source)) or encode(source, *args)
+        BatchedInference, "encode", lambda self, source, *args: kept.append(len(source)) or encode(self, source, *args)
     )
     getattr(tiny, method)(a, b, **({} if method == "score_matrix" else {"candidates": None}))
     assert kept == [2]
@@ -624,13 +630,13 @@ def test_all_pairs_keep_the_features_of_the_smaller_side(tiny, monkeypatch, meth
 # out of memory
 
 
-def short_of_memory(function, most):
-    """A function that runs out of memory beyond `most` rows."""
+def short_of_memory(most):
+    """Runs out of memory beyond `most` rows."""
 
-    def call(first, *rest):
+    def call(method, first, *rest):
         if len(first[0] if isinstance(first, list) else first) > most:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return function(first, *rest)
+        return method(first, *rest)
 
     return call
 
@@ -644,24 +650,21 @@ def test_out_of_memory_halves_the_batch(tiny, monkeypatch, caplog, patches_a, pa
         lambda: tiny.score_matrix(patches_a, patches_b, batch_size=None if name == "encode" else most),
     ]
     expected = [call() for call in calls]
-    net = tiny._inference.network
-    monkeypatch.setattr(net, name, short_of_memory(getattr(net, name), most))
+    replace_method(monkeypatch, name, short_of_memory(most))
     for call, scores in zip(calls, expected, strict=True):
         np.testing.assert_allclose(call(), scores, atol=1e-6)
     assert name == "score_all" or "out of memory with a batch of 12: continuing with 6" in caplog.text
 
 
 def test_out_of_memory_with_a_single_pair(tiny, monkeypatch, a, b):
-    monkeypatch.setattr(tiny._inference.network, "score", short_of_memory(tiny._inference.network.score, 0))
+    replace_method(monkeypatch, "score", short_of_memory(0))
     with pytest.raises(torch.cuda.OutOfMemoryError):
         tiny.score(a, b)
 
 
 def test_overflow_of_float16_is_an_error(monkeypatch, a, b):
     reduced = tiny_matcher(4, dtype="float16")
-    net = reduced._inference.network
-    deepest = net._relation
-    monkeypatch.setattr(net, "_relation", lambda *maps: deepest(*maps) + torch.inf)
+    replace_method(monkeypatch, "score", lambda score, *maps: score(*maps) * torch.nan)
     for call in (reduced.score, lambda a, b: reduced.match(a, b, candidates=2)):
         with pytest.raises(ValueError, match=r"float16 overflows .* use dtype=torch\.float32"):
             call(a, b)
@@ -669,9 +672,7 @@ def test_overflow_of_float16_is_an_error(monkeypatch, a, b):
 
 def test_overflow_in_the_descriptors_is_an_error(monkeypatch, a, b):
     reduced = tiny_matcher(4, dtype="float16")
-    net = reduced._inference.network
-    encode = net.encode
-    monkeypatch.setattr(net, "encode", lambda *args: [m + torch.inf for m in encode(*args)])
+    replace_method(monkeypatch, "encode", lambda encode, *args: [m + torch.inf for m in encode(*args)])
     with pytest.raises(ValueError, match="float16 overflows"):
         reduced.match(a, b, candidates=2)
 

@@ -145,9 +145,7 @@ def test_nearest_candidates_near_a_position():
 
 
 def test_near_of_more_rows_than_a_block(monkeypatch):
-    monkeypatch.setattr(
-        "rrl_match.matching._blocks", lambda count, width: (slice(k, k + 3) for k in range(0, count, 3))
-    )
+    monkeypatch.setattr("rrl_match.matching.BLOCK", 30)
     generator = torch.Generator().manual_seed(0)
     predicted, positions = (100 * torch.rand(n, 2, generator=generator, dtype=torch.float64) for n in (10, 8))
     a, b = (torch.nn.functional.normalize(torch.randn(n, 3, generator=generator)) for n in (10, 8))

@@ -269,7 +269,7 @@ def released(folder, tmp_path, monkeypatch):
     }
     manifest = {"tiny": {"repo_id": "owner/tiny", "files": sums}}
     (package / "manifest.json").write_text(json.dumps(manifest))
-    monkeypatch.setattr(hub, "_weights_package", lambda: package)
+    monkeypatch.setattr(hub.resources, "files", lambda _: package)
     return package
 
 

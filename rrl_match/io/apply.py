@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from rrl_match.errors import DataError, ImageError
+from rrl_match.io.georeferencing import correct_georeference
 from rrl_match.io.images import IDENTITY, SMALLEST, Georeference, Grid, Resampling, decode, read_image
-from rrl_match.io.rasters import converted, correct_georeference, grid_of, is_raster
+from rrl_match.io.rasters import grid_of, is_raster
+from rrl_match.io.reprojection import converted
 from rrl_match.io.results import write_warped
 from rrl_match.io.tables import read_numbers, read_table
 from rrl_match.io.warping import WhichGrid, own_grid

@@ -6,7 +6,7 @@ import json
 import logging
 import signal
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
@@ -29,6 +29,7 @@ from rrl_match.io.rasters import (
     RasterParts,
     View,
     by_georeference,
+    common_crs,
     common_views,
     is_raster,
     read_raster,
@@ -164,22 +165,36 @@ def register_list(pairs: Sequence[Pair], options: Options, folder: Path, jobs: i
         OSError, RRLMatchError: the table cannot be written.
     """
     finished = {pair.name: _finished(pair, options, folder) for pair in pairs}
-    remaining = [pair for pair in pairs if finished[pair.name] is None]
-    new = _registered(remaining, options, folder, jobs)
-    records = []
+    new = _registered([pair for pair in pairs if finished[pair.name] is None], options, folder, jobs)
+    with closing(new):
+        return write_list(pairs, (finished[pair.name] or next(new) for pair in pairs), folder)
+
+
+def write_list(pairs: Sequence[Pair], records: Iterable[Record], folder: Path) -> list[Record]:
+    """Write a table of all pairs, row by row, and then a page.
+
+    Args:
+        pairs: the files.
+        records: of the pairs, in their order, as :func:`registered` gives them.
+        folder: where the table and the page go; made if it does not exist.
+
+    Returns:
+        the records, with the names and files of their pairs.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    found = []
     with (
         (folder / TABLE).open("w", encoding="utf-8", newline="") as file,
-        closing(new),
-        tqdm(pairs, desc="registering", unit=" pairs", disable=None) as bar,
+        tqdm(total=len(pairs), desc="registering", unit=" pairs", disable=None) as bar,
     ):
         table = Table(file)
-        for pair in bar:
+        for pair, record in zip(pairs, records, strict=True):
             files = {"name": pair.name, "image_a": str(pair.image_a), "image_b": str(pair.image_b)}
-            records.append({**(finished[pair.name] or next(new)), **files})
-            table.add(records[-1])
-    write_index(folder, records)
-    return records
+            found.append({**record, **files})
+            table.add(found[-1])
+            bar.update()
+    write_index(folder, found)
+    return found
 
 
 def _registered(pairs: Sequence[Pair], options: Options, folder: Path, jobs: int) -> Generator[Record, None, None]:
@@ -189,7 +204,7 @@ def _registered(pairs: Sequence[Pair], options: Options, folder: Path, jobs: int
     matcher = options.matcher()  # raises here if there is none, not in each process
     if jobs == 1:
         for pair in pairs:
-            yield _tried(matcher, pair, options, folder)
+            yield registered(matcher, pair, options, folder)
         return
     del matcher
     while pairs:
@@ -252,13 +267,21 @@ def _start_worker(options: Options, folder: Path) -> None:
 
 def _in_worker(pair: Pair) -> Record:
     matcher, options, folder = _worker
-    return _finished(pair, options, folder) or _tried(matcher, pair, options, folder)
+    return registered(matcher, pair, options, folder)
 
 
-def _tried(matcher: RRLMatcher, pair: Pair, options: Options, folder: Path) -> Record:
-    """The record of a pair, or its error, whatever it is: the other pairs must go on."""
+def registered(matcher: RRLMatcher, pair: Pair, options: Options, folder: Path) -> Record:
+    """The record of a pair of a list, from an earlier run with the same options or a new one.
+
+    Args:
+        matcher, pair, options: see :func:`register_files`.
+        folder: of the list; the results go into a folder of the pair's name in it.
+
+    Returns:
+        the record; with nothing but the key "error" if there was one, whatever it was: the other pairs must go on.
+    """
     try:
-        return register_files(matcher, pair, options, folder / pair.name)
+        return _finished(pair, options, folder) or register_files(matcher, pair, options, folder / pair.name)
     except (RRLMatchError, OSError) as error:
         return {"error": str(error)}
     except Exception as error:
@@ -280,16 +303,19 @@ def _finished(pair: Pair, options: Options, folder: Path) -> Record | None:
 
 def read_pair(pair: Pair, options: Options) -> tuple[ImageFile, ImageFile, Any, list[str]]:
     """Both images, where their georeferences put A in B, and notes on how they were read."""
-    views: tuple[View | None, View | None] | None = None
+    views: tuple[View, View] | None = None
+    crs = ""
     if not options.whole and is_raster(pair.image_a) and is_raster(pair.image_b):
-        views = common_views(pair.image_a, pair.image_b)
-    view_a, view_b = views or (None, None)
-    a = _read(pair.image_a, pair.mask_a, options.bands_a, view_a)
-    b = _read(pair.image_b, pair.mask_b, options.bands_b, view_b)
-    if views is not None:
-        return a, b, by_georeference(a, b), []
-    note = "the georeferences do not overlap enough or cannot be compared: both rasters were searched whole"
-    return a, b, None, [note] if not options.whole and a.georeference and b.georeference else []
+        crs = common_crs(pair.image_a, pair.image_b)
+        views = common_views(pair.image_a, pair.image_b, crs)
+    if views is None:
+        a, b = _read(pair.image_a, pair.mask_a, options.bands_a), _read(pair.image_b, pair.mask_b, options.bands_b)
+        note = "the georeferences do not overlap enough or cannot be compared: both rasters were searched whole"
+        return a, b, None, [note] if not options.whole and a.georeference and b.georeference else []
+    a = _read(pair.image_a, pair.mask_a, options.bands_a, views[0], crs)
+    b = _read(pair.image_b, pair.mask_b, options.bands_b, views[1])
+    note = f"{pair.image_a} was read on the reference system of {pair.image_b}; no matrix leads from file to file"
+    return a, b, by_georeference(a, b), [note] if crs else []
 
 
 def _search(options: Options, a: ImageFile, b: ImageFile, from_initial: bool) -> Search:
@@ -305,11 +331,13 @@ def _search(options: Options, a: ImageFile, b: ImageFile, from_initial: bool) ->
 
 def _finer(image: ImageFile, bands: tuple[int, ...] | None) -> RasterParts | None:
     """What reads a raster that was reduced at its full resolution."""
-    return RasterParts(image, bands) if image.is_raster and image.reduction > 1 else None
+    return RasterParts(image, image.on, bands) if image.on is not None and image.reduction > 1 else None
 
 
-def _read(path: Path, mask: Path | None, bands: tuple[int, ...] | None, view: View | None) -> ImageFile:
-    image = read_raster(path, bands, view) if is_raster(path) else read_image(path, bands)
+def _read(
+    path: Path, mask: Path | None, bands: tuple[int, ...] | None, view: View | None = None, crs: str = ""
+) -> ImageFile:
+    image = read_raster(path, bands, view, crs) if is_raster(path) else read_image(path, bands)
     if mask is None:
         return image
     shown: NDArray[np.bool_] = read_raster_mask(mask) if is_raster(mask) else read_mask(mask)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rrl_match.errors import ImageError
 from rrl_match.io.tables import read_numbers
-from rrl_match.transforms import Affine, compose
+from rrl_match.transforms import Affine, Transform, compose
 
 Resampling: TypeAlias = Literal["nearest", "bilinear", "cubic"]
 
@@ -55,6 +55,18 @@ class Grid(NamedTuple):
     georeference: Georeference | None = None
 
 
+class Reading(NamedTuple):
+    """On what grid a raster was read.
+
+    Attributes:
+        to_grid: takes a pixel (x, y) of what was read to one of the raster at full resolution on a reference system.
+        crs: that system as WKT, "" for its own.
+    """
+
+    to_grid: Affine
+    crs: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class ImageFile:
     """What was read of an image file.
@@ -69,7 +81,7 @@ class ImageFile:
         to_stored: takes a pixel of the file, upright, to one as it lies in the file, which differs for photographs that
             EXIF says to rotate. GDAL and QGIS show those as they lie.
         georeference: of the file, None if it has none.
-        is_raster: whether rasterio opened it.
+        on: the grid that a raster was read on; None if rasterio did not open the file.
         notes: what a user should know about how it was read.
     """
 
@@ -77,11 +89,16 @@ class ImageFile:
     size: tuple[int, int]
     pixels: NDArray[Any]
     mask: NDArray[np.bool_] | None
-    to_file: Affine = IDENTITY
+    to_file: Transform = IDENTITY
     to_stored: Affine = IDENTITY
     georeference: Georeference | None = None
-    is_raster: bool = False
+    on: Reading | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def is_raster(self) -> bool:
+        """Whether rasterio opened the file."""
+        return self.on is not None
 
     @property
     def grid(self) -> Grid:

@@ -1,6 +1,6 @@
 """Rasters that rasterio opens: read by window and overview, and placed on each other by their georeferences.
 
-This module and `warping` alone import rasterio, and only when a raster is opened.
+This module, `reprojection`, `warping` and `georeferencing` import rasterio, only when a raster is opened.
 """
 
 from __future__ import annotations
@@ -25,14 +25,17 @@ from rrl_match.io.images import (
     Grid,
     ImageFile,
     Orientation,
+    Reading,
     as_pixels,
     with_data,
 )
+from rrl_match.io.reprojection import approximated, converted, read_reprojected, reprojected
 from rrl_match.registration.tiles import Part
-from rrl_match.transforms import Affine, MatrixTransform, Points, Transform, compose
+from rrl_match.transforms import Affine, DisplacementField, Points, Transform, compose
 
 MAX_PIXELS = 16_000_000  # of a raster that are read for registration; larger ones are reduced
 MARGIN = 0.15  # of the larger side of the overlap, added to it on every side
+_BENT = 0.05  # pixels that reference systems may differ from an affine transform
 _LEAST_OVERLAP = 64  # pixels of its sides, with the margin
 CACHE = 256 * 2**20  # bytes of decoded tiles that GDAL keeps; its default is 5 % of the machine's memory
 # not opened by rasterio, if no world file lies beside
@@ -91,7 +94,7 @@ def opened(source: Any, *args: Any, **options: Any) -> Iterator[Any]:
             raise ImageError(f"{source} cannot be read ({error}): convert it to GeoTIFF, PNG or JPEG") from error
 
 
-def read_raster(path: Path, bands: tuple[int, ...] | None = None, view: View | None = None) -> ImageFile:
+def read_raster(path: Path, bands: tuple[int, ...] | None = None, view: View | None = None, crs: str = "") -> ImageFile:
     """Read a raster, reduced to at most MAX_PIXELS; nodata, masks and alpha become the mask.
 
     A georeferenced raster is turned by right angles and mirrored so that north is up.
@@ -101,6 +104,7 @@ def read_raster(path: Path, bands: tuple[int, ...] | None = None, view: View | N
         bands: one or three bands to take, counted from 1; default: red, green and blue if the file names them, else
             the first three, or the first if there are fewer.
         view: what to read of it, as from :func:`common_views`; default: all.
+        crs: the reference system to read it on, as from :func:`common_crs`; default: its own.
 
     Raises:
         OSError, ImageError: the file is missing, cannot be read, or :func:`register` cannot use it.
@@ -108,30 +112,60 @@ def read_raster(path: Path, bands: tuple[int, ...] | None = None, view: View | N
     with opened(path) as dataset:
         if not dataset.count:
             raise ImageError(f"{path} holds several rasters, name one of them: {', '.join(dataset.subdatasets)}")
-        view = view or _whole(dataset)
-        channels, shown = _read_view(dataset, _checked_bands(dataset, bands, path), view)
+        chosen = _checked_bands(dataset, bands, path)
+        with _on(dataset, crs) as read:
+            view, laid = view or _whole(read), georeference_of(read)
+            channels, shown = _read_view(read, chosen, view)
         size, georeference = (dataset.width, dataset.height), georeference_of(dataset)
         pages = dataset.subdatasets
         ignored = georeference is None and (bool(dataset.gcps[0]) or dataset.rpcs is not None)
-    upright = _upright(georeference)
+    upright = _upright(laid)
     pixels, mask = as_pixels(upright.turn(channels), upright.turn(shown), path)
-    to_file = Affine(compose(upright.back(view.columns, view.rows), view.to_file).full)
+    to_grid = Affine(compose(upright.back(view.columns, view.rows), view.to_file).full)
+    to_file = _back(to_grid, laid, georeference, pixels.shape) if crs and laid and georeference else to_grid
     notes = [f"{path} has {len(pages)} pages, the first was read; name another as {pages[-1]}"] if pages else []
     if ignored:
         notes.append(f"{path} has control points or RPCs but no transform, so it is not georeferenced: run gdalwarp")
-    return ImageFile(path, size, pixels, mask, to_file, georeference=georeference, is_raster=True, notes=tuple(notes))
+    return ImageFile(
+        path, size, pixels, mask, to_file, georeference=georeference, on=Reading(to_grid, crs), notes=tuple(notes)
+    )
+
+
+@contextmanager
+def _on(dataset: Any, crs: str) -> Iterator[Any]:
+    """A dataset on a reference system; as it is if none is given."""
+    if not crs:
+        yield dataset
+        return
+    with reprojected(dataset, crs) as warped:
+        yield warped
+
+
+def _back(to_grid: Affine, laid: Georeference, georeference: Georeference, shape: tuple[int, ...]) -> DisplacementField:
+    """Takes pixels of what was read on another reference system to those of the file."""
+    to_map, from_map = laid.to_map, georeference.to_map.inverse()
+
+    def to_file(pixels: Points) -> Points:
+        on_map = converted(to_map(to_grid(pixels)), laid.crs, georeference.crs)
+        return from_map(np.full_like(pixels, np.nan) if on_map is None else on_map)
+
+    return approximated(to_file, np.zeros(2), np.array(shape[1::-1]) - 1.0)
 
 
 def _read_view(dataset: Any, bands: list[int], view: View) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Pixels (H, W, C) as they lie in the file, classes in their colours, and where there are data (H, W)."""
+    """Pixels (H, W, C) as they lie in the dataset, classes in their colours, and where there are data (H, W)."""
     from rasterio.enums import Resampling as Method
     from rasterio.windows import Window
 
-    window, shape = Window(*view[:4]), (view.rows, view.columns)
-    palette = dataset.colormap(1) if dataset.count == 1 and has_palette(dataset) else None
-    how = Method.nearest if palette else Method.average
-    data = dataset.read(bands, window=window, out_shape=(len(bands), *shape), resampling=how)
-    shown: NDArray[np.bool_] = dataset.dataset_mask(window=window, out_shape=shape) > 0
+    source = getattr(dataset, "src_dataset", dataset)
+    palette = source.colormap(1) if source.count == 1 and has_palette(source) else None
+    if source is not dataset:
+        data, shown = read_reprojected(dataset, bands, view, nearest=palette is not None)
+    else:
+        window, shape = Window(*view[:4]), (view.rows, view.columns)
+        how = Method.nearest if palette else Method.average
+        data = dataset.read(bands, window=window, out_shape=(len(bands), *shape), resampling=how)
+        shown = np.asarray(dataset.dataset_mask(window=window, out_shape=shape) > 0)
     channels = np.moveaxis(data, 0, 2)
     if palette:
         table = np.array([palette.get(k, (0, 0, 0, 0))[:3] for k in range(256)], np.uint8)
@@ -143,35 +177,34 @@ class RasterParts:
     """Reads parts of a raster at its full resolution: a :class:`rrl_match.registration.tiles.Source`.
 
     Args:
-        image: as :func:`read_raster` read it.
+        image: as :func:`read_raster` read it,
+        on: and on which grid.
         bands: as there.
     """
 
-    def __init__(self, image: ImageFile, bands: tuple[int, ...] | None = None) -> None:
-        self._image, self._bands = image, bands
-        linear = image.to_file.full[:2, :2]
-        self._steps = np.abs(linear).sum(1)  # pixels of the file, in x and y, along a pixel that was read
-        self.finest = 1 / image.reduction
+    def __init__(self, image: ImageFile, on: Reading, bands: tuple[int, ...] | None = None) -> None:
+        self._image, self._on, self._bands = image, on, bands
+        self._steps = np.abs(on.to_grid.full[:2, :2]).sum(1)  # pixels of the grid, in x and y, along one that was read
+        self.finest = 1 / float(self._steps.min())
 
     def __call__(self, low: Points, high: Points, pixel: float) -> Part | None:
-        image = self._image
-        with opened(image.path) as dataset:
-            view = self._view(np.array([low, high]), pixel)
+        path = self._image.path
+        with opened(path) as source, _on(source, self._on.crs) as dataset:
+            view = self._view(np.array([low, high]), pixel, (dataset.width, dataset.height))
             if view is None:
                 return None
-            channels, shown = _read_view(dataset, _checked_bands(dataset, self._bands, image.path), view)
+            channels, shown = _read_view(dataset, _checked_bands(source, self._bands, path), view)
+            upright = _upright(georeference_of(dataset))
         shown = with_data(channels, shown)
         if not shown.any():
             return None
-        upright = _upright(image.georeference)
-        pixels, mask = as_pixels(upright.turn(channels), upright.turn(shown), image.path)
-        to_file = compose(upright.back(view.columns, view.rows), view.to_file)
-        return Part(pixels, mask, Affine(compose(image.to_file, to_file.inverse()).full))
+        pixels, mask = as_pixels(upright.turn(channels), upright.turn(shown), path)
+        to_grid = compose(upright.back(view.columns, view.rows), view.to_file)
+        return Part(pixels, mask, Affine(compose(self._on.to_grid, to_grid.inverse()).full))
 
-    def _view(self, corners: Points, pixel: float) -> View | None:
+    def _view(self, corners: Points, pixel: float, size: tuple[int, int]) -> View | None:
         """What lies between two corners of what was read; None if that is next to nothing."""
-        size = np.array(self._image.size)
-        ends = self._image.to_file(corners)
+        ends = self._on.to_grid(corners)
         left, top = np.floor(ends.min(0)).clip(0, size).astype(int).tolist()
         right, bottom = (np.ceil(ends.max(0)) + 1).clip(0, size).astype(int).tolist()
         width, height = right - left, bottom - top
@@ -190,14 +223,38 @@ def read_raster_mask(path: Path) -> NDArray[np.bool_]:
         return shown
 
 
-def common_views(path_a: Path, path_b: Path) -> tuple[View, View] | None:
+def common_crs(path_a: Path, path_b: Path) -> str:
+    """The reference system of raster B as WKT, if A must be brought onto it: if no affine transform explains both."""
+    with opened(path_a) as a, opened(path_b) as b:
+        on_a, on_b = georeference_of(a), georeference_of(b)
+        window = None if on_a is None or on_b is None else _overlap(a, on_a, b, on_b)
+        if on_a is None or on_b is None or window is None:
+            return ""
+    side = np.linspace(0, 1, 9)
+    grid = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2) * window[2:] + window[:2]
+    on_map = converted(on_a.to_map(grid), on_a.crs, on_b.crs)
+    if on_map is None:
+        return ""
+    there = on_b.to_map.inverse()(on_map)
+    found = Affine.estimate(grid, there)
+    if not isinstance(found, Affine):
+        return ""
+    off = np.linalg.norm(found(grid) - there, axis=1).max() / max(1.0, found.scale((0, 0)))
+    return on_b.crs if off > _BENT else ""
+
+
+def common_views(path_a: Path, path_b: Path, crs: str = "") -> tuple[View, View] | None:
     """Where two georeferenced rasters overlap, with a margin for their errors, at one ground resolution.
+
+    Args:
+        path_a, path_b: of the files.
+        crs: the reference system to read A on, as from :func:`common_crs`; default: its own.
 
     Returns:
         what to read of each, or None if either is not georeferenced, their reference systems cannot be converted into
         each other, or the overlap is too small.
     """
-    with opened(path_a) as a, opened(path_b) as b:
+    with opened(path_a) as source, _on(source, crs) as a, opened(path_b) as b:
         on_a, on_b = georeference_of(a), georeference_of(b)
         if on_a is None or on_b is None or bool(on_a.crs) != bool(on_b.crs):
             return None
@@ -309,21 +366,6 @@ def _ground_pixel(dataset: Any, georeference: Georeference) -> tuple[float, floa
     return float(width), float(height)
 
 
-def converted(points: Points, of: str, to: str) -> Points | None:
-    """Map coordinates (N, 2) in another reference system, both as WKT; None if they cannot be converted."""
-    from rasterio.errors import RasterioError
-    from rasterio.warp import transform
-
-    if bool(of) != bool(to):
-        return None
-    if of != to:
-        try:
-            points = np.array(transform(of, to, *points.T)[:2]).T
-        except RasterioError:
-            return None
-    return points if np.isfinite(points).all() else None
-
-
 def _overlap(dataset: Any, here: Georeference, other: Any, there: Georeference) -> tuple[int, int, int, int] | None:
     """Window of a dataset, (left, top, width, height), that the other one covers, with a margin; None if none."""
     side = np.linspace(0, 1, 21)
@@ -341,69 +383,3 @@ def _overlap(dataset: Any, here: Georeference, other: Any, there: Georeference) 
     left, top = (low - margin).clip(0, size).round().astype(int).tolist()
     right, bottom = (high + margin).clip(0, size).round().astype(int).tolist()
     return left, top, right - left, bottom - top
-
-
-def write_control_points(
-    path: Path, in_file: Points, there: Points, georeference: Georeference | None, out: Path
-) -> None:
-    """Write a VRT of a file whose georeference is ground control points, for ``gdalwarp -tps``.
-
-    Args:
-        path: of a file that GDAL opens.
-        in_file: (N, 2) xy, pixels of the file.
-        there: (N, 2) xy, where these lie, in pixels of a grid.
-        georeference: of the grid; None: its pixels as GDAL counts them, y negative downwards, take the place of a map.
-        out: the VRT to write.
-
-    Raises:
-        OSError, ImageError: a file cannot be read or written.
-    """
-    from rasterio.control import GroundControlPoint
-    from rasterio.crs import CRS
-    from rasterio.shutil import copy
-
-    on_map = (there + 0.5) * (1, -1) if georeference is None else georeference.to_map(there)
-    rows = np.hstack([in_file + 0.5, on_map]).tolist()
-    points = [GroundControlPoint(row=y, col=x, x=east, y=north) for x, y, east, north in rows]
-    with opened(path) as dataset:
-        copy(dataset, out, driver="VRT")
-    with opened(out, "r+") as dataset:
-        dataset.gcps = points, CRS.from_wkt(georeference.crs) if georeference and georeference.crs else None
-
-
-def correct_georeference(path: Path, transform: Transform, grid: Grid, out: Path) -> None:
-    """Write a file as a GeoTIFF on another map, without resampling it.
-
-    An affine transform becomes the georeference; of any other, ground control points are written.
-
-    Args:
-        path: of a file that GDAL opens.
-        transform: takes pixels of the file to the grid.
-        grid: with a georeference.
-        out: the GeoTIFF to write.
-
-    Raises:
-        OSError, ImageError: a file cannot be read or written, or the grid has no georeference.
-    """
-    from rasterio import Affine as Geotransform
-    from rasterio.control import GroundControlPoint
-    from rasterio.crs import CRS
-    from rasterio.shutil import copy
-
-    if grid.georeference is None:
-        raise ImageError(f"{path} cannot be georeferenced: the image B of the registration has no georeference")
-    to_map, crs = grid.georeference.to_map, grid.georeference.crs
-    with opened(path) as dataset:
-        size = np.array([dataset.width, dataset.height])
-        copy(dataset, out, driver="GTiff", compress="deflate")
-    with opened(out, "r+") as dataset:
-        if isinstance(transform, MatrixTransform) and np.allclose(transform.full[2], (0, 0, 1)):
-            corner = compose(compose(CENTRE.inverse(), transform), to_map).full
-            dataset.transform = Geotransform(*corner[:2].ravel())
-            dataset.crs = CRS.from_wkt(crs) if crs else None
-        else:
-            side = np.linspace(0, 1, 10)
-            pixels = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2) * size - 0.5
-            rows = np.hstack([pixels + 0.5, to_map(transform(pixels))])
-            points = [GroundControlPoint(row=y, col=x, x=east, y=north) for x, y, east, north in rows.tolist()]
-            dataset.gcps = points, CRS.from_wkt(crs) if crs else None

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from rrl_match.drawing import displayed
 from rrl_match.errors import ImageError
+from rrl_match.io.georeferencing import write_control_points
 from rrl_match.io.images import IDENTITY, Grid, ImageFile, Resampling, bgr, decode, holds_classes
-from rrl_match.io.rasters import RASTERS, is_raster, map_offset, write_control_points
+from rrl_match.io.rasters import RASTERS, is_raster, map_offset
 from rrl_match.io.report import REPORT, THUMBNAIL, write_report
+from rrl_match.io.reprojection import approximated
 from rrl_match.io.warping import WhichGrid, own_grid, warp_raster, write_displacement
 from rrl_match.registration import Registration
 from rrl_match.transforms import DisplacementField, MatrixTransform, Points, Transform, Translation
@@ -56,8 +58,13 @@ class FileRegistration:
         if found is None:
             return None
         as_read = Translation(np.eye(3))
-        before = as_read if self.a.to_file is IDENTITY else self.a.to_file.inverse()
-        return found.between(before, as_read if self.b.to_file is IDENTITY else self.b.to_file)
+        from_file = as_read if self.a.to_file is IDENTITY else self.a.to_file.inverse()
+        to_file = as_read if self.b.to_file is IDENTITY else self.b.to_file
+        if isinstance(from_file, MatrixTransform):
+            return found.between(from_file, to_file)
+        size = self.a.pixels.shape[1::-1]
+        corners = self.a.to_file(np.array([(0, 0), (1, 0), (0, 1), (1, 1)]) * (np.array(size) - 1.0))
+        return approximated(lambda points: to_file(found(from_file(points))), corners.min(0), corners.max(0))
 
     @cached_property
     def tie_points(self) -> tuple[Points, Points]:

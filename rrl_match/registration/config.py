@@ -144,6 +144,7 @@ class TileConfig(CheckedConfig):
     least: int = 3
     few: int = 5  # tiles in each direction of the overlap, of the rounds before the last one,
     most: int = 8  # and of that
+    held: float = 0.7  # part of a tile, around its middle, in which a tie point of the coarser level lies
     cells: int = 5  # blocks of a tile in each direction
     radii: tuple[int, int] = (12, 6)  # pixels that blocks are searched, likewise
     simpler: float = 1.1  # see BlockConfig: so many blocks tell kinds apart

@@ -16,9 +16,9 @@ from rrl_match.channels import Grey
 from rrl_match.patches import ValueRange, ValueRanges, as_grey, checked_range, percentile_range, range_per_band
 from rrl_match.transforms import MatrixTransform, Points, resizing
 
-Array: TypeAlias = "NDArray[np.generic] | Tensor"
-Images: TypeAlias = "Array | Sequence[Array]"
-Pixels: TypeAlias = "NDArray[Any]"  # uint8, uint16 or floating point
+Array: TypeAlias = NDArray[np.generic] | Tensor
+Images: TypeAlias = Array | Sequence[Array]
+Pixels: TypeAlias = NDArray[Any]  # uint8, uint16 or floating point
 Mask: TypeAlias = NDArray[np.bool_]
 
 _THUMBNAIL = 256  # pixels of the longer side

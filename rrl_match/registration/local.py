@@ -99,6 +99,27 @@ def bend(
         pixel = max(finest, pixel / 2)
 
 
+def bent(blocks: Blocks, base: MatrixTransform, overlap: Overlap, config: Config) -> DisplacementField | None:
+    """The displacement field that blocks determine on top of a global transform; None where it is no better.
+
+    Args:
+        blocks: looked for around any transform.
+        base: the global transform.
+        overlap: where the field lies.
+        config: of :class:`LocalConfig` and more.
+    """
+    settings = config.local
+    if len(blocks.points) < settings.least_blocks:
+        return None
+    problem = Problem(blocks, base, overlap, config)
+    choices = [Smoothness(*one) for one in zip(settings.cells, settings.bending, strict=True)]
+    smoothness, held = chosen(problem, choices, config.blocks.half)
+    if held.certainty < settings.certain[1]:
+        return None
+    field = problem.fitted(smoothness, np.arange(len(blocks.points)), settings.rounds)[0]
+    return None if field.folds else field
+
+
 def dense_blocks(frames: Sequence[Frame], transform: Transform, overlap: Overlap, grid: Grid, config: Config) -> Blocks:
     """Blocks up to the border of the overlap; what either image does not show of them has no part in their costs.
 

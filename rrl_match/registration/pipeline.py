@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Literal
 
 import numpy as np
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
@@ -19,16 +20,14 @@ from rrl_match.registration.candidates import Candidates
 from rrl_match.registration.config import Config, Search
 from rrl_match.registration.dense_search import Region, propose, stages
 from rrl_match.registration.images import Frame, Images, prepare_frames
+from rrl_match.registration.local import bent
 from rrl_match.registration.overlay import overlap_of
-from rrl_match.registration.refinement import Freedom, finest_pixel, fit
+from rrl_match.registration.refinement import Freedom, fit
 from rrl_match.registration.result import Registration, Thumbnails, TiePoints
 from rrl_match.registration.task import Task
 from rrl_match.registration.tiles import Reader, Source, refine_on_tiles
-from rrl_match.registration.verification import (
-    Evidence,
-    Verdict,
-)
-from rrl_match.transforms import Affine, MatrixTransform, Transform, Translation, matrix_kind
+from rrl_match.registration.verification import Evidence, Verdict
+from rrl_match.transforms import Affine, DisplacementField, MatrixTransform, Transform, Translation, matrix_kind
 
 SMALLEST = 32  # pixels, of either side of an image
 
@@ -45,6 +44,7 @@ def register(
     search: Search = Search(),  # noqa: B008
     initial: Transform | None = None,
     simplify: bool = True,
+    reference: Literal["a", "b"] = "b",
     progress: bool = False,
     finer: tuple[Source | None, Source | None] = (None, None),
     config: Config = Config(),  # noqa: B008
@@ -76,6 +76,8 @@ def register(
             there, and `search` counts from there.
         simplify: whether a simpler model may be taken where it explains the images as well, since freedom that is not
             needed costs accuracy at the corners.
+        reference: the image that stays. Which of both is moved is free: "a" gives :meth:`Registration.inverse`, which
+            takes B to A, so that image B is warped onto A. Other arguments are from A to B all the same.
         progress: show a bar of the steps done; how many there will be depends on the images.
         finer: where images were reduced, what reads parts of A and B at full resolution, on which the transform is
             refined at last; for single images.
@@ -88,6 +90,8 @@ def register(
         TypeError, ValueError: naming the argument.
     """
     kind, bends = _checked(model, search, initial)
+    if reference not in ("a", "b"):
+        raise ValueError(f'reference must be "a" or "b", the image that stays, got {reference!r}')
     frames = prepare_frames((image_a, image_b), (mask_a, mask_b), value_range)
     smallest = min(*frames[0].a.shape, *frames[0].b.shape)
     if smallest < SMALLEST:
@@ -105,7 +109,8 @@ def register(
         step = bar.update if bar is not None else _nothing
         task = Task(matcher, frames, Freedom(kind, base, simplify, search.aspect), region, bends, config, step)
         try:
-            return _at_full_resolution(_with_second_tries(task, search), task, finer)
+            found = _at_full_resolution(_with_second_tries(task, search), task, finer)
+            return found if reference == "b" else found.inverse()
         except ScoringError as error:
             return Registration(reason=f"the patches could not be scored: {error}")
 
@@ -116,17 +121,20 @@ def _nothing() -> None:
 
 def _at_full_resolution(found: Registration, task: Task, finer: tuple[Source | None, Source | None]) -> Registration:
     """An accepted registration, refined where its images have more pixels than were looked at."""
-    transform, config = found.transform, task.config
-    overlap = overlap_of(task.frames[0], transform) if isinstance(transform, MatrixTransform) else None
+    overlap = None if found.transform is None else overlap_of(task.frames[0], found.transform)
     if overlap is None:
         return found
     readers = [(Reader(a, finer[0]), Reader(b, finer[1])) for a, b in task.frames]
 
     def fitted(blocks: Blocks, around: Transform, config: Config) -> tuple[Transform, str] | None:
-        one = fit(blocks, around, task.freedom, config) if isinstance(around, MatrixTransform) else None
-        return None if one is None else (one[0], one[1].kind)
+        plain = fit(blocks, around, task.freedom, config) if isinstance(around, MatrixTransform) else None
+        base = around.base if isinstance(around, DisplacementField) else plain and plain[0]
+        field = bent(blocks, base, overlap, config) if task.bends and base else None
+        if field is not None:
+            return field, field.kind
+        return plain and (plain[0], plain[1].kind)
 
-    return refine_on_tiles(found, readers, finest_pixel(overlap, config), fitted, config)
+    return refine_on_tiles(found, readers, overlap, fitted, task.config)
 
 
 def _with_second_tries(task: Task, search: Search) -> Registration:
@@ -168,6 +176,14 @@ def _checked(model: str, search: Search, initial: Transform | None) -> tuple[typ
 
 
 def searched(task: Task, search: Search, near: bool = False) -> Registration:
+    """The registration by the best candidate of all."""
+    found = explored(task, search, near).best()
+    if found is None:
+        return Registration(reason="no transform was found under which the images agree")
+    return _registration(*found)
+
+
+def explored(task: Task, search: Search, near: bool = False) -> Candidates:
     """Look at what is near first and, if it is not to end there, farther away if what is found is not beyond doubt."""
     candidates, config = Candidates(task), task.config
     grids = [grid for grid in stages(task.frames[0], search, task.region, config.search) if grid][: 1 if near else None]
@@ -182,11 +198,8 @@ def searched(task: Task, search: Search, near: bool = False) -> Registration:
                 candidates.refine(one)
             found = candidates.best()
             if found is not None and not found[1].reason and found[1].log_odds >= config.verify.certain:
-                return _registration(*found)
-    found = candidates.best()
-    if found is None:
-        return Registration(reason="no transform was found under which the images agree")
-    return _registration(*found)
+                return candidates
+    return candidates
 
 
 def _registration(evidence: Evidence, verdict: Verdict) -> Registration:

@@ -13,7 +13,8 @@ import numpy as np
 from rrl_match.registration.block_matching import Blocks, Grid, match_blocks
 from rrl_match.registration.config import Config
 from rrl_match.registration.images import Frame, Mask, Pixels, PreparedImage, prepare
-from rrl_match.registration.overlay import overlap_of
+from rrl_match.registration.overlay import Overlap, overlap_of
+from rrl_match.registration.refinement import finest_pixel
 from rrl_match.registration.result import Registration, TiePoints
 from rrl_match.transforms import Affine, MatrixTransform, Points, Transform, compose, similarity
 
@@ -102,7 +103,7 @@ class _Round(NamedTuple):
 
 
 def refine_on_tiles(
-    found: Registration, readers: Sequence[tuple[Reader, Reader]], coarse: float, fit: Fit, config: Config
+    found: Registration, readers: Sequence[tuple[Reader, Reader]], overlap: Overlap, fit: Fit, config: Config
 ) -> Registration:
     """A registration with its transform and tie points from the finest level of both images.
 
@@ -112,11 +113,11 @@ def refine_on_tiles(
     Args:
         found: what was accepted.
         readers: of A and B for each frame; frames take turns.
-        coarse: pixels of B along one of the level on which the transform was found.
+        overlap: under its transform.
         fit: of the kind of transform that was asked for.
         config: numbers of the method.
     """
-    transform = found.transform
+    transform, coarse = found.transform, finest_pixel(overlap, config)
     if transform is None or not len(found.tie_points):
         return found
     finest = max(max(b.finest, a.finest * _scale(transform, found.tie_points.a)) for a, b in readers)
@@ -126,7 +127,8 @@ def refine_on_tiles(
     config = dataclasses.replace(config, blocks=kinds)
     reached, blocks, spread, model = coarse, None, found.tie_points, found.model
     for one in _rounds(coarse, finest, config):
-        matched = _match_tiles(readers, transform, spread, one, config)
+        centres = _centres(spread, overlap, one, config)
+        matched = _match_tiles(readers, transform, centres, one, config)
         fitted = fit(matched, transform, config) if len(matched.points) else None
         if fitted is None or matched.agreeing(fitted[0], config.blocks.bound).mean() < config.verify.min_agreeing:
             break
@@ -156,11 +158,11 @@ def _rounds(coarse: float, finest: float, config: Config) -> list[_Round]:
 
 
 def _match_tiles(
-    readers: Sequence[tuple[Reader, Reader]], transform: Transform, spread: TiePoints, one: _Round, config: Config
+    readers: Sequence[tuple[Reader, Reader]], transform: Transform, centres: Points, one: _Round, config: Config
 ) -> Blocks:
     """Blocks of all tiles around where a transform takes them, in pixels of the whole images."""
     parts = []
-    for number, centre in enumerate(_centres(spread, one, config)):
+    for number, centre in enumerate(centres):
         frame = number % len(readers)
         blocks = _match_tile(readers[frame], _near(transform, centre), centre, one, config)
         if blocks is not None:
@@ -168,19 +170,22 @@ def _match_tiles(
     return _joined(parts, one)
 
 
-def _centres(spread: TiePoints, one: _Round, config: Config) -> Points:
-    """Centres of tiles (N, 2) in B: of each cell of the overlap, the tie point that is nearest to its middle."""
-    points = spread.b
-    low, size = points.min(0), np.maximum(np.ptp(points, axis=0), 1e-9)
-    sides = size / (one.pixel * config.tiles.side)
-    least = np.ceil(sides).clip(1, config.tiles.least)
-    counts = np.floor(sides / config.tiles.apart).clip(least, one.tiles)
-    place = (points - low) / size * counts
-    cells = np.minimum(np.floor(place), counts - 1)
-    off = np.linalg.norm(place - cells - 0.5, axis=1) + ~spread.inliers
-    order = np.lexsort((off, cells[:, 0], cells[:, 1]))
-    _, first = np.unique(cells[order], axis=0, return_index=True)
-    return np.asarray(points[order[first]])
+def _centres(spread: TiePoints, overlap: Overlap, one: _Round, config: Config) -> Points:
+    """Centres of tiles (N, 2) in B: a grid over the overlap, in which each is moved until it holds a tie point."""
+    side = one.pixel * config.tiles.side
+    low, size = overlap.outline.min(0), np.maximum(np.ptp(overlap.outline, axis=0), 1e-9)
+    least = np.ceil(size / side).clip(1, config.tiles.least)
+    counts = np.floor(size / side / config.tiles.apart).clip(least, one.tiles)
+    step = np.maximum(size - side, 0) / np.maximum(counts - 1, 1)
+    first = low + np.minimum(side, size) / 2
+    places = ((spread.b - first) / np.maximum(step, 1e-9)).round().clip(0, counts - 1)
+    middles = first + places * step
+    off = np.linalg.norm(spread.b - middles, axis=1) / side + ~spread.inliers
+    order = np.lexsort((off, places[:, 0], places[:, 1]))
+    _, best = np.unique(places[order], axis=0, return_index=True)
+    rows = order[best]
+    reach = config.tiles.held * side / 2
+    return np.asarray(middles[rows].clip(spread.b[rows] - reach, spread.b[rows] + reach))
 
 
 def _near(transform: Transform, centre: Points) -> MatrixTransform:

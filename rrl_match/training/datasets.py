@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -142,7 +142,8 @@ def name_and_weight(text: str) -> tuple[str, float]:
     return name, factor
 
 
-class ManifestRow(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class ManifestRow:
     """A pair as a manifest lists it: `where` it does so, for messages, files, and the matrix (2, 3) from A to B."""
 
     where: str

@@ -101,7 +101,7 @@ def _shaded_relief(colour: Tensor, generator: torch.Generator) -> Tensor:
     return (lit / torch.sqrt(1 + down * down + across * across)).clamp(min=0)
 
 
-def _contour_map(colour: Tensor, generator: torch.Generator) -> Tensor:
+def contour_map(colour: Tensor, generator: torch.Generator) -> Tensor:
     """Flat fills between contour lines of brightness, with or without the lines."""
     smooth = _blurred(_mixture(colour, generator), 0.5 + 0.7 * _uniform(generator))
     count = 4 + _integer(7, generator)
@@ -113,7 +113,7 @@ def _contour_map(colour: Tensor, generator: torch.Generator) -> Tensor:
     return torch.lerp(fills, torch.full_like(fills, float(_happens(0.5, generator))), lines)
 
 
-def _surface(colour: Tensor, generator: torch.Generator) -> Tensor:
+def surface(colour: Tensor, generator: torch.Generator) -> Tensor:
     """Distance to a camera, or height: brightness without its texture."""
     height = _mixture(colour, generator)
     for radius in (1, 2):  # an opening and a closing flatten what is smaller, and leave edges where they are
@@ -131,7 +131,7 @@ def radar(colour: Tensor, generator: torch.Generator) -> Tensor:
     facing = (math.cos(direction) * across + math.sin(direction) * down).clamp(min=0)
     lying = facing
     for k in range(1, 2 + _integer(4, generator)):
-        moved = _moved(facing, round(-k * math.cos(direction)), round(-k * math.sin(direction)))
+        moved = shifted(facing, round(-k * math.cos(direction)), round(-k * math.sin(direction)))
         lying = lying.maximum(moved * 0.8**k)
     return 0.4 * random_curve(grey, generator) + _uniform(generator) * _scaled(roughness) + 1.5 * _scaled(lying)
 
@@ -148,8 +148,8 @@ SENSORS = (
     _pseudo_thermal,
     _pseudo_thermal,
     _shaded_relief,
-    _contour_map,
-    _surface,
+    contour_map,
+    surface,
     radar,
 )
 
@@ -168,7 +168,7 @@ def _season(colour: Tensor, generator: torch.Generator) -> Tensor:
     return torch.lerp(colour, changed.expand_as(colour), 0.9 * covered).clamp(0, 1)
 
 
-def _cast_shadows(colour: Tensor, generator: torch.Generator) -> Tensor:
+def cast_shadows(colour: Tensor, generator: torch.Generator) -> Tensor:
     """Shadows of another time of day: dark ones are lifted, what is bright casts new ones to another side."""
     grey = to_grey(colour)
     around = _blurred(grey, 4.0)
@@ -176,7 +176,7 @@ def _cast_shadows(colour: Tensor, generator: torch.Generator) -> Tensor:
     raised = torch.sigmoid((grey - around) * 30 - 1)
     direction, shadow = 2 * math.pi * _uniform(generator), torch.zeros_like(grey)
     for k in range(1, 3 + _integer(6, generator)):
-        shadow = shadow.maximum(_moved(raised, round(k * math.cos(direction)), round(k * math.sin(direction))))
+        shadow = shadow.maximum(shifted(raised, round(k * math.cos(direction)), round(k * math.sin(direction))))
     dark = (0.4 + 0.4 * _uniform(generator)) * (shadow - raised).clamp(0, 1)
     return (lifted * (1 - dark)).clamp(0, 1)
 
@@ -188,7 +188,7 @@ def _cloud_veil(colour: Tensor, generator: torch.Generator) -> Tensor:
     return torch.lerp(colour, torch.full_like(colour, 0.9), (0.3 + 0.5 * _uniform(generator)) * opacity)
 
 
-CONDITIONS = (_season, _season, _cast_shadows, _cloud_veil)
+CONDITIONS = (_season, _season, cast_shadows, _cloud_veil)
 
 
 def _mixture(colour: Tensor, generator: torch.Generator) -> Tensor:
@@ -242,7 +242,7 @@ def _minimum(x: Tensor, radius: int) -> Tensor:
     return -_maximum(-x, radius)
 
 
-def _moved(x: Tensor, across: int, down: int) -> Tensor:
+def shifted(x: Tensor, across: int, down: int) -> Tensor:
     """Moved by whole pixels; the border is repeated."""
     size, reach = x.shape[-1], max(abs(across), abs(down))
     padded = F.pad(x, [reach] * 4, mode="replicate")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, TypeAlias
@@ -177,6 +177,19 @@ class MatrixTransform(Transform):
             residual = b - found(a)
         return found
 
+    @classmethod
+    def _by_opencv(
+        cls, points: ArrayLike, matched: ArrayLike, fit: Callable[[Points, Points], Any]
+    ) -> Self | FailedEstimation:
+        """By one of OpenCV's robust estimates, whose random choices do not depend on its global seed."""
+        a, b = np.asarray(points, np.float64), np.asarray(matched, np.float64)
+        if len(a) < 4:
+            return FailedEstimation(f"a robust {cls.kind} needs 4 points, got {len(a)}")
+        full = fit(a, b)
+        if full is None or not np.isfinite(full).all() or abs(np.linalg.det(np.asarray(full)[:2, :2])) < 1e-6:
+            return FailedEstimation(f"no {cls.kind} fits the points")
+        return cls(full)
+
 
 class Translation(MatrixTransform, kind="translation"):
     """Shift alone: for bands of one sensor and maps of one grid, whose scale and rotation are known."""
@@ -213,10 +226,10 @@ class Similarity(MatrixTransform, kind="similarity"):
 
     @classmethod
     def estimate_robust(cls, points: ArrayLike, matched: ArrayLike, bound: float) -> Self | FailedEstimation:
-        found: Self | FailedEstimation = _by_opencv(
-            cls, cv2.estimateAffinePartial2D, cv2.RANSAC, points, matched, bound
-        )
-        return found
+        def fit(a: Points, b: Points) -> Any:
+            return cv2.estimateAffinePartial2D(a, b, None, cv2.RANSAC, bound, _SAMPLES, _CONFIDENCE)[0]
+
+        return cls._by_opencv(points, matched, fit)
 
 
 class Affine(MatrixTransform, kind="affine"):
@@ -237,8 +250,10 @@ class Affine(MatrixTransform, kind="affine"):
 
     @classmethod
     def estimate_robust(cls, points: ArrayLike, matched: ArrayLike, bound: float) -> Self | FailedEstimation:
-        found: Self | FailedEstimation = _by_opencv(cls, cv2.estimateAffine2D, cv2.USAC_MAGSAC, points, matched, bound)
-        return found
+        def fit(a: Points, b: Points) -> Any:
+            return cv2.estimateAffine2D(a, b, None, cv2.USAC_MAGSAC, bound, _SAMPLES, _CONFIDENCE)[0]
+
+        return cls._by_opencv(points, matched, fit)
 
 
 class Homography(MatrixTransform, kind="homography"):
@@ -267,12 +282,10 @@ class Homography(MatrixTransform, kind="homography"):
 
     @classmethod
     def estimate_robust(cls, points: ArrayLike, matched: ArrayLike, bound: float) -> Self | FailedEstimation:
-        a, b = np.asarray(points, np.float64), np.asarray(matched, np.float64)
-        if len(a) < 4:
-            return FailedEstimation(f"a homography needs 4 points, got {len(a)}")
-        full, _ = cv2.findHomography(a, b, cv2.USAC_MAGSAC, bound, maxIters=_SAMPLES, confidence=_CONFIDENCE)
-        found: Self | FailedEstimation = _checked(cls, full)
-        return found
+        def fit(a: Points, b: Points) -> Any:
+            return cv2.findHomography(a, b, cv2.USAC_MAGSAC, bound, maxIters=_SAMPLES, confidence=_CONFIDENCE)[0]
+
+        return cls._by_opencv(points, matched, fit)
 
 
 def matrix_kind(kind: str) -> type[MatrixTransform]:
@@ -337,22 +350,6 @@ def resizing(factor: tuple[float, float] | float) -> Affine:
     """Takes pixels to those of an image `factor` times smaller; an image's corner lies at (-1/2, -1/2) in both."""
     x, y = (factor, factor) if isinstance(factor, (int, float)) else factor
     return Affine(np.array([[1 / x, 0.0, (1 / x - 1) / 2], [0.0, 1 / y, (1 / y - 1) / 2]]))
-
-
-def _by_opencv(kind: Any, estimator: Any, method: int, points: ArrayLike, matched: ArrayLike, bound: float) -> Any:
-    a, b = np.asarray(points, np.float64), np.asarray(matched, np.float64)
-    if len(a) < kind._needed() + 1:
-        return FailedEstimation(f"a {kind.kind} needs {kind._needed() + 1} points, got {len(a)}")
-    full, _ = estimator(
-        a, b, None, method, ransacReprojThreshold=bound, maxIters=_SAMPLES, confidence=_CONFIDENCE
-    )  # its random choices do not depend on OpenCV's global seed
-    return _checked(kind, full)
-
-
-def _checked(kind: Any, full: Any) -> Any:
-    if full is None or not np.isfinite(full).all() or abs(np.linalg.det(np.asarray(full)[:2, :2])) < 1e-6:
-        return FailedEstimation(f"no {kind.kind} fits the points")
-    return kind(full)
 
 
 def _moved(full: Matrix, points: Points) -> Points:

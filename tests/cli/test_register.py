@@ -17,7 +17,7 @@ from rrl_match.io.batch import Options, register_list
 from rrl_match.io.images import ImageFile
 from rrl_match.io.pairs import outcome, read_pairs
 from rrl_match.registration import TiePoints
-from rrl_match.transforms import Affine, Homography
+from rrl_match.transforms import Affine, Homography, Transform, Translation, compose
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(1, 256, (70, 90), dtype=np.uint8)
@@ -153,7 +153,7 @@ def test_writes_the_results(tmp_path, images, capsys):
 
 @pytest.mark.parametrize(("dtype", "suffix"), [(np.uint16, ".png"), (np.float32, ".tif")])
 def test_warped_image_keeps_its_depth(tmp_path, images, monkeypatch, dtype, suffix):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # without rasterio
+    monkeypatch.setattr("rrl_match.io.rasters.RASTERS", False)
     deep = (GREY.astype(dtype) * 100)[..., None].repeat(3, 2)
     path = tmp_path / f"deep{suffix}"
     cv2.imwrite(str(path), deep, [cv2.IMWRITE_TIFF_COMPRESSION, 5] if suffix == ".tif" else [])
@@ -445,6 +445,34 @@ def test_rasters_that_were_reduced_are_read_at_full_resolution(tmp_path, images,
     assert finer_a is None
     assert finer_b.finest == pytest.approx(0.5)
     np.testing.assert_array_equal(finer_b(np.zeros(2), np.array([45.0, 35]), 0.5).pixels, GREY)
+
+
+def test_rasters_of_two_reference_systems(tmp_path, monkeypatch, capsys):
+    """No matrix leads from web Mercator to UTM over 60 km: A comes onto B's system, where it is found 2 pixels off."""
+    rasterio = pytest.importorskip("rasterio")
+    utm, mercator = rasterio.Affine(300, 0, 5e5, 0, -300, 5e6), rasterio.Affine(420, 0, -13026000, 0, -420, 5640000)
+    image = RNG.integers(1, 256, (1, 200, 200), dtype=np.uint8)
+    for name, transform, crs in (("a.tif", mercator, "EPSG:3857"), ("b.tif", utm, "EPSG:32611")):
+        shape = {"width": 200, "height": 200, "count": 1, "dtype": "uint8"}
+        with rasterio.open(tmp_path / name, "w", transform=transform, crs=crs, **shape) as dataset:
+            dataset.write(image)
+
+    def register(matcher, image_a, image_b, model, initial, **options):
+        return found(compose(initial, Translation([[1, 0, 2], [0, 1, 0]])))
+
+    monkeypatch.setattr("rrl_match.io.batch.register", register)
+    assert run(tmp_path / "a.tif", tmp_path / "b.tif", "--out", tmp_path / "out") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["model"], record["transform"]["kind"], record["matrix"]) == ("affine", "local", None)
+    np.testing.assert_allclose(record["map_offset"], (600, 0), atol=3)
+    assert "no matrix leads from file to file" in record["notes"][0]
+    places = np.array([(60, 50), (150, 60), (100, 150.0)])
+    x, y = rasterio.warp.transform("EPSG:32611", "EPSG:3857", *(places.T * 300 * [[1], [-1]] + [[5e5], [5e6]]))
+    in_a = np.stack([(np.array(x) + 13026000) / 420, (5640000 - np.array(y)) / 420], 1) - 0.5
+    in_b = Transform.from_dict(record["transform"])(in_a)
+    np.testing.assert_allclose(in_b - places, np.full((3, 2), (1.5, -0.5)), atol=0.01)
+    with rasterio.open(tmp_path / "out" / "warped.tif") as warped:
+        assert warped.crs.to_epsg() == 32611
 
 
 @pytest.mark.shared

@@ -68,6 +68,7 @@ def test_export_onnx(tmp_path):
     output = run("export_onnx.py", tmp_path)
     assert "16 of 16 true pairs" in output
     assert float(re.search(r"difference from the matcher: (\S+)", output)[1]) < 1e-5
+    assert [path.name for path in tmp_path.iterdir()] == ["scorer.onnx"]
 
 
 def test_kornia_pipeline_takes_lafs_and_returns_matches(small):

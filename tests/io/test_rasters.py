@@ -6,8 +6,18 @@ from geotiffs import NORTH_UP, UTM, moved, texture, write
 
 from rrl_match import ImageError
 from rrl_match.io import rasters
-from rrl_match.io.rasters import RasterParts, by_georeference, common_views, map_offset, opened, read_raster
-from rrl_match.transforms import Affine, resizing
+from rrl_match.io.rasters import (
+    RasterParts,
+    by_georeference,
+    common_crs,
+    common_views,
+    georeference_of,
+    map_offset,
+    opened,
+    read_raster,
+)
+from rrl_match.io.reprojection import converted, reprojected
+from rrl_match.transforms import Affine, resizing, similarity
 
 rasterio = pytest.importorskip("rasterio")
 
@@ -175,7 +185,7 @@ def test_parts_lie_where_they_say(tmp_path, monkeypatch, turn):
     monkeypatch.setattr(rasters, "MAX_PIXELS", 80 * 90 // 4)
     ramp = np.stack([np.tile(np.arange(90), (80, 1)), np.tile(np.arange(80)[:, None], (1, 90))] * 2)[:3]
     image = read_raster(write(tmp_path / "a.tif", np.ascontiguousarray(lay(ramp.astype(np.float32))), transform))
-    parts = RasterParts(image)
+    parts = RasterParts(image, image.on)
     assert parts.finest == pytest.approx(0.5)
     part = parts(np.array([-5.0, 4.0]), np.array([20.0, 30.0]), 0.5)
     rows, columns = part.pixels.shape[:2]
@@ -190,10 +200,79 @@ def test_parts_are_read_no_finer_than_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(rasters, "MAX_PIXELS", 100 * 100)
     bands = np.zeros((1, 800, 800), np.float32)
     bands[:, :, 600:] = np.nan
-    parts = RasterParts(read_raster(write(tmp_path / "a.tif", bands)))
+    image = read_raster(write(tmp_path / "a.tif", bands))
+    parts = RasterParts(image, image.on)
     half = parts(np.array([10.0, 20]), np.array([89.0, 99]), 0.25)
     assert half.pixels.shape == pytest.approx((320, 320), abs=6)
     assert half.mask[:, :200].all()
     assert not half.mask[:, -40:].any()
     assert parts(np.array([80.0, 0]), np.array([99.0, 99]), 0.25) is None, "no data"
     assert parts(np.array([0.0, 0]), np.array([2.0, 99]), 0.25) is None, "too narrow"
+
+
+MERCATOR = "EPSG:3857"
+
+
+def seen(x, y):
+    """A smooth scene at places on the UTM map."""
+    return 100 + 50 * np.sin(x / 310 + y / 540) + 40 * np.cos(y / 270 - x / 700)
+
+
+def centres(transform, side):
+    """Where the centres of pixels (2, side, side) lie on the map."""
+    x, y = np.meshgrid(np.arange(side) + 0.5, np.arange(side) + 0.5)
+    return np.stack([transform.a * x + transform.c, transform.e * y + transform.f])
+
+
+def two_systems(folder, side=500, pixel=30.0):
+    """The same scene on UTM (B), and on web Mercator (A) over more than it, each sampled at its own pixels."""
+    from rasterio.warp import transform
+
+    b = rasterio.Affine(pixel, 0, 500_000, 0, -pixel, 5_000_000)
+    write(folder / "b.tif", seen(*centres(b, side))[None].astype(np.float32), b, UTM)
+    left, top = (one[0] for one in transform(UTM, MERCATOR, [500_000], [5_000_000]))
+    a = rasterio.Affine(pixel * 1.4, 0, left - 900, 0, -pixel * 1.4, top + 1500)
+    on_utm = np.array(transform(MERCATOR, UTM, *centres(a, side + 40).reshape(2, -1)))
+    shown = seen(*on_utm).reshape(1, side + 40, side + 40)
+    write(folder / "a.tif", shown.astype(np.float32), a, MERCATOR)
+    return folder / "a.tif", folder / "b.tif"
+
+
+def test_rasters_of_two_systems_come_onto_one_grid(tmp_path):
+    """A shows, at each pixel that was read, what B's map has there; `to_file` leads to where the file shows it."""
+    path_a, path_b = two_systems(tmp_path)
+    crs = common_crs(path_a, path_b)
+    assert rasterio.CRS.from_wkt(crs) == rasterio.CRS.from_string(UTM)
+    views = common_views(path_a, path_b, crs)
+    a, b = read_raster(path_a, view=views[0], crs=crs), read_raster(path_b, view=views[1])
+    inside = np.stack(np.meshgrid(np.arange(40.0, 400, 20), np.arange(40.0, 400, 20)), -1).reshape(-1, 2)
+    on_map = b.georeference.to_map(b.to_file(by_georeference(a, b)(inside)))
+    shown = a.pixels[tuple(inside.astype(int).T[::-1])]
+    np.testing.assert_allclose(shown, seen(*on_map.T), atol=0.5)
+    on_mercator = converted(on_map, b.georeference.crs, a.georeference.crs)
+    np.testing.assert_allclose(a.to_file(inside), a.georeference.to_map.inverse()(on_mercator), atol=0.01)
+    np.testing.assert_allclose(a.to_file.inverse()(a.to_file(inside)), inside, atol=1e-4)
+    offset = map_offset(a, b, a.to_file.inverse().between(similarity(), by_georeference(a, b)))
+    np.testing.assert_allclose(offset, (0, 0), atol=0.2)
+
+
+def test_parts_of_a_reprojected_raster(tmp_path, monkeypatch):
+    path_a, path_b = two_systems(tmp_path)
+    monkeypatch.setattr(rasters, "MAX_PIXELS", 250 * 250)
+    crs = common_crs(path_a, path_b)
+    a = read_raster(path_a, view=common_views(path_a, path_b, crs)[0], crs=crs)
+    whole = a.on.to_grid.inverse()
+    part = RasterParts(a, a.on)(np.array([50.0, 60]), np.array([120.0, 130]), 0.3)
+    assert part.from_whole.scale((0, 0)) > 1.7
+    inside = np.stack(np.meshgrid(np.arange(10.0, 100, 7), np.arange(10.0, 100, 7)), -1).reshape(-1, 2)
+    with opened(path_a) as dataset, reprojected(dataset, crs) as warped:
+        to_map = georeference_of(warped).to_map
+    on_map = to_map(whole.inverse()(part.from_whole.inverse()(inside)))
+    np.testing.assert_allclose(part.pixels[tuple(inside.astype(int).T[::-1])], seen(*on_map.T), atol=0.5)
+
+
+def test_small_rasters_of_two_systems_need_no_reprojection(tmp_path):
+    """An affine transform leads from one to the other to a twentieth of a pixel."""
+    assert common_crs(*two_systems(tmp_path, side=40)) == ""
+    south = write(tmp_path / "c.tif", np.zeros((1, 64, 64), np.uint8), NORTH_UP, "EPSG:32733")
+    assert common_crs(south, tmp_path / "b.tif") == ""

@@ -7,12 +7,13 @@ import pytest
 from scenes import corner_error, frame_of, make_scene, moved
 
 from rrl_match.registration import Config, Registration, TiePoints
-from rrl_match.registration.config import TileConfig
+from rrl_match.registration.config import RefineConfig, TileConfig
+from rrl_match.registration.overlay import overlap_of
 from rrl_match.registration.refinement import Freedom, fit
 from rrl_match.registration.tiles import Part, Reader, refine_on_tiles
 from rrl_match.transforms import Affine, Similarity, Translation, compose, resizing, similarity
 
-CONFIG = Config(tiles=TileConfig(side=256, few=2, most=3))
+CONFIG = Config(refine=RefineConfig(finest_pixels=64_000), tiles=TileConfig(side=256, few=2, most=3))
 FREEDOM = Freedom(Affine, Similarity(np.eye(3)), True)
 SHAPE = (720, 800)
 
@@ -39,9 +40,11 @@ def roughly(transform):
     return Registration(transform, model="similarity", tie_points=ties)
 
 
-def whole(a, b):
+def refined(start, a, b, finer=(None, None), config=CONFIG):
     frame = frame_of(a, b)
-    return Reader(frame.a), Reader(frame.b)
+    readers = Reader(frame.a, finer[0]), Reader(frame.b, finer[1])
+    overlap = overlap_of(frame, start.transform or start.rejected)
+    return refine_on_tiles(start, [readers], overlap, fitted, config)
 
 
 class Fine:
@@ -66,7 +69,7 @@ class Fine:
 def test_arrays_are_refined_to_a_tenth_of_a_pixel(pair):
     scene, there, truth = pair
     rough = compose(truth, Affine([[1.003, 0, 2.5], [0, 0.998, -3]]))
-    found = refine_on_tiles(roughly(rough), [whole(scene, there)], 3.0, fitted, CONFIG)
+    found = refined(roughly(rough), scene, there)
     assert corner_error(rough, truth, SHAPE) > 3
     assert corner_error(found.transform, truth, SHAPE) < 0.1
     assert found.model == found.transform.kind == "similarity"
@@ -76,14 +79,15 @@ def test_arrays_are_refined_to_a_tenth_of_a_pixel(pair):
     assert np.median(np.linalg.norm(truth(points.a) - points.b, axis=1)) < 0.15
     np.testing.assert_allclose(points.residuals, np.linalg.norm(found.transform(points.a) - points.b, axis=1))
     assert points.inliers.mean() > 0.95
-    assert np.ptp(points.b, axis=0).min() > 400, "they are spread over the overlap"
+    assert points.b.min() < 80, "they are spread over all of the overlap"
+    assert (points.b.max(0) > np.array(SHAPE[::-1]) - 80).all()
 
 
 def test_a_freer_kind_is_taken_if_the_tiles_tell_it(pair):
     scene, _, _ = pair
     truth = Affine([[1.002, 0, 1], [0, 1, 2]])
     there = truth.warp(255 - scene, SHAPE)
-    found = refine_on_tiles(roughly(Similarity(np.eye(3))), [whole(scene, there)], 3.0, fitted, CONFIG)
+    found = refined(roughly(Similarity(np.eye(3))), scene, there)
     assert found.model == "affine"
     assert corner_error(found.transform, truth, SHAPE) < 0.1
 
@@ -93,13 +97,11 @@ def test_reduced_images_are_refined_on_what_a_source_reads(pair):
     scene, there, truth = pair
     reduced = [resizing(3).warp(image, (240, 267)) for image in (scene, there)]
     fine = [Fine(scene), Fine(there, there > 0)]
-    frame = frame_of(*reduced)
-    readers = Reader(frame.a, fine[0]), Reader(frame.b, fine[1])
     expected = compose(compose(resizing(3).inverse(), truth), resizing(3))
     rough = compose(expected, Translation([[1, 0, 0.8], [0, 1, -0.7]]))
     start = roughly(rough)
     ties = dataclasses.replace(start.tie_points, a=start.tie_points.a / 3, b=rough(start.tie_points.a / 3))
-    found = refine_on_tiles(dataclasses.replace(start, tie_points=ties), [readers], 1.0, fitted, CONFIG)
+    found = refined(dataclasses.replace(start, tie_points=ties), *reduced, fine)
     assert 3 * corner_error(found.transform, expected, (240, 267)) < 0.1
     assert len(found.tie_points) >= 200
     assert max(one.pixels for one in fine) < 0.5 * scene.size
@@ -122,14 +124,14 @@ def test_the_coarse_transform_stays_where_the_tiles_disagree(pair):
     truth = pair[2]
     rng = np.random.default_rng(0)
     noise = [rng.integers(0, 255, SHAPE, np.uint8) for _ in range(2)]
-    found = refine_on_tiles(roughly(truth), [whole(*noise)], 3.0, fitted, CONFIG)
+    found = refined(roughly(truth), *noise)
     assert found.transform is truth
-    assert "refined at 3.0 pixels of B only" in found.notes[0]
+    assert "pixels of B only" in found.notes[0]
 
 
 def test_nothing_is_read_where_there_is_nothing_finer(pair):
     scene, there, truth = pair
     start = roughly(truth)
-    assert refine_on_tiles(start, [whole(scene, there)], 1.0, fitted, CONFIG) is start
+    assert refined(start, scene, there, config=Config()) is start
     refused = Registration(rejected=truth, reason="no transform stands out from others")
-    assert refine_on_tiles(refused, [whole(scene, there)], 3.0, fitted, CONFIG) is refused
+    assert refined(refused, scene, there) is refused

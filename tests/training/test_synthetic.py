@@ -143,7 +143,7 @@ def bright_square():
 def test_shadows_fall_beside_what_is_bright_to_different_sides():
     sides = set()
     for seed in range(16):
-        change = (synthetic._cast_shadows(bright_square(), generator(seed)) - bright_square())[0, 0]
+        change = (synthetic.cast_shadows(bright_square(), generator(seed)) - bright_square())[0, 0]
         dark = torch.nonzero(change < -0.08).float()
         assert len(dark) >= 8
         assert (dark - 31.5).abs().max() <= 4 + 9  # the side of the square and the longest shadow
@@ -163,14 +163,14 @@ def test_radar_lies_over_to_the_side_that_is_lit():
 def test_contour_maps_are_flat_between_their_lines():
     ramp = torch.linspace(0, 1, 64).expand(2, 3, 64, 64).contiguous()
     for seed in range(6):
-        values = synthetic._contour_map(ramp, generator(seed)).unique()
+        values = synthetic.contour_map(ramp, generator(seed)).unique()
         assert 3 <= len(values) <= 12
 
 
 def test_surface_has_steps_without_texture():
     colour = step_edge() + 0.1 * (torch.rand(4, 1, 64, 64, generator=generator()) > 0.9)
     for seed in range(3):
-        surface = synthetic._surface(colour, generator(seed))
+        surface = synthetic.surface(colour, generator(seed))
         away = torch.cat([surface[..., 4:16], surface[..., 34:60]], 3)
         across = (surface[..., 4:16].mean() - surface[..., 34:60].mean()).abs()
         assert away.diff(dim=2).abs().mean() < 0.05 * across
@@ -192,6 +192,6 @@ def test_smear_is_along_one_direction_and_keeps_the_mean():
 
 def test_moved_by_whole_pixels():
     x = torch.arange(16.0).reshape(1, 1, 4, 4)
-    moved = synthetic._moved(x, 1, -2)
+    moved = synthetic.shifted(x, 1, -2)
     assert moved[0, 0, 0].tolist() == [8, 8, 9, 10]
     assert moved[0, 0, 3].tolist() == [12, 12, 13, 14]

@@ -15,15 +15,15 @@ from training_run import NETWORK, RECIPE, make_trainer, replace, tiny_network
 
 from rrl_match import DataError, RRLMatcher, RRLMatchError
 from rrl_match.pretrained import load_folder
+from rrl_match.training import trainer as trainer_module
 from rrl_match.training.datasets import PairSource, read_source
 from rrl_match.training.mining import mine_pairs
 from rrl_match.training.network import TrainingConfig
 from rrl_match.training.phases import FullTraining, Pretraining
 from rrl_match.training.recipe import Phase, Recipe, SyntheticBands
-from rrl_match.training.trainer import Trainer
 from rrl_match.training.validation import ValidationScores, ValidationSet
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(autouse=True)
@@ -70,20 +70,25 @@ def assert_same_run(out, trainer, finished):
     assert weights[0] == weights[1]
 
 
-@pytest.mark.parametrize("step", [1, 3, 5, 7])
-def test_interrupted_run_resumes_with_the_same_result(sources, finished, tmp_path, monkeypatch, step):
-    """Before the first checkpoint, during pretraining, and at the start and in the middle of the main phase."""
-    original = Trainer._step
+def train_until(trainer, step):
+    """A run that is interrupted after so many steps."""
+    draw, draws = trainer_module.draw_batch, iter(range(step))
 
-    def interrupted(self, *args):
-        if self.done == step:
+    def draw_or_stop(*args):
+        if next(draws, None) is None:
             raise KeyboardInterrupt
-        return original(self, *args)
+        return draw(*args)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", interrupted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_module, "draw_batch", draw_or_stop)
         with pytest.raises(KeyboardInterrupt):
-            make_trainer(sources, tmp_path).train()
+            trainer.train()
+
+
+@pytest.mark.parametrize("step", [3, 5])
+def test_interrupted_run_resumes_with_the_same_result(sources, finished, tmp_path, step):
+    """During pretraining and at the start of the main phase; the killed process is in the middle of it."""
+    train_until(make_trainer(sources, tmp_path), step)
     assert not (tmp_path / "weights").exists()
     trainer = make_trainer(sources, tmp_path)
     trainer.train()
@@ -95,21 +100,20 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from rrl_match.training.datasets import read_source
-from rrl_match.training.trainer import Trainer
+from rrl_match.training.run_folder import RunFolder
 from training_run import make_trainer
 
 torch.set_num_threads(1)
-original = Trainer._write_checkpoint
-def write_and_die(self, *args):
-    original(self, *args)
-    if self.done == 6:
+original = RunFolder.write_checkpoint
+def write_and_die(self, state):
+    original(self, state)
+    if state["done"] == 6:
         os.kill(os.getpid(), signal.SIGKILL)
-Trainer._write_checkpoint = write_and_die
+RunFolder.write_checkpoint = write_and_die
 make_trainer([read_source(sys.argv[1])], Path(sys.argv[2])).train()
 """
 
 
-@pytest.mark.slow
 def test_run_of_a_killed_process_resumes(images, sources, finished, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "helpers")}
     command = [sys.executable, "-c", KILLED, str(images), str(tmp_path)]
@@ -200,8 +204,7 @@ def test_folder_of_another_run_is_refused_and_left_alone(sources, finished, chan
 
 
 def test_seed_changes_the_run(sources, finished, tmp_path):
-    other = make_trainer(sources, tmp_path, seed=1)
-    other.train()
+    train_until(make_trainer(sources, tmp_path, seed=1), 1)
     assert curve(tmp_path)[0] != curve(finished[1])[0]
 
 
@@ -211,9 +214,9 @@ def one_step(sources, out, phase="training", **values):
     trainer = make_trainer(sources, out, recipe)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     if phase == "pretraining":  # without the main phase
-        trainer.phases = trainer.phases[:1]
-        trainer._save_best = lambda: None
-    trainer.train()
+        train_until(trainer, 1)
+    else:
+        trainer.train()
     return {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
 
 
@@ -321,8 +324,8 @@ class Archive:
 
 
 def test_any_object_with_name_pairs_and_weight_is_a_source(sources, finished, tmp_path):
-    folder = make_trainer([Archive(sources[0].pairs)], tmp_path).train()
-    assert (folder / "model.safetensors").read_bytes() == (finished[1] / "weights/model.safetensors").read_bytes()
+    train_until(make_trainer([Archive(sources[0].pairs)], tmp_path), 2)
+    assert curve(tmp_path) == curve(finished[1])[:2]
 
 
 @pytest.mark.parametrize("val_fraction", [0.5, 0.1])
@@ -376,7 +379,8 @@ def test_hard_negatives_grow_with_the_steps_of_the_main_phase(sources, tmp_path,
         return mine_pairs(similarity, negative, hard_fraction, generator)
 
     monkeypatch.setattr("rrl_match.training.phases.mine_pairs", mine)
-    make_trainer(sources, tmp_path, replace(RECIPE, ema_decay=0.0, hard_negatives=(0.0, 0.6))).train()
+    recipe = replace(RECIPE, pretraining=None, ema_decay=0.0, hard_negatives=(0.0, 0.6))
+    make_trainer(sources, tmp_path, recipe).train()
     assert seen == pytest.approx([0.0, 0.2, 0.4, 0.6])
 
 
@@ -439,17 +443,7 @@ def test_the_mean_over_sources_picks_the_weights(two_sources, tmp_path, monkeypa
 
 
 def test_interrupted_run_of_several_sources_resumes_with_the_same_result(two_sources, mixed, tmp_path, monkeypatch):
-    original = Trainer._step
-
-    def interrupted(self, *args):
-        if self.done == 3:
-            raise KeyboardInterrupt
-        return original(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            make_trainer(two_sources, tmp_path, MIXED).train()
+    train_until(make_trainer(two_sources, tmp_path, MIXED), 3)
     monkeypatch.setattr("rrl_match.training.alignment.edge_move", None)  # not called: the matrices are in the cache
     trainer = make_trainer(two_sources, tmp_path, MIXED)
     trainer.train()
