@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -226,11 +226,16 @@ def _by_processes(pairs: Sequence[Pair], options: Options, folder: Path, jobs: i
     Raises:
         BrokenProcessPool: a process ended.
     """
+    earlier = set(active_children())
     pool = ProcessPoolExecutor(jobs, get_context("spawn"), _start_worker, (options, folder))
     try:
         with _ignoring_interruption():
             records = pool.map(_in_worker, pairs)
         yield from records
+    except BaseException:  # as when interrupted: nobody waits for what has begun
+        for process in set(active_children()) - earlier:
+            process.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import shutil
 from types import SimpleNamespace
@@ -371,6 +372,19 @@ def test_ended_process_is_a_row(tmp_path, pairs, weights_folder):
         records = register_list(read_pairs(pairs), options, tmp_path / "out", 2)
     assert [outcome(record) for record in records] == ["error", "refused"]
     assert "the process that registered it ended" in records[0]["error"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("real")
+def test_interruption_ends_the_processes(tmp_path, pairs, weights_folder, monkeypatch):
+    def add(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rrl_match.io.pairs.Table.add", add)
+    options = Options(str(weights_folder), "cpu")
+    with pytest.raises(KeyboardInterrupt):
+        register_list(read_pairs(pairs), options, tmp_path / "out", 2)
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.slow
