@@ -210,9 +210,10 @@ def _registered(pairs: Sequence[Pair], options: Options, folder: Path, jobs: int
     while pairs:
         done = 0
         try:
-            for record in _by_processes(pairs, options, folder, jobs):
-                yield record
-                done += 1
+            with closing(_by_processes(pairs, options, folder, jobs)) as records:
+                for record in records:
+                    yield record
+                    done += 1
             return
         except BrokenProcessPool:  # at one of these, or of those after them
             pairs, suspects = pairs[done + jobs :], pairs[done : done + jobs]

@@ -380,6 +380,7 @@ def test_interruption_ends_the_processes(tmp_path, pairs, weights_folder, monkey
     def add(*_):
         raise KeyboardInterrupt
 
+    encode(tmp_path / "a.png", np.zeros_like(GREY))  # which is refused soon
     monkeypatch.setattr("rrl_match.io.pairs.Table.add", add)
     options = Options(str(weights_folder), "cpu")
     with pytest.raises(KeyboardInterrupt):
