@@ -99,13 +99,16 @@ def bend(
         pixel = max(finest, pixel / 2)
 
 
-def bent(blocks: Blocks, base: MatrixTransform, overlap: Overlap, config: Config) -> DisplacementField | None:
+def bent(
+    blocks: Blocks, base: MatrixTransform, overlap: Overlap, certain: float, config: Config
+) -> DisplacementField | None:
     """The displacement field that blocks determine on top of a global transform; None where it is no better.
 
     Args:
         blocks: looked for around any transform.
         base: the global transform.
         overlap: where the field lies.
+        certain: standard errors by which held-out blocks must be better off than with the global transform.
         config: of :class:`LocalConfig` and more.
     """
     settings = config.local
@@ -114,7 +117,7 @@ def bent(blocks: Blocks, base: MatrixTransform, overlap: Overlap, config: Config
     problem = Problem(blocks, base, overlap, config)
     choices = [Smoothness(*one) for one in zip(settings.cells, settings.bending, strict=True)]
     smoothness, held = chosen(problem, choices, config.blocks.half)
-    if held.certainty < settings.certain[1]:
+    if held.certainty < certain:
         return None
     field = problem.fitted(smoothness, np.arange(len(blocks.points)), settings.rounds)[0]
     return None if field.folds else field

@@ -29,7 +29,15 @@ from rrl_match.registration.verification import (
     Evidence,
     Verdict,
 )
-from rrl_match.transforms import Affine, DisplacementField, MatrixTransform, Transform, Translation, matrix_kind
+from rrl_match.transforms import (
+    Affine,
+    DisplacementField,
+    MatrixTransform,
+    Transform,
+    Translation,
+    as_matrix,
+    matrix_kind,
+)
 
 SMALLEST = 32  # pixels, of either side of an image
 
@@ -123,12 +131,14 @@ def _at_full_resolution(found: Registration, task: Task, finer: tuple[Source | N
     readers = [(Reader(a, finer[0]), Reader(b, finer[1])) for a, b in task.frames]
 
     def fitted(blocks: Blocks, around: Transform, config: Config) -> tuple[Transform, str] | None:
-        plain = fit(blocks, around, task.freedom, config) if isinstance(around, MatrixTransform) else None
-        base = around.base if isinstance(around, DisplacementField) else plain and plain[0]
-        field = bent(blocks, base, overlap, config) if task.bends and base else None
-        if field is not None:
-            return field, field.kind
-        return plain and (plain[0], plain[1].kind)
+        if isinstance(around, DisplacementField):  # blocks of a coarser level have confirmed it
+            field = bent(blocks, around.base, overlap, 0.0, config)
+            return None if field is None else (field, field.kind)
+        plain = fit(blocks, as_matrix(around), task.freedom, config)
+        if plain is None:
+            return None
+        field = bent(blocks, plain[0], overlap, config.local.certain[1], config) if task.bends else None
+        return (plain[0], plain[1].kind) if field is None else (field, field.kind)
 
     return refine_on_tiles(found, readers, overlap, fitted, task.config)
 
