@@ -6,7 +6,7 @@ import json
 import logging
 import signal
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
@@ -165,22 +165,36 @@ def register_list(pairs: Sequence[Pair], options: Options, folder: Path, jobs: i
         OSError, RRLMatchError: the table cannot be written.
     """
     finished = {pair.name: _finished(pair, options, folder) for pair in pairs}
-    remaining = [pair for pair in pairs if finished[pair.name] is None]
-    new = _registered(remaining, options, folder, jobs)
-    records = []
+    new = _registered([pair for pair in pairs if finished[pair.name] is None], options, folder, jobs)
+    with closing(new):
+        return write_list(pairs, (finished[pair.name] or next(new) for pair in pairs), folder)
+
+
+def write_list(pairs: Sequence[Pair], records: Iterable[Record], folder: Path) -> list[Record]:
+    """Write a table of all pairs, row by row, and then a page.
+
+    Args:
+        pairs: the files.
+        records: of the pairs, in their order, as :func:`registered` gives them.
+        folder: where the table and the page go; made if it does not exist.
+
+    Returns:
+        the records, with the names and files of their pairs.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    found = []
     with (
         (folder / TABLE).open("w", encoding="utf-8", newline="") as file,
-        closing(new),
-        tqdm(pairs, desc="registering", unit=" pairs", disable=None) as bar,
+        tqdm(total=len(pairs), desc="registering", unit=" pairs", disable=None) as bar,
     ):
         table = Table(file)
-        for pair in bar:
+        for pair, record in zip(pairs, records, strict=True):
             files = {"name": pair.name, "image_a": str(pair.image_a), "image_b": str(pair.image_b)}
-            records.append({**(finished[pair.name] or next(new)), **files})
-            table.add(records[-1])
-    write_index(folder, records)
-    return records
+            found.append({**record, **files})
+            table.add(found[-1])
+            bar.update()
+    write_index(folder, found)
+    return found
 
 
 def _registered(pairs: Sequence[Pair], options: Options, folder: Path, jobs: int) -> Generator[Record, None, None]:
@@ -190,7 +204,7 @@ def _registered(pairs: Sequence[Pair], options: Options, folder: Path, jobs: int
     matcher = options.matcher()  # raises here if there is none, not in each process
     if jobs == 1:
         for pair in pairs:
-            yield _tried(matcher, pair, options, folder)
+            yield registered(matcher, pair, options, folder)
         return
     del matcher
     while pairs:
@@ -253,13 +267,21 @@ def _start_worker(options: Options, folder: Path) -> None:
 
 def _in_worker(pair: Pair) -> Record:
     matcher, options, folder = _worker
-    return _finished(pair, options, folder) or _tried(matcher, pair, options, folder)
+    return registered(matcher, pair, options, folder)
 
 
-def _tried(matcher: RRLMatcher, pair: Pair, options: Options, folder: Path) -> Record:
-    """The record of a pair, or its error, whatever it is: the other pairs must go on."""
+def registered(matcher: RRLMatcher, pair: Pair, options: Options, folder: Path) -> Record:
+    """The record of a pair of a list, from an earlier run with the same options or a new one.
+
+    Args:
+        matcher, pair, options: see :func:`register_files`.
+        folder: of the list; the results go into a folder of the pair's name in it.
+
+    Returns:
+        the record; with nothing but the key "error" if there was one, whatever it was: the other pairs must go on.
+    """
     try:
-        return register_files(matcher, pair, options, folder / pair.name)
+        return _finished(pair, options, folder) or register_files(matcher, pair, options, folder / pair.name)
     except (RRLMatchError, OSError) as error:
         return {"error": str(error)}
     except Exception as error:

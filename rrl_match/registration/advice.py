@@ -12,6 +12,7 @@ from rrl_match.registration.config import Search
 from rrl_match.registration.images import Frame, PreparedImage
 from rrl_match.registration.result import Registration
 from rrl_match.registration.task import Task
+from rrl_match.registration.verification import BENT
 
 Searched: TypeAlias = Callable[[Task, Search, bool], Registration]
 
@@ -48,6 +49,8 @@ def advise(refused: Registration, task: Task, search: Search, searched: Searched
         search: what was searched.
         searched: registers a task with a search, of what is near alone or of everything.
     """
+    if refused.reason.startswith(BENT) and not task.bends:
+        return 'pass model="local", or --model local'
     plain, free = dataclasses.replace(search, aspect=1.0), not task.region.known
     if free and not search.mirrored and searched(task, dataclasses.replace(plain, mirrored=True), True):
         return "one image is mirrored: pass search=Search(mirrored=True), or --mirrored"

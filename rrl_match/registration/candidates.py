@@ -71,7 +71,7 @@ class Candidates:
     def best(self) -> tuple[Evidence, Verdict] | None:
         """The candidate that is trusted most, after all alternatives that could decide its verdict were refined."""
         while self.measured:
-            verdicts = [self._verdict(one) for one in self.measured]
+            verdicts = [self.verdict(one) for one in self.measured]
             best = max(range(len(verdicts)), key=lambda k: (not verdicts[k].reason, verdicts[k].log_odds))
             alternative = verdicts[best].alternative
             if alternative is None:
@@ -82,6 +82,7 @@ class Candidates:
                 self.judge()
         return None
 
-    def _verdict(self, candidate: Evidence) -> Verdict:
+    def verdict(self, candidate: Evidence) -> Verdict:
+        """What the evidence says of a candidate, beside all others."""
         others = [one for one in self.measured if one is not candidate]
         return verify(candidate, Alternatives(others, self.waiting), self.task.matcher.threshold, self.task.config)

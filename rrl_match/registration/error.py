@@ -12,7 +12,7 @@ from rrl_match.cost_surfaces import Surfaces, lowest
 from rrl_match.registration.adjustment import peak_to_sidelobes
 from rrl_match.registration.block_matching import Blocks
 from rrl_match.registration.config import ErrorConfig
-from rrl_match.transforms import Points
+from rrl_match.transforms import Points, Transform
 
 
 class Misfit(NamedTuple):
@@ -59,6 +59,14 @@ class ErrorMap(NamedTuple):
         around = np.sqrt((weights * self.errors**2).sum(1) / weights.sum(1))
         return np.asarray(around * np.maximum(1.0, np.sqrt(nearest) / 2), np.float64)
 
+    def inverse(self, transform: Transform) -> ErrorMap:
+        """That of the inverse of a transform from A to B."""
+        if not len(self.points):
+            return self
+        scales = np.sqrt(np.abs(np.linalg.det(transform.jacobian(self.points))))
+        scale = float(np.median(scales))
+        return ErrorMap(transform(self.points), self.errors / scales, self.radius / scale, self.reach * scale)
+
 
 def misfit_of(blocks: Blocks, costs: Surfaces, config: ErrorConfig, unit: float) -> Misfit:
     """What blocks say of the transform around which they were looked for.
@@ -104,8 +112,7 @@ def _offset(cost: NDArray[np.float64], near: float, config: ErrorConfig) -> tupl
 def expected_error(misfit: Misfit, residuals: NDArray[np.float64], unit: float, config: ErrorConfig) -> ErrorMap:
     """How far a transform is off, as pairs say whose truth is known.
 
-    The logarithm of the radius is a sum of what the surroundings of blocks, and the blocks by themselves, are off, and
-    of the part of them that agrees. Within the overlap, it is shared out as the surroundings are off.
+    Within the overlap, the radius is shared out as the surroundings of blocks are off.
 
     Args:
         misfit: of the transform.
@@ -116,10 +123,19 @@ def expected_error(misfit: Misfit, residuals: NDArray[np.float64], unit: float, 
     telling = misfit.telling
     if not telling.any() or not len(residuals):
         return ErrorMap()
-    local = np.hypot(misfit.distances[telling] / unit, config.floor)
-    agreeing = float((residuals < config.agreeing * unit).mean())
-    terms = np.log(np.quantile(local, 0.7)), np.log(np.median(residuals) / unit + config.floor), 1 - agreeing
-    radius = unit * math.exp(config.bias + float(np.dot(config.weights, terms)))
-    points = misfit.points[telling]
+    radius = unit * math.exp(config.bias + float(np.dot(config.weights, terms(misfit, residuals, unit, config))))
+    local = np.hypot(misfit.distances[telling], config.floor * unit)
     reach = config.width * math.sqrt(float(np.prod(np.ptp(misfit.points, axis=0)))) + 1e-9
-    return ErrorMap(points, local * radius / float(np.quantile(local, 0.9)), radius, reach)
+    return ErrorMap(misfit.points[telling], local * radius / float(np.quantile(local, 0.9)), radius, reach)
+
+
+def terms(
+    misfit: Misfit, residuals: NDArray[np.float64], unit: float, config: ErrorConfig
+) -> tuple[float, float, float]:
+    """What the logarithm of the radius in units adds up from.
+
+    How far the surroundings of blocks, and the blocks by themselves, are off, and the part of these that disagrees.
+    """
+    surroundings = float(np.quantile(np.hypot(misfit.distances[misfit.telling] / unit, config.floor), 0.7))
+    alone = float(np.median(residuals)) / unit + config.floor
+    return math.log(surroundings), math.log(alone), float((residuals >= config.agreeing * unit).mean())

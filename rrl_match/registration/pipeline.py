@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Literal
 
 import numpy as np
 from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
@@ -25,10 +26,7 @@ from rrl_match.registration.refinement import Freedom, fit
 from rrl_match.registration.result import Registration, Thumbnails, TiePoints
 from rrl_match.registration.task import Task
 from rrl_match.registration.tiles import Reader, Source, refine_on_tiles
-from rrl_match.registration.verification import (
-    Evidence,
-    Verdict,
-)
+from rrl_match.registration.verification import Evidence, Verdict
 from rrl_match.transforms import (
     Affine,
     DisplacementField,
@@ -54,6 +52,7 @@ def register(
     search: Search = Search(),  # noqa: B008
     initial: Transform | None = None,
     simplify: bool = True,
+    reference: Literal["a", "b"] = "b",
     progress: bool = False,
     finer: tuple[Source | None, Source | None] = (None, None),
     config: Config = Config(),  # noqa: B008
@@ -85,6 +84,8 @@ def register(
             there, and `search` counts from there.
         simplify: whether a simpler model may be taken where it explains the images as well, since freedom that is not
             needed costs accuracy at the corners.
+        reference: the image that stays. Which of both is moved is free: "a" gives :meth:`Registration.inverse`, which
+            takes B to A, so that image B is warped onto A. Other arguments are from A to B all the same.
         progress: show a bar of the steps done; how many there will be depends on the images.
         finer: where images were reduced, what reads parts of A and B at full resolution, on which the transform is
             refined at last; for single images.
@@ -97,6 +98,8 @@ def register(
         TypeError, ValueError: naming the argument.
     """
     kind, bends = _checked(model, search, initial)
+    if reference not in ("a", "b"):
+        raise ValueError(f'reference must be "a" or "b", the image that stays, got {reference!r}')
     frames = prepare_frames((image_a, image_b), (mask_a, mask_b), value_range)
     smallest = min(*frames[0].a.shape, *frames[0].b.shape)
     if smallest < SMALLEST:
@@ -114,7 +117,8 @@ def register(
         step = bar.update if bar is not None else _nothing
         task = Task(matcher, frames, Freedom(kind, base, simplify, search.aspect), region, bends, config, step)
         try:
-            return _at_full_resolution(_with_second_tries(task, search), task, finer)
+            found = _at_full_resolution(_with_second_tries(task, search), task, finer)
+            return found if reference == "b" else found.inverse()
         except ScoringError as error:
             return Registration(reason=f"the patches could not be scored: {error}")
 
@@ -182,6 +186,14 @@ def _checked(model: str, search: Search, initial: Transform | None) -> tuple[typ
 
 
 def searched(task: Task, search: Search, near: bool = False) -> Registration:
+    """The registration by the best candidate of all."""
+    found = explored(task, search, near).best()
+    if found is None:
+        return Registration(reason="no transform was found under which the images agree")
+    return _registration(*found)
+
+
+def explored(task: Task, search: Search, near: bool = False) -> Candidates:
     """Look at what is near first and, if it is not to end there, farther away if what is found is not beyond doubt."""
     candidates, config = Candidates(task), task.config
     grids = [grid for grid in stages(task.frames[0], search, task.region, config.search) if grid][: 1 if near else None]
@@ -196,11 +208,8 @@ def searched(task: Task, search: Search, near: bool = False) -> Registration:
                 candidates.refine(one)
             found = candidates.best()
             if found is not None and not found[1].reason and found[1].log_odds >= config.verify.certain:
-                return _registration(*found)
-    found = candidates.best()
-    if found is None:
-        return Registration(reason="no transform was found under which the images agree")
-    return _registration(*found)
+                return candidates
+    return candidates
 
 
 def _registration(evidence: Evidence, verdict: Verdict) -> Registration:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 
 import cv2
@@ -107,6 +107,32 @@ class Registration:
         """Whether the transform passed all checks."""
         return self.transform is not None
 
+    def inverse(self) -> Registration:
+        """The registration of image B to A: it takes locations of B to A, and residuals are in pixels of A."""
+        forth = self.transform or self.rejected
+        if forth is None:
+            return self
+        points, found = self.tie_points, forth.inverse()
+        residuals = np.linalg.norm(found(points.b) - points.a, axis=1)
+        images, overlap = self.thumbnails, self.overlap
+        if images is not None:
+            outline_a, outline_b = (
+                np.array([(0, 0), (w, 0), (w, h), (0, h)]) - 0.5 for w, h in (images.size_a, images.size_b)
+            )
+            moved = found(outline_b).astype(np.float32)
+            area = cv2.intersectConvexConvex(moved, outline_a.astype(np.float32))[0]
+            overlap = min(1.0, area / max(float(cv2.contourArea(moved)), 1e-9))
+            images = Thumbnails(images.b, images.a, images.size_b, images.size_a)
+        return replace(
+            self,
+            transform=found if self.ok else None,
+            rejected=None if self.ok else found,
+            overlap=overlap,
+            errors=self.errors.inverse(forth),
+            tie_points=TiePoints(points.b, points.a, points.scores, residuals, points.inliers),
+            thumbnails=images,
+        )
+
     def __bool__(self) -> bool:
         return self.ok
 
@@ -187,7 +213,7 @@ class Registration:
         return matches_side_by_side(image_a, image_b, (points.a, points.b), points.inliers, lines)
 
     def error_map(self, image_b: Drawable, most: float | None = None) -> NDArray[np.uint8]:
-        """What :meth:`error_at` says all over B, as colours over B: uint8 RGB (H, W, 3); grey where it is not known.
+        """What :meth:`error_at` says all over B, as colours over B: uint8 RGB (H, W, 3); grey where A shows nothing.
 
         Args:
             image_b: as in :meth:`checkerboard`.
@@ -201,8 +227,11 @@ class Registration:
         h, w = (max(1, round(side / step)) for side in b.shape[:2])
         grid = np.stack(np.meshgrid(np.arange(w), np.arange(h)), -1).reshape(-1, 2)
         on_b = resizing((b.shape[1] / w, b.shape[0] / h)).inverse()(grid)
-        errors = self.error_at(transform.inverse()(on_b)).reshape(h, w)
-        return error_overlay(errors, b, most)
+        on_a = transform.inverse()(on_b)
+        errors = self.error_at(on_a)
+        if self.thumbnails is not None:
+            errors[((on_a < -0.5) | (on_a > np.array(self.thumbnails.size_a) - 0.5)).any(1)] = np.inf
+        return error_overlay(errors.reshape(h, w), b, most)
 
     def _found(self, purpose: str) -> Transform:
         """The transform.

@@ -23,6 +23,8 @@ from rrl_match.registration.overlay import Overlay, overlap_of, overlay_of
 from rrl_match.registration.refinement import Refined
 from rrl_match.transforms import Points, Transform
 
+BENT = "the images are bent against each other"
+
 
 class Judged(NamedTuple):
     """A hypothesis, how far RRL-Net supports it, and its rank: the support, to which the channels' agreement adds.
@@ -152,17 +154,21 @@ def measure(matcher: RRLMatcher, frames: Sequence[Frame], refined: Refined, conf
     )
 
 
-def log_odds(evidence: Evidence, ratio: float, config: VerifyConfig) -> float:
-    """Log odds that a transform is right: by its descriptors, scores, ratio to alternatives and peak together.
+def terms(evidence: Evidence, ratio: float, config: VerifyConfig) -> tuple[float, float, float, float]:
+    """What the log odds of a transform add up from: its descriptors, scores, ratio to alternatives and peak.
 
     Each counts within bounds, so that none decides alone: on sensors that the network does not know, few descriptors
     are nearest neighbours.
     """
+    ahead = math.log(min(max(ratio, 1.0), config.most_ratio))
+    return evidence.mutual, evidence.support, ahead, min(evidence.peak, config.most_peak)
+
+
+def log_odds(evidence: Evidence, ratio: float, config: VerifyConfig) -> float:
+    """Log odds that a transform is right."""
     if evidence.fault:
         return -math.inf
-    ahead, peak = math.log(min(max(ratio, 1.0), config.most_ratio)), min(evidence.peak, config.most_peak)
-    measured = evidence.mutual, evidence.support, ahead, peak
-    return config.bias + sum(weight * value for weight, value in zip(config.weights, measured, strict=True))
+    return config.bias + float(np.dot(config.weights, terms(evidence, ratio, config)))
 
 
 class Alternatives(NamedTuple):
@@ -228,7 +234,7 @@ def _decision(candidate: Evidence, alternative: float, threshold: float, config:
     elif not _spread_out(candidate.judgement.locations, matching, settings):
         reason = "the locations that match lie together in a small part of the overlap, or on a line"
     elif _is_bent(candidate, settings):
-        reason = f"the images are bent against each other: no {candidate.refined.kind.kind} explains more than a part"
+        reason = f"{BENT}: no {candidate.refined.kind.kind} transform explains more than a part"
     else:
         reason = ""
     return Verdict(odds, ratio, reason, None)

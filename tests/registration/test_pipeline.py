@@ -56,6 +56,21 @@ def test_small_displacement(matcher, scene, model, fitted):
     assert result.thumbnails.size_b == there.shape[::-1]
 
 
+def test_image_a_as_the_reference(matcher, scene):
+    there, truth = moved(scene, 7, 1.05, (4, -6))
+    result = register(matcher, scene, there, "similarity", search=NEAR, reference="a")
+    assert_found(result, truth.inverse(), there, 0.5)
+    assert result.checkerboard(there, scene).shape[:2] == scene.shape
+    back, points = result.inverse(), result.tie_points
+    assert_found(back, truth, scene, 0.5)
+    np.testing.assert_allclose(points.residuals, np.linalg.norm(result.transform(points.a) - points.b, axis=1))
+    np.testing.assert_array_equal(back.tie_points.b, points.a)
+    assert back.error == pytest.approx(1.05 * result.error, rel=0.02)
+    np.testing.assert_allclose(back.error_at(points.b), 1.05 * result.error_at(points.a), rtol=0.02)
+    assert result.overlap == pytest.approx(back.overlap * 1.05**2 * scene.size / there.size, abs=0.03)
+    assert result.thumbnails.size_a == there.shape[::-1]
+
+
 def test_the_model_is_taken_as_asked_without_simplify(matcher, scene):
     there, truth = moved(scene, 7)
     result = register(matcher, scene, there, "homography", search=NEAR, simplify=False)
@@ -367,6 +382,7 @@ def test_mistakes_of_a_matcher_are_not_hidden(scene):
         ({"mask_a": "all"}, ValueError, "mask_a must have the shape"),
         ({"search": [(0, 1)]}, TypeError, "search must be a Search"),
         ({"initial": np.eye(3)}, TypeError, "initial must be a Transform"),
+        ({"reference": "image_a"}, ValueError, 'reference must be "a" or "b"'),
     ],
 )
 def test_mistakes_are_named(matcher, arguments, error, message):
