@@ -8,7 +8,7 @@ import pytest
 from geotiffs import NORTH_UP, UTM, moved, read_back, texture, write
 
 from rrl_match import Registration
-from rrl_match.errors import ImageError
+from rrl_match.errors import ImageError, MissingExtraError
 from rrl_match.io import batch
 from rrl_match.io.batch import Options
 from rrl_match.io.images import Grid
@@ -113,6 +113,12 @@ def test_another_reference(monkeypatch, tmp_path, files):
 def test_nothing_is_overwritten(tmp_path, files):
     with pytest.raises(ImageError, match=r"blue.png would be overwritten: choose another name with --out"):
         stack_files(MATCHER, files, 0, Options(), files[0])
+
+
+def test_without_rasterio_the_extra_is_named(monkeypatch, tmp_path, files):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"a stack is written by rasterio: pip install 'rrl-match\[geo\]'"):
+        stack_files(MATCHER, files, 0, Options(), tmp_path / "stack.tif")
 
 
 def test_georeference_types_and_nodata(tmp_path):
