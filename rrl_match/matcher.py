@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import overload
 
 import numpy as np
@@ -220,8 +221,9 @@ class RRLMatcher(LoadedNetwork):
 
         Args:
             patches_a, patches_b: N and M patches, as in :meth:`score`.
-            candidates: number of partners that the descriptors propose for each patch of either band, and the metric
-                network then scores; `None` scores all N * M pairs, also with weights that have no descriptors.
+            candidates: number of partners that the descriptors propose for each patch of either band. Of many, only
+                those are scored that are likely to change what matches. `None` scores all N * M pairs, also with
+                weights that have no descriptors.
             mutual: keep a pair only if each is the best partner of the other.
             threshold: keep pairs with a score above it (default: :attr:`threshold`).
             near: limits the partners to those near a predicted position; weights without descriptors score them all.
@@ -245,8 +247,8 @@ class RRLMatcher(LoadedNetwork):
         else:
             features_a = self._encode(source_a, "a", batch_size)
             features_b = self._encode(source_b, "b", batch_size)
-            pairs = wanted.pairs(features_a.descriptors, features_b.descriptors)
-            scores = self._inference.score_pairs(features_a.maps, features_b.maps, pairs, batch_size, progress)
+            score = self._scorer(features_a, features_b, batch_size, progress)
+            pairs, scores = wanted.score(features_a, features_b, score, mutual=mutual, threshold=threshold)
         indices, scores = matching.select_matches(pairs, scores, mutual=mutual, threshold=threshold)
         return Matches(source_a.like_input(indices), source_a.like_input(scores))
 
@@ -301,13 +303,20 @@ class RRLMatcher(LoadedNetwork):
         threshold = matching.checked_threshold(threshold, self.threshold)
         self._check_features(features_a, features_b)
         wanted = Candidates((len(features_a), len(features_b)), candidates, near, index_pairs, self._has_descriptors)
-        pairs = wanted.pairs(features_a.descriptors, features_b.descriptors)
         if wanted.all_pairs:
+            pairs = matching.all_pairs(wanted.n, wanted.m)
             scores = self._inference.score_grid(features_a.maps, features_b.maps, batch_size, progress).flatten()
         else:
-            scores = self._inference.score_pairs(features_a.maps, features_b.maps, pairs, batch_size, progress)
+            score = self._scorer(features_a, features_b, batch_size, progress)
+            pairs, scores = wanted.score(features_a, features_b, score, mutual=mutual, threshold=threshold)
         indices, scores = matching.select_matches(pairs, scores, mutual=mutual, threshold=threshold)
         return Matches(indices.numpy(), scores.numpy())
+
+    def _scorer(
+        self, features_a: Features, features_b: Features, batch_size: int | None, progress: bool
+    ) -> Callable[[Tensor], Tensor]:
+        """What takes index pairs (K, 2) to scores (K,) on the CPU."""
+        return lambda pairs: self._inference.score_pairs(features_a.maps, features_b.maps, pairs, batch_size, progress)
 
     def _encode(self, source: PatchSource, band: Band, batch_size: int | None, progress: bool = False) -> Features:
         maps, descriptors = self._inference.encode(source, band, batch_size, progress)

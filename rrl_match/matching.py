@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias
 
@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import TypeVar
 
+from rrl_match.cascade import score_contenders
 from rrl_match.drawing import Drawable, Picture, matches_side_by_side
 from rrl_match.extraction import Keypoints, as_points
+from rrl_match.features import Features
 from rrl_match.patches import is_count, is_number
 
 ArrayIndexPairs: TypeAlias = NDArray[np.generic] | Sequence[Sequence[int]]
@@ -198,6 +200,29 @@ class Candidates:
         if self.per_patch is not None:
             return nearest_candidates(descriptors_a, descriptors_b, self.per_patch, self.near).cpu()
         return self.near.pairs() if self.near is not None else all_pairs(self.n, self.m)
+
+    def score(
+        self,
+        features_a: Features,
+        features_b: Features,
+        score: Callable[[Tensor], Tensor],
+        *,
+        mutual: bool,
+        threshold: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Pairs (K, 2) and their scores (K,): of proposed pairs, those that may change what matches; else all.
+
+        Args:
+            features_a, features_b: of the patches.
+            score: pairs (K, 2) to scores (K,).
+            mutual, threshold: as for :func:`select_matches`.
+        """
+        a, b = features_a.descriptors, features_b.descriptors
+        pairs = self.pairs(a, b)
+        if self.index_pairs is not None or self.per_patch is None:
+            return pairs, score(pairs)
+        rows_a, rows_b = pairs.to(a.device).unbind(1)
+        return score_contenders(pairs, (a[rows_a] * b[rows_b]).sum(1), score, mutual=mutual, threshold=threshold)
 
 
 def _check_near(near: Near, n: int, m: int) -> None:

@@ -145,19 +145,20 @@ def test_worker_process(matcher, a, b, method):
 # memory
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured by Linux's means")
 def test_memory_is_bounded(record_property):
-    """Ten thousand calls leak nothing. Of 50,000 pairs (two times 51 MB as float32), and of the longer side of a
-    matrix (53 MB of features), memory holds one batch at a time.
+    """Thousands of calls leak nothing. Of 25,000 pairs (two times 26 MB as float32), and of the longer side of a
+    matrix (32 MB of features), memory holds one batch at a time.
     """
     script = Path(__file__).parent / "helpers" / "memory_use.py"
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     growth = json.loads(done.stdout)
     record_property("growth in bytes", growth)
-    assert growth["calls"] < 4 * MIB
-    assert growth["pairs"] < 24 * MIB
-    assert growth["matrix"] < 24 * MIB
+    assert growth["calls"] < 2 * MIB
+    assert growth["pairs"] < 20 * MIB
+    assert growth["matrix"] < 20 * MIB
 
 
 # interruptions
@@ -188,9 +189,10 @@ def interrupted_at(step, call):
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["score", "match", "score_features"])
-def test_interrupted_at_every_line(small, pair, method, record_property):
-    """An interruption leaves the matcher intact and changes no setting of PyTorch, wherever it happens."""
+def test_interrupted_anywhere(small, pair, method, record_property):
+    """An interruption leaves the matcher intact and changes no setting of PyTorch; at every fifth line that runs."""
     a, b = pair
     features = small.encode(a, "a"), small.encode(b, "b")
     calls = {
@@ -204,10 +206,10 @@ def test_interrupted_at_every_line(small, pair, method, record_property):
     while interrupted_at(step, call):
         assert torch.is_grad_enabled()
         assert not torch.is_autocast_enabled("cpu")
-        if step % 25 == 0:  # not each time: damage would last until the next check
+        if step % 25 == 1:  # not each time: damage would last until the next check
             np.testing.assert_array_equal(call(), expected)
-        step += 1
-    record_property("interruptions", step - 1)
+        step += 5
+    record_property("interruptions", step // 5)
     assert step > 100
     np.testing.assert_array_equal(call(), expected)
 

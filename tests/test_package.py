@@ -88,8 +88,6 @@ def is_training(path):
     return "training" in path.relative_to(PACKAGE).parts
 
 
-REGISTRATION = {module_name(path) for path in SOURCES if path.parent.name == "registration"}
-FILES = {f"rrl_match.io.{name}" for name in ("images", "report", "results", "batch", "warping")}
 INFERENCE_SOURCES = [path for path in SOURCES if not is_training(path)]
 
 
@@ -161,20 +159,6 @@ def test_import_leaves_extras_alone(fresh_process, module):
 @pytest.mark.parametrize(
     ("package", "users"),
     [
-        (
-            "cv2",
-            {
-                "rrl_match.patches",
-                "rrl_match.extraction",
-                "rrl_match.matching",
-                "rrl_match.borders",
-                "rrl_match.drawing",
-                "rrl_match.transforms.base",
-                "rrl_match.transforms.matrix",
-                *REGISTRATION,
-                *FILES,
-            },
-        ),
         (
             "rasterio",
             {f"rrl_match.io.{name}" for name in ("georeferencing", "rasters", "report", "reprojection", "warping")},

@@ -44,7 +44,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the GeoTIFF to write")
     add_weights(parser)
     models = [name for name, kind in Transform.kinds.items() if issubclass(kind, MatrixTransform)]
-    parser.add_argument("--model", choices=models, default="affine", help="homography for lenses side by side")
+    parser.add_argument(
+        "--model", choices=models, default="affine", help="what may be fitted; homography for lenses side by side"
+    )
     add_search(parser)
     add_resampling(parser)
     parser.set_defaults(run=run, parser=parser)

@@ -27,7 +27,7 @@ _SIDE = 1200  # pixels of the longer side of the images of a page
 _THUMBNAIL_SIDE = 240
 _QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 88]
 _COLOURS = {"ok": "#2a7d4f", "refused": "#b3261e", "error": "#b3261e"}
-_ERROR = "Error of the transform in pixels of B, from dark blue to yellow; grey where it is not known"
+_ERROR = "Expected error of the transform in pixels of B, from dark blue to yellow; grey where A shows nothing"
 _FIGURES = (
     ("model", "Model", "{}"),
     ("probability", "Probability that the transform is right", "{:.0%}"),

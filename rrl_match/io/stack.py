@@ -23,7 +23,7 @@ from rrl_match.io.results import FileRegistration
 from rrl_match.io.warping import Warped, warped_onto, windows
 from rrl_match.matcher import RRLMatcher
 from rrl_match.registration.pose_graph import Link, adjust
-from rrl_match.transforms import MatrixTransform, matrix_kind
+from rrl_match.transforms import MatrixTransform, Translation, matrix_kind
 
 Record: TypeAlias = dict[str, Any]
 
@@ -44,7 +44,8 @@ def stack_files(matcher: RRLMatcher, paths: Sequence[Path], reference: int, opti
         matcher: its modalities are those of an earlier file and of a later one.
         paths: of the files; each may have several bands.
         reference: index of the file whose pixels and georeference all get.
-        options: how to read and register them; its model is fitted to all pairs together.
+        options: how to read and register them; to all pairs together, the most general model is fitted that any of
+            them needed.
         out: the GeoTIFF to write; the bands are named after their files.
 
     Returns:
@@ -63,7 +64,7 @@ def stack_files(matcher: RRLMatcher, paths: Sequence[Path], reference: int, opti
     for a, b in tqdm(numbers, desc="registering", unit=" pairs", disable=None):
         found.append(register_pair(matcher, Pair("", paths[a], paths[b]), options))
     links = list(_links(numbers, found))
-    adjusted = adjust(links, len(paths), reference, matrix_kind(options.model))
+    adjusted = adjust(links, len(paths), reference, _kind(found))
     of_files = list(zip(paths, adjusted.transforms, strict=True))
     layers = [Layer(path, transform) for path, transform in of_files if transform is not None]
     if len(layers) > 1:
@@ -79,6 +80,12 @@ def stack_files(matcher: RRLMatcher, paths: Sequence[Path], reference: int, opti
         ],
         "pairs": [_described(pair, by_ends.get(ends)) for ends, pair in zip(numbers, found, strict=True)],
     }
+
+
+def _kind(found: Sequence[FileRegistration]) -> type[MatrixTransform]:
+    """The most general model that a pair needed: freedom that none needs costs accuracy at the corners."""
+    kinds = [matrix_kind(pair.result.model) for pair in found if pair.result.ok]
+    return max(kinds, key=lambda kind: kind.parameters, default=Translation)
 
 
 def _grid(reference: int, numbers: Sequence[tuple[int, int]], found: Sequence[FileRegistration]) -> Grid:

@@ -123,13 +123,19 @@ class LocalConfig(CheckedConfig):
     blocks: int = 21  # in each direction
     known: float = 0.5  # part of a block that both images must know
     least_blocks: int = 40
+    beside: float = 5.0  # pixels from a block's best offset: others, the log costs of which
+    behind: float = 0.06  # must be higher by this for a block to be trusted by half
+    least_trust: float = 0.02
     cells: tuple[int, ...] = (1, 8, 8, 8, 12, 16)  # of grids along the longer side, and the weights of their bending,
     bending: tuple[float, ...] = (1e-6, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)  # of which held-out blocks choose
-    parts: int = 6  # of the overlap in each direction, which are held out,
-    groups: int = 4  # in so many groups,
+    parts: int = 36  # of the overlap, which are held out,
+    groups: int = 6  # in so many groups,
     gap: float = 0.5  # with this between them and the blocks that are fitted, of a block's width
-    certain: tuple[float, float] = (2.5, 4.0)  # standard errors by which held-out blocks must be better off than with
+    certain: tuple[float, float] = (2.0, 5.0)  # standard errors by which held-out blocks must be better off than with
     # the global transform, in the first and in the last round
+    settled: float = 0.6  # part of the blocks that must agree with the field of the first level, or it is repeated,
+    repeats: int = 2  # at most so often
+    supported: float = 0.6  # part of the overlap in which the blocks together must agree with the field
     reweighted: int = 12  # rounds of robust least squares,
     rounds: int = 8  # and of Gauss-Newton on the cost surfaces,
     held_rounds: int = 2  # fewer where blocks are held out

@@ -28,6 +28,7 @@ from rrl_match.registration.refinement import Refined, finest_pixel
 from rrl_match.transforms import Affine, DisplacementField, MatrixTransform, Points, Transform
 from rrl_match.transforms.displacement import basis, dense_basis
 
+_SLOPES = 10.0  # what slopes add to the energy: it lets go of where no block tells anything, instead of going on
 _HALVINGS = 4  # of a Gauss-Newton step that does not make the sum smaller
 
 
@@ -74,7 +75,7 @@ def bend(
     pixel = max(finest, overlap.unit * overlap.side / settings.first_side)
     choices = [Smoothness(*one) for one in zip(settings.cells, settings.bending, strict=True)]
     found: DisplacementField | None = None
-    moved, number = math.inf, 0
+    number = repeats = 0
     while True:
         last = number > 0 and pixel <= finest * 1.01
         grid = Grid(pixel, settings.blocks, settings.half, settings.radii[min(number, 1)])
@@ -87,16 +88,22 @@ def bend(
             if held.certainty < settings.certain[last]:
                 return None
             k = choices.index(smoothness)
-            choices = choices[max(0, k - 1) : k + 2]
+            choices = choices[max(0, k - 1) : k + 3]
         field = problem.fitted(smoothness, np.arange(len(blocks.points)), settings.rounds)[0]
         moved = float(np.linalg.norm(field(blocks.points) - blocks.predicted, axis=1).mean()) / math.sqrt(overlap.area)
         after = overlap_of(frames[0], field)
         if after is None or field.folds:
             return None
         if last:
+            if problem.supported(field) < settings.supported:
+                return None
             return Refined(field, DisplacementField, moved, blocks, after)
-        found, overlap, number = field, after, number + 1
-        pixel = max(finest, pixel / 2)
+        found, overlap = field, after
+        settled = blocks.agreeing(field, config.blocks.bound).mean() >= settings.settled
+        if number == 0 and not settled and repeats < settings.repeats:
+            repeats += 1
+            continue
+        number, pixel = number + 1, max(finest, pixel / 2)
 
 
 def bent(blocks: Blocks, base: MatrixTransform, overlap: Overlap, config: Config) -> DisplacementField | None:
@@ -200,7 +207,8 @@ class Space:
         self.to_cells = Affine(np.column_stack([np.diag(scale), -scale * first]))
         lengths = size / float(np.sqrt(size.prod()))  # of a grid of area 1
         x, y = (_grams(n, float(length) / n) for n, length in zip((self.columns, self.rows), lengths, strict=True))
-        self.bending = np.kron(y[0], x[2]) + 2 * np.kron(y[1], x[1]) + np.kron(y[2], x[0])
+        bends = np.kron(y[0], x[2]) + 2 * np.kron(y[1], x[1]) + np.kron(y[2], x[0])
+        self.bending = bends + _SLOPES * (np.kron(y[0], x[1]) + np.kron(y[1], x[0]))
 
     def design(self, points: Points) -> NDArray[np.float64]:
         """Values (N, K) of the B-splines at locations (N, 2) of B."""
@@ -239,16 +247,17 @@ class Problem:
     """
 
     def __init__(self, blocks: Blocks, base: MatrixTransform, overlap: Overlap, config: Config) -> None:
-        self.base, self.config, self.blocks = base, config, blocks
+        self.base, self.config, self.blocks, self.bound = base, config, blocks, config.blocks.bound
         self._spaces: dict[int, tuple[Space, NDArray[np.float64]]] = {}
         self.at = base(blocks.points)
         self.unit, self.steps = overlap.unit, overlap.unit / blocks.pixel  # pixels of the level for a unit
         self.corners = np.stack([overlap.outline.min(0), overlap.outline.max(0)])
         self.start = (self.at - blocks.predicted) / blocks.pixel
         self.costs = LogCosts(blocks.surfaces, config.blocks)
+        self.weights = self.costs.weights * _told(blocks.surfaces, config)
         around = self.costs.at(lowest(blocks.surfaces)[0])[2]
         bends = np.trace(around.hessian, axis1=1, axis2=2) / around.value / 2
-        self.sharpness = float(np.average(bends, weights=self.costs.weights)) * self.steps**2
+        self.sharpness = float(np.average(bends, weights=self.weights)) * self.steps**2
         spacing = math.sqrt(overlap.area / max(1, len(self.at)))
         offsets, self.found = lowest(_pooled(blocks.surfaces, self.at, spacing, self))
         self.goal = (offsets - self.start) / self.steps
@@ -259,6 +268,24 @@ class Problem:
             space = Space(self.corners, cells)
             self._spaces[cells] = space, space.design(self.at)
         return self._spaces[cells]
+
+    def parts(self) -> tuple[NDArray[np.int64], int, Points]:
+        """Part of the overlap in which each block lies (N,), how many there are in a row, and their size (2,)."""
+        whole = np.maximum(np.ptp(self.corners, axis=0), 1e-9)
+        counts = np.maximum(1, (whole / math.sqrt(float(whole.prod()) / self.config.local.parts)).round()).astype(int)
+        column, row = ((self.at - self.corners[0]) / whole * counts).astype(int).clip(0, counts - 1).T
+        return row * int(counts[0]) + column, int(counts[0]), whole / counts
+
+    def supported(self, field: DisplacementField) -> float:
+        """Part of the overlap in which the blocks together agree with a field."""
+        part, _, _ = self.parts()
+        offsets = (field(self.blocks.points) - self.blocks.predicted) / self.blocks.pixel
+        costs = log_costs(self.blocks.surfaces, self.config.blocks) * self.weights[:, None, None]
+        numbers = np.unique(part)
+        together = np.stack([costs[part == one].sum(0) for one in numbers])
+        meant = np.stack([np.average(offsets[part == one], axis=0) for one in numbers])
+        off = np.linalg.norm(lowest(together)[0] - meant, axis=1)
+        return float(np.average(off < self.bound, weights=np.bincount(part, self.weights)[numbers]))
 
     def log_costs(self, displacement: Points) -> NDArray[np.float64]:
         """Of each block (N,), under displacements (N, 2) in units."""
@@ -280,12 +307,10 @@ def chosen(problem: Problem, choices: Sequence[Smoothness], half: int) -> tuple[
     The parts are groups of cells of the overlap. Blocks nearer to them than a block's width have no part in the fit,
     since they show the same.
     """
-    settings = problem.config.local
-    parts, width = settings.parts, settings.gap * (2 * half + 1) * problem.blocks.pixel
-    first, size = problem.corners[0], np.ptp(problem.corners, axis=0) / parts
-    column, row = ((problem.at - first) / size).astype(int).clip(0, parts - 1).T
-    part, group = row * parts + column, (column + 2 * row) % settings.groups
-    global_costs, weights = problem.log_costs(np.zeros_like(problem.at)), problem.costs.weights
+    settings, (part, columns, size) = problem.config.local, problem.parts()
+    width, first = settings.gap * (2 * half + 1) * problem.blocks.pixel, problem.corners[0]
+    group = (part % columns + 2 * (part // columns)) % settings.groups
+    global_costs, weights = problem.log_costs(np.zeros_like(problem.at)), problem.weights
     best, worse = (choices[0], Held(-math.inf, -math.inf)), 0
     for smoothness in choices:
         gains = np.zeros(len(part))
@@ -293,7 +318,7 @@ def chosen(problem: Problem, choices: Sequence[Smoothness], half: int) -> tuple[
             held = group == number
             near = np.zeros(len(part), bool)
             for one in np.unique(part[held]):
-                low = first + (one % parts, one // parts) * size
+                low = first + (one % columns, one // columns) * size
                 near |= ((problem.at >= low - width) & (problem.at <= low + size + width)).all(1)
             rows = np.flatnonzero(~near)
             if held.any() and len(rows) >= settings.least_blocks / 4:
@@ -303,7 +328,7 @@ def chosen(problem: Problem, choices: Sequence[Smoothness], half: int) -> tuple[
             best, worse = (smoothness, outcome), 0
         else:
             worse += 1
-        if worse > 1:
+        if worse > 2:
             break
     return best
 
@@ -318,9 +343,23 @@ def _held(gains: NDArray[np.float64], weights: NDArray[np.float64], part: NDArra
     return Held(gain, gain / (math.sqrt(float(spread)) + 1e-9))
 
 
+def _told(surfaces: Surfaces, config: Config) -> NDArray[np.float64]:
+    """How far each block (N,) can be trusted, from 0 to 1, by how much worse any other offset is than its best one.
+
+    Under the sky or on water, a block is lowest anywhere, and sharply so.
+    """
+    settings, reach = config.local, surfaces.shape[1] // 2
+    costs, (best, _) = log_costs(surfaces, config.blocks), lowest(surfaces)
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    far = np.hypot(x - best[:, 0, None, None], y - best[:, 1, None, None]) > settings.beside
+    behind = np.where(far, costs, np.inf).min((1, 2)) - costs.min((1, 2))
+    trusted: NDArray[np.float64] = settings.least_trust + behind**2 / (behind**2 + settings.behind**2)
+    return trusted
+
+
 def _pooled(surfaces: Surfaces, at: Points, width: float, problem: Problem) -> Surfaces:
     """Log costs (N, S, S) of blocks, each with those around it: where one cannot tell, its neighbours may."""
-    costs = log_costs(surfaces, problem.config.blocks) * problem.costs.weights[:, None, None]
+    costs = log_costs(surfaces, problem.config.blocks) * problem.weights[:, None, None]
     near = np.exp(-((at[:, None] - at) ** 2).sum(2) / (2 * width**2))
     together: Surfaces = (near @ costs.reshape(len(costs), -1)).reshape(costs.shape)
     return together
@@ -334,7 +373,7 @@ def _robust(
     Blocks that are far off count less and less (Geman and McClure's weights, at a scale that falls to the bound).
     """
     settings, goal = problem.config.local, problem.goal[rows]
-    trusted = problem.costs.weights[rows] * problem.found[rows]
+    trusted = problem.weights[rows] * problem.found[rows]
     stiff = len(rows) * bending + 1e-9 * np.eye(design.shape[1])
     least = problem.config.blocks.bound / problem.steps
     width = max(least, (problem.blocks.surfaces.shape[1] // 2) / problem.steps)
@@ -361,7 +400,7 @@ def _polished(
     k, steps, count = design.shape[1], problem.steps, len(rows)
     stiff = problem.sharpness * count * bending + 1e-9 * np.eye(k)
     offsets, weights = np.zeros_like(problem.at), np.zeros(len(problem.at))
-    weights[rows] = problem.costs.weights[rows]
+    weights[rows] = problem.weights[rows]
 
     def evaluated(values: Points) -> tuple[float, NDArray[np.float64], Quadratics]:
         offsets[rows] = problem.start[rows] + design @ values * steps

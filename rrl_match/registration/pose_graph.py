@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rrl_match.transforms import MatrixTransform, Points, Similarity, Translation, compose
 
-_BOUND = 1.0  # pixels of the coarser image: residuals beyond it count less and less
+_LEAST = 0.05  # pixels of the coarser image: least spread of the locations of a link
 _AGREE = 3.0  # pixels of it that the median residual of a link may reach
 _ROUNDS = 30
 _SETTLED = 1e-9  # change of the parameters at which the rounds end
@@ -52,7 +52,8 @@ def adjust(links: Sequence[Link], count: int, reference: int, kind: type[MatrixT
     """Transforms of images to a reference by least squares over the locations of all links.
 
     A pose graph, as in bundle adjustment: each image but the reference has the parameters of one transform.
-    Gauss-Newton with Cauchy's weights, so that a link that contradicts the others hardly counts.
+    Gauss-Newton with Cauchy's weights as wide as the locations of a link spread around its transform: accurate links
+    count most, and one that contradicts the others hardly counts.
 
     Args:
         links: pairs that were registered.
@@ -61,7 +62,7 @@ def adjust(links: Sequence[Link], count: int, reference: int, kind: type[MatrixT
         kind: of the transforms.
     """
     found = _first(links, reference)
-    used = [_reduced(link) for link in links if link.a in found]
+    used = [_Used.of(link, kind) for link in links if link.a in found]
     nodes = [node for node in found if node != reference]
     if nodes:
         to_unit = _to_unit(np.concatenate([found[link.a](link.points_a) for link in used]))
@@ -95,9 +96,24 @@ def _first(links: Sequence[Link], reference: int) -> dict[int, MatrixTransform]:
     return found
 
 
-def _reduced(link: Link) -> Link:
-    rows = np.unique(np.linspace(0, len(link.points_a) - 1, min(_MOST_POINTS, len(link.points_a))).round().astype(int))
-    return link._replace(points_a=link.points_a[rows], points_b=link.points_b[rows])
+class _Used(NamedTuple):
+    """What is used of a link: locations (N, 2) of both images, and how far they spread, in pixels of the second."""
+
+    a: int
+    b: int
+    points_a: Points
+    points_b: Points
+    spread: float
+
+    @classmethod
+    def of(cls, link: Link, kind: type[MatrixTransform]) -> _Used:
+        """Its own transform tells more than its locations if it is of the kind that is fitted, and less if simpler."""
+        count = len(link.points_a)
+        rows = np.unique(np.linspace(0, count - 1, min(_MOST_POINTS, count)).round().astype(int))
+        points, matched = link.points_a[rows], link.points_b[rows]
+        moved = link.transform(points)
+        spread = float(np.median(np.linalg.norm(moved - matched, axis=1)))
+        return cls(link.a, link.b, points, moved if isinstance(link.transform, kind) else matched, spread)
 
 
 def _to_unit(points: Points) -> Similarity:
@@ -106,13 +122,13 @@ def _to_unit(points: Points) -> Similarity:
     return Similarity(np.array([[1 / size, 0, -middle[0] / size], [0, 1 / size, -middle[1] / size]]))
 
 
-def _unit(link: Link, a: MatrixTransform, b: MatrixTransform) -> float:
+def _unit(link: Link | _Used, a: MatrixTransform, b: MatrixTransform) -> float:
     """Pixels of the reference that one of the coarser image of a link covers."""
     return max(1.0, a.scale(link.points_a.mean(0)), b.scale(link.points_b.mean(0)))
 
 
 def _step(
-    links: Sequence[Link],
+    links: Sequence[_Used],
     nodes: Sequence[int],
     current: dict[int, MatrixTransform],
     kind: type[MatrixTransform],
@@ -124,8 +140,8 @@ def _step(
     for link in links:
         a, b = current[link.a], current[link.b]
         at_a, at_b = to_unit(a(link.points_a)), to_unit(b(link.points_b))
-        width = per_pixel * _unit(link, a, b)
-        weights = 1 / (1 + ((at_a - at_b) ** 2).sum(1) / (_BOUND * width) ** 2) / width**2
+        width = per_pixel * max(_LEAST * _unit(link, a, b), link.spread * b.scale(link.points_b.mean(0)))
+        weights = 1 / (width**2 + ((at_a - at_b) ** 2).sum(1))
         rows = np.zeros((len(at_a), 2, size))
         for node, at, sign in ((link.a, at_a, 1), (link.b, at_b, -1)):
             if node in nodes:

@@ -213,7 +213,7 @@ class Registration:
         return matches_side_by_side(image_a, image_b, (points.a, points.b), points.inliers, lines)
 
     def error_map(self, image_b: Drawable, most: float | None = None) -> NDArray[np.uint8]:
-        """What :meth:`error_at` says all over B, as colours over B: uint8 RGB (H, W, 3); grey where it is not known.
+        """What :meth:`error_at` says all over B, as colours over B: uint8 RGB (H, W, 3); grey where A shows nothing.
 
         Args:
             image_b: as in :meth:`checkerboard`.
@@ -227,8 +227,11 @@ class Registration:
         h, w = (max(1, round(side / step)) for side in b.shape[:2])
         grid = np.stack(np.meshgrid(np.arange(w), np.arange(h)), -1).reshape(-1, 2)
         on_b = resizing((b.shape[1] / w, b.shape[0] / h)).inverse()(grid)
-        errors = self.error_at(transform.inverse()(on_b)).reshape(h, w)
-        return error_overlay(errors, b, most)
+        on_a = transform.inverse()(on_b)
+        errors = self.error_at(on_a)
+        if self.thumbnails is not None:
+            errors[((on_a < -0.5) | (on_a > np.array(self.thumbnails.size_a) - 0.5)).any(1)] = np.inf
+        return error_overlay(errors.reshape(h, w), b, most)
 
     def _found(self, purpose: str) -> Transform:
         """The transform.

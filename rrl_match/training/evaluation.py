@@ -60,7 +60,9 @@ class Benchmark:
                 read = cls(*(arrays[name] for name in ("patches_a", "patches_b", "category", "pairs", "kind")))
             n, p = len(read.patches_a), len(read.pairs)
         except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-            raise DataError(f"{path} is not a patch benchmark: {error}") from error
+            objects = "Object arrays" in str(error)  # NumPy advises to unpickle them
+            told = "an array holds Python objects, not numbers or text" if objects else error
+            raise DataError(f"{path} is not a patch benchmark: {told}") from error
         if read.patches_b.shape[:1] != (n,) or read.category.shape != (n,) or read.kind.shape != (p,):
             raise DataError(f"{path}: patches_a, patches_b and category, or pairs and kind, are not equally many")
         if read.pairs.dtype.kind not in "iu" or read.pairs.shape != (p, 2) or not p:

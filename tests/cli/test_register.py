@@ -286,7 +286,7 @@ def test_list_of_pairs(tmp_path, pairs, calls, capsys):
     out = tmp_path / "out"
     assert run("--pairs", pairs, "--out", out) == 2
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["name", "outcome", "probability", "agreement"]
+    assert lines[0].split() == ["name", "outcome", "probability", "expected", "error", "agreement"]
     assert lines[1].split() == ["one", "ok", "97%", "75%"]
     assert lines[2].split()[:4] == ["sub/two", "refused", "20%", "75%"]
     assert lines[2].endswith("another transform agrees nearly as well")
@@ -445,6 +445,19 @@ def test_rasters_that_were_reduced_are_read_at_full_resolution(tmp_path, images,
     assert finer_a is None
     assert finer_b.finest == pytest.approx(0.5)
     np.testing.assert_array_equal(finer_b(np.zeros(2), np.array([45.0, 35]), 0.5).pixels, GREY)
+
+
+def test_lists_of_rasters_start_from_their_georeferences(tmp_path, calls):
+    rasterio = pytest.importorskip("rasterio")
+    for name, corner in (("a.tif", (100, 200)), ("b.tif", (110, 196))):
+        shape = {"width": 90, "height": 70, "count": 1, "dtype": "uint8"}
+        transform = rasterio.Affine(2, 0, corner[0], 0, -2, corner[1])
+        with rasterio.open(tmp_path / name, "w", transform=transform, crs="EPSG:32611", **shape) as dataset:
+            dataset.write(GREY, 1)
+    (tmp_path / "pairs.csv").write_text("image_a,image_b\na.tif,b.tif\n")
+    assert run("--pairs", tmp_path / "pairs.csv", "--out", tmp_path / "out", "--max-shift", 8) == 0
+    assert calls[0].search.shift == 8
+    np.testing.assert_allclose(calls[0].initial([(10, 20)]), [(5, 18)], atol=1e-6)
 
 
 def test_rasters_of_two_reference_systems(tmp_path, monkeypatch, capsys):

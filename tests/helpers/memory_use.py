@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from networks import make_patches, make_small
 
-CALLS, PAIRS, PATCHES = 10_000, 50_000, 10_000
+CALLS, PAIRS, PATCHES = 2000, 25_000, 6000
 
 
 def resident() -> int:
@@ -25,7 +25,7 @@ def resident() -> int:
 
 
 def over_many_calls(matcher, a, b) -> int:
-    """Growth over 10,000 calls, after 1,000 that fill PyTorch's caches."""
+    """Growth over 2,000 calls, after 500 that fill PyTorch's caches."""
     tensor_a, tensor_b = torch.from_numpy(a), torch.from_numpy(b)
     calls = [
         lambda: matcher.score(a[0], b[0]),
@@ -33,7 +33,7 @@ def over_many_calls(matcher, a, b) -> int:
         lambda: matcher.score_matrix(a[:1], b[:1]),
         lambda: matcher.encode(a[:1], "a"),
     ]
-    for k in range(CALLS // 10):
+    for k in range(CALLS // 4):
         calls[k % len(calls)]()
     gc.collect()
     before = resident()
@@ -44,7 +44,7 @@ def over_many_calls(matcher, a, b) -> int:
 
 
 def over_many_pairs(matcher, a, b) -> int:
-    """Growth while 50,000 pairs are scored; the patches are views of one and take no memory themselves."""
+    """Growth while 25,000 pairs are scored; the patches are views of one and take no memory themselves."""
     many_a, many_b = (np.broadcast_to(patches[:1], (PAIRS, 16, 16)) for patches in (a, b))
     matcher.score(many_a[:1000], many_b[:1000], batch_size=256)
     growth, scores = most_during(lambda: matcher.score(many_a, many_b, batch_size=256))
@@ -53,7 +53,7 @@ def over_many_pairs(matcher, a, b) -> int:
 
 
 def over_a_long_matrix(matcher, a, b) -> int:
-    """Growth while three patches are scored against many, whose features would take 53 MB."""
+    """Growth while three patches are scored against many, whose features would take 32 MB."""
     many = np.broadcast_to(b[:1], (PATCHES, 16, 16))
     matcher.score_matrix(a[:3], many[:1000], batch_size=256)
     return max(

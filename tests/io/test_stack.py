@@ -8,7 +8,7 @@ import pytest
 from geotiffs import NORTH_UP, UTM, moved, read_back, texture, write
 
 from rrl_match import Registration
-from rrl_match.errors import ImageError
+from rrl_match.errors import ImageError, MissingExtraError
 from rrl_match.io import batch
 from rrl_match.io.batch import Options
 from rrl_match.io.images import Grid
@@ -35,11 +35,17 @@ def files(tmp_path):
     return paths
 
 
-def answering(monkeypatch, true, refused=()):
-    """`register` says what is true, given the transform of each file to the first; pairs of some files are refused."""
+def answering(monkeypatch, true, refused=(), needed=None):
+    """`register` says what is true.
+
+    Args:
+        true: the transform of each file to the first.
+        refused: pairs of files.
+        needed: models that pairs needed; "similarity" for all others.
+    """
     calls = iter([(a, b) for a in range(len(true)) for b in range(a + 1, len(true))])
 
-    def register(matcher, image_a, image_b, model, **options):
+    def register(*images, **options):
         a, b = next(calls)
         if (a, b) in refused:
             return Registration(reason="nothing agrees", tie_points=TiePoints())
@@ -47,6 +53,7 @@ def answering(monkeypatch, true, refused=()):
         moved_points = found(GRID)
         points = TiePoints(GRID, moved_points, np.ones(25, np.float32), np.zeros(25), np.arange(25) < 24)
         points.b[-1] += 40  # an outlier
+        model = (needed or {}).get((a, b), "similarity")
         return Registration(found, model=model, tie_points=points, probability=0.9)
 
     monkeypatch.setattr(batch, "register", register)
@@ -89,6 +96,13 @@ def test_a_band_that_cannot_be_registered_is_left_out(monkeypatch, tmp_path, fil
     assert not (tmp_path / "none.tif").exists()
 
 
+@pytest.mark.parametrize("needed", ["similarity", "homography"])
+def test_only_the_freedom_that_a_pair_needed_is_fitted(monkeypatch, tmp_path, files, needed):
+    answering(monkeypatch, [similarity(), SHIFT, similarity()], needed={(0, 1): needed})
+    record = stack_files(MATCHER, files, 0, Options(model="homography"), tmp_path / "stack.tif")
+    assert [one["transform"]["kind"] for one in record["files"]] == ["translation", needed, needed]
+
+
 def test_another_reference(monkeypatch, tmp_path, files):
     answering(monkeypatch, [similarity(), SHIFT, similarity()])
     record = stack_files(MATCHER, files, 1, Options(), tmp_path / "stack.tif")
@@ -99,6 +113,12 @@ def test_another_reference(monkeypatch, tmp_path, files):
 def test_nothing_is_overwritten(tmp_path, files):
     with pytest.raises(ImageError, match=r"blue.png would be overwritten: choose another name with --out"):
         stack_files(MATCHER, files, 0, Options(), files[0])
+
+
+def test_without_rasterio_the_extra_is_named(monkeypatch, tmp_path, files):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"a stack is written by rasterio: pip install 'rrl-match\[geo\]'"):
+        stack_files(MATCHER, files, 0, Options(), tmp_path / "stack.tif")
 
 
 def test_georeference_types_and_nodata(tmp_path):

@@ -64,6 +64,22 @@ def test_images_that_reach_the_reference_through_others_only():
     assert adjust([], 1, 0, Affine).transforms[0].kind == "translation"
 
 
+def test_accurate_links_count_most():
+    rng = np.random.default_rng(0)
+    links = [link(0, 2, 0.1, rng), link(0, 1, 2.0, rng), link(1, 2, 2.0, rng), link(2, 3)]
+    assert errors(adjust(links, 4, 2, Homography))[0] < 0.1
+
+
+def test_the_transform_of_a_link_counts_unless_it_is_simpler():
+    true = Affine(np.array([[1.01, 0.02, 5], [0, 0.99, -3]]))
+    off = np.random.default_rng(0).standard_normal(GRID.shape)
+    simpler = Similarity.estimate(GRID, true(GRID))
+    for given, bound in ((true, 1e-6), (simpler, 0.5)):
+        found = adjust([Link(0, 1, given, GRID, true(GRID) + off)], 2, 1, Affine).transforms[0]
+        assert np.linalg.norm(found(GRID) - true(GRID), axis=1).mean() < bound
+    assert np.linalg.norm(simpler(GRID) - true(GRID), axis=1).mean() > 1
+
+
 def test_a_wrong_link_hardly_counts():
     links = [link(a, b, 0.2) for a, b in itertools.combinations(range(4), 2)]
     links[0] = link(0, 1, transform=similarity(30, 0.7, (90, 50)))

@@ -149,6 +149,10 @@ def test_error_map_shows_what_error_at_says(pair):
         np.testing.assert_allclose(picture[part], 0.4 * grey[part] + 0.6 * colour, atol=3)
     assert picture[145:, 10:60].std() > 20  # a legend
     assert result.error_map(there[:100, :100]).shape == (100, 100, 3)
+    small = Thumbnails(there, there, (220, 100), (220, 190))  # A is lower than B
+    lower = dataclasses.replace(result, thumbnails=small).error_map(there, most=4)
+    np.testing.assert_array_equal(lower[105:140], grey[105:140])
+    np.testing.assert_array_equal(lower[:90], picture[:90])
 
 
 def test_shown_in_notebooks(pair):

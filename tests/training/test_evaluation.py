@@ -128,3 +128,10 @@ def test_file_that_is_no_benchmark(tmp_path, write):
     write(path)
     with pytest.raises(DataError, match=r"broken\.npz"):
         Benchmark.load(path)
+
+
+def test_nobody_is_advised_to_unpickle(tmp_path):
+    np.savez(tmp_path / "objects.npz", patches_a=np.array([None, {}]))
+    with pytest.raises(DataError, match="an array holds Python objects") as caught:
+        Benchmark.load(tmp_path / "objects.npz")
+    assert "pickle" not in str(caught.value)

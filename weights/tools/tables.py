@@ -148,6 +148,26 @@ def weights() -> Lines:
     return table(header, body, 2)
 
 
+def field() -> Lines:
+    """How good `register` is on pairs as people bring them."""
+    rows = rows_of("field")
+    counts = {key: sum(row[key] for row in rows) for key in ("pairs", "right", "refused", "partly", "wrong")}
+    told = (
+        "{pairs} pairs as people bring them, of any size and overlap: {right} right, {refused} refused, {partly} partly"
+    )
+    yield f"{told.format(**counts)} off, {counts['wrong'] or 'none'} wrong ([details](weights/README.md#registration))."
+
+
+def plot() -> Lines:
+    """All methods on the same pairs, as a plot."""
+    rows = compared()
+    if not rows:
+        return
+    yield f"![AUC@10px over seconds a pair]({PLOT.relative_to(ROOT).as_posix()})"
+    yield ""
+    yield f"*Area under the curve of the corner error up to 10 pixels, {rows[0]['pairs']} test pairs of eight sets.*"
+
+
 def methods() -> Lines:
     """All methods on the same pairs, as a plot and a table."""
     rows = compared()
@@ -245,6 +265,8 @@ TABLES: dict[str, Callable[[], Lines]] = {
     "weights": weights,
     "patches": patches,
     "registration": registration,
+    "field": field,
+    "plot": plot,
     "methods": methods,
     "rig": rig,
     "false acceptance": false_acceptance,
