@@ -39,7 +39,7 @@ class Misfit(NamedTuple):
     def beyond(self, distance: float) -> Misfit:
         """Those that are farther off, and tell."""
         far = self.telling & (self.distances > distance)
-        return Misfit(*(part[far] for part in self))
+        return Misfit(self.points[far], self.distances[far], self.telling[far])
 
     def part_beyond(self, distance: float) -> float:
         """Part of the overlap, where it can be told, that is farther off."""
