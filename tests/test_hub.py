@@ -20,6 +20,8 @@ from rrl_match.hub import find_folder
 from rrl_match.modeling import RRLNet
 from rrl_match.pretrained import ModelConfig, save_folder
 
+pytestmark = pytest.mark.slow  # the Hub's client runs in processes of its own
+
 COMMIT, OTHER_COMMIT = "a" * 40, "b" * 40
 TOKEN = "hf_secret"
 PAGE = b"<!DOCTYPE html><html><body>Please log in to this network</body></html>"

@@ -22,7 +22,7 @@ from rrl_match import Near, extract_patches
 from rrl_match.patches import BT601
 
 SIZE = 16
-PATCHES, JUNK, IMAGES = 2000, 1500, 1000  # inputs tried by each test
+PATCHES, JUNK, IMAGES = 1000, 800, 500  # inputs tried by each test
 
 
 def tried(count):
