@@ -18,11 +18,12 @@ from rrl_match.registration.advice import advise, one_grey
 from rrl_match.registration.block_matching import Blocks, align
 from rrl_match.registration.candidates import Candidates
 from rrl_match.registration.config import Config, Search
+from rrl_match.registration.dense_blocks import tie_points
 from rrl_match.registration.dense_search import Region, propose, stages
 from rrl_match.registration.images import Frame, Images, prepare_frames
 from rrl_match.registration.local import bent
 from rrl_match.registration.overlay import overlap_of
-from rrl_match.registration.refinement import Freedom, fit
+from rrl_match.registration.refinement import Freedom, Refined, fit
 from rrl_match.registration.result import Registration, Thumbnails, TiePoints
 from rrl_match.registration.task import Task
 from rrl_match.registration.tiles import Reader, Source, refine_on_tiles
@@ -190,7 +191,7 @@ def searched(task: Task, search: Search, near: bool = False) -> Registration:
     found = explored(task, search, near).best()
     if found is None:
         return Registration(reason="no transform was found under which the images agree")
-    return _registration(*found)
+    return _with_tie_points(_registration(*found), found[0].refined, task)
 
 
 def explored(task: Task, search: Search, near: bool = False) -> Candidates:
@@ -210,6 +211,15 @@ def explored(task: Task, search: Search, near: bool = False) -> Candidates:
             if found is not None and not found[1].reason and found[1].log_odds >= config.verify.certain:
                 return candidates
     return candidates
+
+
+def _with_tie_points(found: Registration, refined: Refined, task: Task) -> Registration:
+    """An accepted registration with tie points up to the border of the overlap, beside those that were judged."""
+    judged = found.tie_points
+    if found.transform is None or len(judged) >= task.config.local.tie_points**2:
+        return found
+    more = tie_points(task.frames, found.transform, refined.overlap, refined.blocks.pixel, task.config)
+    return dataclasses.replace(found, tie_points=judged.joined(more, apart=4 * refined.blocks.pixel))
 
 
 def _registration(evidence: Evidence, verdict: Verdict) -> Registration:

@@ -7,10 +7,10 @@ from scenes import NEAR, EdgeMatcher, frame_of, inverted, make_scene, moved
 
 from rrl_match import register
 from rrl_match.registration import local
-from rrl_match.registration.block_matching import Blocks, Grid
+from rrl_match.registration.block_matching import Blocks
 from rrl_match.registration.config import Config
-from rrl_match.registration.local import bend, dense_blocks
-from rrl_match.registration.overlay import Overlap, overlap_of
+from rrl_match.registration.local import bend
+from rrl_match.registration.overlay import Overlap
 from rrl_match.transforms import Affine, DisplacementField, similarity
 
 
@@ -79,16 +79,6 @@ def test_what_a_matrix_explains_stays_global(scene):
 def test_a_wrong_hypothesis_is_not_bent(scene):
     other = frame_of(scene, inverted(make_scene(9, scene.shape, (3, 8))))
     assert bend([other], None, similarity(), Config()) is None
-
-
-def test_blocks_reach_the_border(scene):
-    frame, identity = frame_of(scene, inverted(scene)), Affine(np.eye(3))
-    overlap = overlap_of(frame, identity)
-    blocks = dense_blocks([frame], identity, overlap, Grid(1.0, 20, 26, 8), Config())
-    low, high = blocks.points.min(0), blocks.points.max(0)
-    assert (low < 20).all()
-    assert (high > np.array(scene.shape[::-1]) - 21).all()
-    assert blocks.agreeing(identity, 1.0).mean() > 0.95
 
 
 def test_a_field_becomes_json(result):
