@@ -43,6 +43,7 @@ PARTNERS = ("right", "right", "right", "mirrored", "another image")
 SMALL = 160  # pixels across a small image B
 RIGHT, WRONG = 8.0, 20.0  # median errors in units: below the first, a transform is right, above the second wrong
 QUANTILES = np.arange(1, 20) / 20  # of the errors of a transform that are kept
+ENOUGH = 0.7  # part of the calls whose radius is not understated
 ODDS = ("mutual", "support", "log ratio", "peak")
 ERRORS = ("surroundings", "blocks", "disagreeing")
 
@@ -196,8 +197,8 @@ def _fit_error(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     known = [row for row in rows if row["best"] and row["radius"] is not None and row["median"] <= WRONG]
     x = np.array([[row[name] for name in ERRORS] for row in known])
     y, sources = np.log(np.maximum([row["radius"] for row in known], 0.05)), [row["source"] for row in known]
-    stated = np.exp(_left_out(x, y, sources, least_squares))
-    yield {"fit": "log error", **dict(zip((*ERRORS, "bias"), least_squares(x, y).round(2).tolist(), strict=True))}
+    stated = np.exp(_left_out(x, y, sources, cautious))
+    yield {"fit": "log error", **dict(zip((*ERRORS, "bias"), cautious(x, y).round(2).tolist(), strict=True))}
     held = [np.interp(s, row["quantiles"], QUANTILES, 0, 1) for s, row in zip(stated, known, strict=True)]
     twice = float((np.abs(np.log(stated) - y) <= math.log(2)).mean())
     mean = round(float(np.mean(held)), 3)
@@ -239,6 +240,13 @@ def least_squares(x: Array, y: Array, ridge: float = 1.0) -> Array:
     middle, mean = x.mean(0), y.mean()
     weights = np.linalg.solve((x - middle).T @ (x - middle) + ridge * np.eye(x.shape[1]), (x - middle).T @ (y - mean))
     return np.append(weights, mean - middle @ weights)
+
+
+def cautious(x: Array, y: Array) -> Array:
+    """The same, with a bias that is large enough for so many rows that nine tenths of all errors lie below."""
+    weights = least_squares(x, y)
+    weights[-1] += np.quantile(y - x @ weights[:-1] - weights[-1], ENOUGH)
+    return weights
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -122,6 +122,7 @@ class LocalConfig(CheckedConfig):
     radii: tuple[int, int] = (16, 8)  # pixels that blocks are searched in the first round, and in the others
     blocks: int = 21  # in each direction
     known: float = 0.5  # part of a block that both images must know
+    tie_points: int = 19  # in each direction, of any transform
     least_blocks: int = 40
     beside: float = 5.0  # pixels from a block's best offset: others, the log costs of which
     behind: float = 0.06  # must be higher by this for a block to be trusted by half

@@ -201,24 +201,47 @@ class _Pooled(NamedTuple):
     from_full: Affine
 
 
+class _Spectra(NamedTuple):
+    """Channels of all frames at one scale, and what their correlation needs.
+
+    Attributes:
+        a, b: of each frame.
+        of_b: spectra of the channels of B, and of what is known of them.
+        side: of the square that holds A under any rotation.
+        size: (height, width) of the transforms.
+    """
+
+    a: list[_Pooled]
+    b: list[_Pooled]
+    of_b: list[tuple[Tensor, Tensor]]
+    side: int
+    size: tuple[int, int]
+
+
+def _prepared(frames: Sequence[Frame], scale: Scale, config: Config) -> _Spectra:
+    a, b = _pooled(frames, scale, config)
+    side = math.ceil(math.hypot(*a[0].channels.known.shape)) + 1
+    height, width = (
+        2 * cv2.getOptimalDFTSize((n + side - min(n, side) // 4) // 2 + 1) for n in b[0].channels.known.shape
+    )
+    of_b = [_spectra(one.channels.values, one.channels.known, (height, width)) for one in b]
+    return _Spectra(a, b, of_b, side, (height, width))
+
+
 def _at_scale(frames: Sequence[Frame], scale: Scale, region: Region, config: Config) -> list[Hypothesis]:
     """The best shifts for each rotation at one scale."""
-    pooled_a, pooled_b = _pooled(frames, scale, config)
-    height, width = pooled_b[0].channels.known.shape
-    shape_a = pooled_a[0].channels.known.shape
-    side = math.ceil(math.hypot(*shape_a)) + 1
-    size = [2 * cv2.getOptimalDFTSize((n + side - min(n, side) // 4) // 2 + 1) for n in (height, width)]
-    spectra_b = [_spectra(p.channels.values, p.channels.known, size) for p in pooled_b]
-    found, back = [], pooled_b[0].from_full.inverse()
+    spectra = _prepared(frames, scale, config)
+    (height, width), (h, w) = spectra.b[0].channels.known.shape, spectra.size
+    found, to_a, back = [], spectra.a[0].from_full, spectra.b[0].from_full.inverse()
     for start in range(0, len(scale.rotations), _AT_ONCE):
-        turns = [_about_centre(r, shape_a, side) for r in scale.rotations[start : start + _AT_ONCE]]
-        surface = _surface(pooled_a, pooled_b, spectra_b, turns, side, size, config.search.min_overlap)
+        rotations = scale.rotations[start : start + _AT_ONCE]
+        turns = [_about_centre(r, spectra.a[0].channels.known.shape, spectra.side) for r in rotations]
+        surface = _surface(spectra, turns, config.search.min_overlap)
         if math.isfinite(region.shift):
-            _confine(surface, region, frames[0], pooled_a[0], pooled_b[0], turns)
+            _confine(surface, spectra, turns, region, frames[0].a.shape)
         for row, score, x, y in _peaks(surface, config.search.peaks):
-            shift = similarity(shift=(x if x < width else x - size[1], y if y < height else y - size[0]))
-            whole = compose(compose(pooled_a[0].from_full, turns[row]), compose(shift, back))
-            found.append(Hypothesis(score, whole))
+            shift = similarity(shift=(x if x < width else x - w, y if y < height else y - h))
+            found.append(Hypothesis(score, compose(compose(to_a, turns[row]), compose(shift, back))))
     return found
 
 
@@ -247,21 +270,14 @@ def _pooled(frames: Sequence[Frame], scale: Scale, config: Config) -> tuple[list
     return pooled_a, pooled_b
 
 
-def _surface(
-    pooled_a: Sequence[_Pooled],
-    pooled_b: Sequence[_Pooled],
-    spectra_b: Sequence[tuple[Tensor, Tensor]],
-    turns: Sequence[Similarity],
-    side: int,
-    size: Sequence[int],
-    min_overlap: float,
-) -> Tensor:
+def _surface(spectra: _Spectra, turns: Sequence[Similarity], min_overlap: float) -> Tensor:
     """Agreement (R, H, W) of all frames under each rotation and shift, 0 where they overlap too little.
 
     The sum over the overlap grows with it, the mean shrinks: the sum is divided by the overlap to the power of 3/4.
     """
+    side, size = spectra.side, spectra.size
     products, overlaps, least = [], [], np.zeros(len(turns), np.float32)
-    for a, b, (spectrum_b, known_b) in zip(pooled_a, pooled_b, spectra_b, strict=True):
+    for a, b, (spectrum_b, known_b) in zip(spectra.a, spectra.b, spectra.of_b, strict=True):
         rotated, known = (np.stack(p) for p in zip(*(a.channels.rotated(t.full, side) for t in turns), strict=True))
         spectrum_a, known_a = _spectra(rotated, known, size)
         products.append(_correlation(spectrum_a, spectrum_b))
@@ -273,7 +289,7 @@ def _surface(
     weight = (root * root.sqrt()).reciprocal_()
     weight[overlap < torch.from_numpy(least)[:, None, None]] = 0
     weight = weight.repeat_interleave(2, 1).repeat_interleave(2, 2)
-    surface: Tensor = torch.fft.irfft2(sum(products[1:], products[0]), tuple(size)).mul_(weight)
+    surface: Tensor = torch.fft.irfft2(sum(products[1:], products[0]), size).mul_(weight)
     return surface
 
 
@@ -286,11 +302,11 @@ def _correlation(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _confine(
-    surface: Tensor, region: Region, frame: Frame, a: _Pooled, b: _Pooled, turns: Sequence[Similarity]
+    surface: Tensor, spectra: _Spectra, turns: Sequence[Similarity], region: Region, shape: tuple[int, int]
 ) -> None:
     """Set the surface (R, H, W) to 0 where a shift takes the centre of A too far from where it is expected."""
-    h, w = frame.a.shape
-    centre = np.array([(w - 1) / 2, (h - 1) / 2])
+    centre = np.array([(shape[1] - 1) / 2, (shape[0] - 1) / 2])
+    a, b = spectra.a[0], spectra.b[0]
     goal = b.from_full(region.around(centre))
     pixel = b.from_full.scale(goal)
     for row, turn in enumerate(turns):

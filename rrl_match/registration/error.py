@@ -28,6 +28,19 @@ class Misfit(NamedTuple):
     distances: NDArray[np.float64] = np.empty(0)
     telling: NDArray[np.bool_] = np.empty(0, np.bool_)
 
+    def joined(self, other: Misfit) -> Misfit:
+        """Both together."""
+        return Misfit(
+            np.concatenate([self.points, other.points]),
+            np.concatenate([self.distances, other.distances]),
+            np.concatenate([self.telling, other.telling]),
+        )
+
+    def beyond(self, distance: float) -> Misfit:
+        """Those that are farther off, and tell."""
+        far = self.telling & (self.distances > distance)
+        return Misfit(self.points[far], self.distances[far], self.telling[far])
+
     def part_beyond(self, distance: float) -> float:
         """Part of the overlap, where it can be told, that is farther off."""
         return float((self.distances[self.telling] > distance).mean()) if self.telling.any() else 0.0
@@ -110,7 +123,7 @@ def _offset(cost: NDArray[np.float64], near: float, config: ErrorConfig) -> tupl
 
 
 def expected_error(misfit: Misfit, residuals: NDArray[np.float64], unit: float, config: ErrorConfig) -> ErrorMap:
-    """How far a transform is off, as pairs say whose truth is known.
+    """How far a transform is off, as pairs say whose truth is known, but not less than blocks say.
 
     Within the overlap, the radius is shared out as the surroundings of blocks are off.
 
@@ -125,6 +138,7 @@ def expected_error(misfit: Misfit, residuals: NDArray[np.float64], unit: float, 
         return ErrorMap()
     radius = unit * math.exp(config.bias + float(np.dot(config.weights, terms(misfit, residuals, unit, config))))
     local = np.hypot(misfit.distances[telling], config.floor * unit)
+    radius = max(radius, float(np.quantile(local, 0.9)))
     reach = config.width * math.sqrt(float(np.prod(np.ptp(misfit.points, axis=0)))) + 1e-9
     return ErrorMap(misfit.points[telling], local * radius / float(np.quantile(local, 0.9)), radius, reach)
 

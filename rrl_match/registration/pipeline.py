@@ -18,16 +18,25 @@ from rrl_match.registration.advice import advise, one_grey
 from rrl_match.registration.block_matching import Blocks, align
 from rrl_match.registration.candidates import Candidates
 from rrl_match.registration.config import Config, Search
+from rrl_match.registration.dense_blocks import tie_points
 from rrl_match.registration.dense_search import Region, propose, stages
 from rrl_match.registration.images import Frame, Images, prepare_frames
 from rrl_match.registration.local import bent
 from rrl_match.registration.overlay import overlap_of
-from rrl_match.registration.refinement import Freedom, fit
+from rrl_match.registration.refinement import Freedom, Refined, fit
 from rrl_match.registration.result import Registration, Thumbnails, TiePoints
 from rrl_match.registration.task import Task
 from rrl_match.registration.tiles import Reader, Source, refine_on_tiles
 from rrl_match.registration.verification import Evidence, Verdict
-from rrl_match.transforms import Affine, DisplacementField, MatrixTransform, Transform, Translation, matrix_kind
+from rrl_match.transforms import (
+    Affine,
+    DisplacementField,
+    MatrixTransform,
+    Transform,
+    Translation,
+    as_matrix,
+    matrix_kind,
+)
 
 SMALLEST = 32  # pixels, of either side of an image
 
@@ -127,12 +136,14 @@ def _at_full_resolution(found: Registration, task: Task, finer: tuple[Source | N
     readers = [(Reader(a, finer[0]), Reader(b, finer[1])) for a, b in task.frames]
 
     def fitted(blocks: Blocks, around: Transform, config: Config) -> tuple[Transform, str] | None:
-        plain = fit(blocks, around, task.freedom, config) if isinstance(around, MatrixTransform) else None
-        base = around.base if isinstance(around, DisplacementField) else plain and plain[0]
-        field = bent(blocks, base, overlap, config) if task.bends and base else None
-        if field is not None:
-            return field, field.kind
-        return plain and (plain[0], plain[1].kind)
+        if isinstance(around, DisplacementField):  # blocks of a coarser level have confirmed it
+            field = bent(blocks, around.base, overlap, 0.0, config)
+            return None if field is None else (field, field.kind)
+        plain = fit(blocks, as_matrix(around), task.freedom, config)
+        if plain is None:
+            return None
+        field = bent(blocks, plain[0], overlap, config.local.certain[1], config) if task.bends else None
+        return (plain[0], plain[1].kind) if field is None else (field, field.kind)
 
     return refine_on_tiles(found, readers, overlap, fitted, task.config)
 
@@ -180,7 +191,7 @@ def searched(task: Task, search: Search, near: bool = False) -> Registration:
     found = explored(task, search, near).best()
     if found is None:
         return Registration(reason="no transform was found under which the images agree")
-    return _registration(*found)
+    return _with_tie_points(_registration(*found), found[0].refined, task)
 
 
 def explored(task: Task, search: Search, near: bool = False) -> Candidates:
@@ -200,6 +211,15 @@ def explored(task: Task, search: Search, near: bool = False) -> Candidates:
             if found is not None and not found[1].reason and found[1].log_odds >= config.verify.certain:
                 return candidates
     return candidates
+
+
+def _with_tie_points(found: Registration, refined: Refined, task: Task) -> Registration:
+    """An accepted registration with tie points up to the border of the overlap, beside those that were judged."""
+    judged = found.tie_points
+    if found.transform is None or len(judged) >= task.config.local.tie_points**2:
+        return found
+    more = tie_points(task.frames, found.transform, refined.overlap, refined.blocks.pixel, task.config)
+    return dataclasses.replace(found, tie_points=judged.joined(more, apart=4 * refined.blocks.pixel))
 
 
 def _registration(evidence: Evidence, verdict: Verdict) -> Registration:

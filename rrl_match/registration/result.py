@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from html import escape
 
 import cv2
@@ -41,6 +41,12 @@ class TiePoints:
 
     def __len__(self) -> int:
         return len(self.a)
+
+    def joined(self, more: TiePoints, apart: float) -> TiePoints:
+        """These, and others that are farther than `apart` pixels of B from each of them."""
+        distance = np.linalg.norm(more.b[:, None] - self.b, axis=2).min(1, initial=np.inf)
+        parts = ((getattr(self, one.name), getattr(more, one.name)[distance > apart]) for one in fields(self))
+        return TiePoints(*(np.concatenate(pair) for pair in parts))
 
 
 @dataclass(frozen=True, eq=False)

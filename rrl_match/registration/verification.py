@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rrl_match.channels import Grey
+from rrl_match.cost_surfaces import Surfaces
 from rrl_match.extraction import extract_patches
 from rrl_match.matcher import RRLMatcher
 from rrl_match.registration.adjustment import log_costs, peak_to_sidelobes
-from rrl_match.registration.block_matching import Grid, agreement_of, match_blocks
+from rrl_match.registration.block_matching import Blocks, Grid, agreement_of, match_blocks
 from rrl_match.registration.config import Config, VerifyConfig
 from rrl_match.registration.dense_search import Hypothesis
 from rrl_match.registration.error import ErrorMap, Misfit, expected_error, misfit_of
@@ -343,14 +344,24 @@ def _peak(frames: Sequence[Frame], refined: Refined, patch_size: int, config: Co
     Blocks that were fitted to each other at random have one shallow minimum among many. Where the images overlap
     little, few blocks agree by chance: the ratio falls with the root of the covered part.
     """
-    settings, overlap, transform = config.verify, refined.overlap, refined.transform
-    beyond, radius = settings.sidelobe_radii
-    grid = Grid(refined.blocks.pixel, settings.sidelobe_cells, config.blocks.half, radius)
-    blocks = match_blocks(frames, transform, overlap, grid, config)
-    if not len(blocks.points):
+    settings, overlap, pixel = config.verify, refined.overlap, refined.blocks.pixel
+    blocks, costs = _wide_blocks(frames, refined, pixel, config)
+    if not len(costs):
         return 0.0, Misfit()
-    costs = log_costs(blocks.surfaces, config.blocks)
     covered = min(1.0, len(costs) / blocks.asked)
     patches = overlap.area / overlap.unit**2 / (settings.whole_patches * patch_size**2)
+    beyond, radius = settings.sidelobe_radii
     peak = math.sqrt(covered * min(1.0, patches)) * peak_to_sidelobes(costs.mean(0), beyond)
-    return peak, misfit_of(blocks, costs, config.error, overlap.unit)
+    misfit = misfit_of(blocks, costs, config.error, overlap.unit)
+    coarse = overlap.unit * overlap.side / config.refine.first_side
+    if coarse > pixel:  # what is farther off than the radius, as another depth may be, shows on a coarse level
+        far = misfit_of(*_wide_blocks(frames, refined, coarse, config), config.error, overlap.unit)
+        misfit = misfit.joined(far.beyond(radius * pixel))
+    return peak, misfit
+
+
+def _wide_blocks(frames: Sequence[Frame], refined: Refined, pixel: float, config: Config) -> tuple[Blocks, Surfaces]:
+    """Blocks looked for far around a transform, and their log costs."""
+    grid = Grid(pixel, config.verify.sidelobe_cells, config.blocks.half, config.verify.sidelobe_radii[1])
+    blocks = match_blocks(frames, refined.transform, refined.overlap, grid, config)
+    return blocks, log_costs(blocks.surfaces, config.blocks)

@@ -6,10 +6,11 @@ import pytest
 from scenes import NEAR, EdgeMatcher, frame_of, inverted, make_scene, moved
 
 from rrl_match import register
-from rrl_match.registration.block_matching import Grid
+from rrl_match.registration import local
+from rrl_match.registration.block_matching import Blocks
 from rrl_match.registration.config import Config
-from rrl_match.registration.local import bend, dense_blocks
-from rrl_match.registration.overlay import overlap_of
+from rrl_match.registration.local import bend
+from rrl_match.registration.overlay import Overlap
 from rrl_match.transforms import Affine, DisplacementField, similarity
 
 
@@ -80,17 +81,30 @@ def test_a_wrong_hypothesis_is_not_bent(scene):
     assert bend([other], None, similarity(), Config()) is None
 
 
-def test_blocks_reach_the_border(scene):
-    frame, identity = frame_of(scene, inverted(scene)), Affine(np.eye(3))
-    overlap = overlap_of(frame, identity)
-    blocks = dense_blocks([frame], identity, overlap, Grid(1.0, 20, 26, 8), Config())
-    low, high = blocks.points.min(0), blocks.points.max(0)
-    assert (low < 20).all()
-    assert (high > np.array(scene.shape[::-1]) - 21).all()
-    assert blocks.agreeing(identity, 1.0).mean() > 0.95
-
-
 def test_a_field_becomes_json(result):
     copy = DisplacementField.from_dict(result.transform.to_dict())
     points = grid_of((300, 300))
     np.testing.assert_array_equal(copy(points), result.transform(points))
+
+
+def test_blocks_of_tiles_determine_a_field():
+    """Their costs are quadratic around where the field takes them; a matrix explains the others."""
+    x, y = np.meshgrid(np.linspace(20, 780, 20), np.linspace(20, 700, 20))
+    points = np.stack([x.ravel(), y.ravel()], 1)
+    offsets = np.arange(-6, 7)
+    outline = np.array([(0, 0), (799, 0), (799, 719), (0, 719.0)])
+    overlap = Overlap(outline, 800 * 720.0, 1.0, 1.0)
+
+    def found(bend, certain):
+        there = bend * np.stack([np.sin(points[:, 1] / 150), np.cos(points[:, 0] / 170)], 1)
+        costs = (offsets - there[:, 0, None, None]) ** 2 + (offsets[:, None] - there[:, 1, None, None]) ** 2
+        noise = np.random.default_rng(0).uniform(0.9, 1.1, costs.shape)
+        matched, everywhere = points + there, np.ones(len(points), bool)
+        numbers = np.zeros(len(points), int)
+        blocks = Blocks(points, points, matched, everywhere, (1 + costs / 10) * noise, numbers, 1.0, len(points))
+        return local.bent(blocks, Affine(np.eye(3)), overlap, certain, Config()), matched
+
+    field, matched = found(3.0, 4.0)
+    assert np.abs(field(points) - matched).mean() < 0.2
+    assert found(0.0, 4.0)[0] is None
+    assert found(3.0, np.inf)[0] is None
