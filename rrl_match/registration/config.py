@@ -191,7 +191,7 @@ class VerifyConfig(CheckedConfig):
     min_agreeing: float = 0.2  # of the blocks
     max_move: float = 0.02  # by the last fit, of the side of the overlap
     min_spread: float = 0.3  # area that the matches span, of that of all locations
-    bent: float = 3.0  # pixels that half of the overlap may be off at most
+    bent: float = 2.0  # pixels that blocks say of half of the overlap at most; what is true is about 1.5 times as much
     off: float = 8.0  # pixels, farther than which
     most_off: float = 0.25  # this part of it may be off
 
@@ -207,8 +207,9 @@ class ErrorConfig(CheckedConfig):
     telling: float = 3.0  # least peak-to-sidelobe ratio of surroundings that agree on an offset
     floor: float = 0.3  # pixels that are added
     agreeing: float = 3.0  # pixels that a block which agrees may be off
-    bias: float = field(default=0.5, metadata={"signed": True})  # logarithm of the radius; it adds up from what
-    weights: tuple[float, float, float] = (0.4, 0.5, 0.8)  # surroundings and blocks are off, and how many do not agree
+    bias: float = field(default=0.61, metadata={"signed": True})  # of the logarithm of the radius, and how much what
+    weights: tuple[float, float, float] = field(default=(0.44, 1.08, -0.64), metadata={"signed": True})  # surroundings
+    # and blocks are off, and the part that disagrees, add to it: examples/experiments/calibration.py
 
 
 @dataclass(frozen=True)

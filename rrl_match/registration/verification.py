@@ -243,9 +243,8 @@ def _decision(candidate: Evidence, alternative: float, threshold: float, config:
 
 def _is_bent(candidate: Evidence, config: VerifyConfig) -> bool:
     """Whether most of the overlap is off, or much of it is far off."""
-    unit, errors = candidate.refined.overlap.unit, candidate.error.errors
-    far = candidate.misfit.part_beyond(config.off * unit) > config.most_off
-    return bool(far or (len(errors) and np.median(errors) > config.bent * unit))
+    misfit, unit = candidate.misfit, candidate.refined.overlap.unit
+    return misfit.part_beyond(config.bent * unit) > 0.5 or misfit.part_beyond(config.off * unit) > config.most_off
 
 
 def _spread_out(locations: Points, matching: NDArray[np.bool_], config: VerifyConfig) -> bool:

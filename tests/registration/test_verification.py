@@ -6,7 +6,7 @@ from scenes import EdgeMatcher, NoDescriptors, frame_of, make_scene, moved
 
 from rrl_match.registration.config import Config
 from rrl_match.registration.dense_search import Hypothesis
-from rrl_match.registration.error import ErrorMap, Misfit
+from rrl_match.registration.error import Misfit
 from rrl_match.registration.refinement import Freedom, refine
 from rrl_match.registration.verification import Alternatives, Judged, judge, log_odds, measure, verify
 from rrl_match.transforms import Affine, Similarity, Translation, compose
@@ -83,7 +83,7 @@ def test_a_refined_alternative_that_agrees_as_well_means_a_refusal(right):
     ("change", "reason"),
     [
         ({"misfit": Misfit(np.zeros((4, 2)), np.array([0, 0, 9.0, 9.0]), np.ones(4, bool))}, "bent against each other"),
-        ({"error": ErrorMap(np.zeros((3, 2)), np.array([1, 4.0, 4.0]), 5.0)}, "bent against each other"),
+        ({"misfit": Misfit(np.zeros((3, 2)), np.array([0, 2.5, 2.5]), np.ones(3, bool))}, "bent against each other"),
         ({"mutual": 0.0, "support": 0.0, "peak": 0.0}, "no transform stands out"),
         ({"fault": "only 3% agree"}, "only 3% agree"),
     ],
