@@ -191,7 +191,7 @@ class VerifyConfig(CheckedConfig):
     min_agreeing: float = 0.2  # of the blocks
     max_move: float = 0.02  # by the last fit, of the side of the overlap
     min_spread: float = 0.3  # area that the matches span, of that of all locations
-    bent: float = 2.0  # pixels that blocks say of half of the overlap at most; what is true is about 1.5 times as much
+    bent: float = 3.0  # pixels that half of the overlap may be off at most
     off: float = 8.0  # pixels, farther than which
     most_off: float = 0.25  # this part of it may be off
 

@@ -83,7 +83,7 @@ def test_a_refined_alternative_that_agrees_as_well_means_a_refusal(right):
     ("change", "reason"),
     [
         ({"misfit": Misfit(np.zeros((4, 2)), np.array([0, 0, 9.0, 9.0]), np.ones(4, bool))}, "bent against each other"),
-        ({"misfit": Misfit(np.zeros((3, 2)), np.array([0, 2.5, 2.5]), np.ones(3, bool))}, "bent against each other"),
+        ({"misfit": Misfit(np.zeros((3, 2)), np.array([0, 3.5, 3.5]), np.ones(3, bool))}, "bent against each other"),
         ({"mutual": 0.0, "support": 0.0, "peak": 0.0}, "no transform stands out"),
         ({"fault": "only 3% agree"}, "only 3% agree"),
     ],
