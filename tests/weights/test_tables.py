@@ -130,6 +130,22 @@ def test_speeds(monkeypatch):
     ]
 
 
+def test_calibration(monkeypatch, tmp_path):
+    rows = [
+        {"curve": "probability", "stated": 0.1, "true": 0.2, "calls": 30},
+        {"curve": "probability", "stated": 0.9, "true": 0.9, "calls": 10},
+        {"curve": "error", "calls": 12, "held": 0.88, "within a factor of 2": 0.5},
+        {"source": "vis-nir", "kind": "plain", "stated": 2.0, "true": 1.0},
+    ]
+    monkeypatch.setattr(tables, "results", lambda name: {"rows": rows})
+    text = " ".join(tables.calibration())
+    assert "40 calls on" in text
+    assert "of the probability is 0.07. In the 12 calls" in text
+    assert "holds 88% of the overlap in the mean, and is within a factor of 2 of the true one in 50%." in text
+    tables.draw_calibration(tmp_path / "curves.png")
+    assert cv2.imread(str(tmp_path / "curves.png")).std() > 10
+
+
 def test_what_was_not_measured_is_left_out(monkeypatch):
     monkeypatch.setattr(tables, "results", lambda name: {"rows": []})
     page = "before\n<!-- table: methods -->\n<!-- end -->\n<!-- table: speed -->\nold\n<!-- end -->\n"

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "weights" / "results"
 PLOT = ROOT / "examples" / "images" / "speed_accuracy.png"
+CURVES = ROOT / "examples" / "images" / "calibration.png"
 PAGES = [
     ROOT / page for page in ("README.md", "weights/README.md", "examples/README.md", "rrl_match/training/README.md")
 ]
@@ -208,6 +209,23 @@ def false_acceptance() -> Lines:
     return table(["image B", "calls", "accepted", "of these wrong"], body())
 
 
+def calibration() -> Lines:
+    """How far the probability and the expected error of `register` can be believed."""
+    rows = rows_of("calibration")
+    curve = [row for row in rows if row.get("curve") == "probability"]
+    error = find(rows, curve="error")
+    if error is None:
+        return
+    calls = sum(row["calls"] for row in curve)
+    off = sum(row["calls"] * abs(row["stated"] - row["true"]) for row in curve) / calls
+    yield f"![Stated and true probability, stated and true error]({os.path.relpath(CURVES, ROOT / 'weights')})"
+    yield ""
+    yield f"{calls} calls on changed training pairs, of sources that the fit did not see. The expected calibration error"
+    yield f"of the probability is {off:.2f}. In the {error['calls']} calls whose result is within 20 pixels, the stated"
+    yield f"error holds {error['held']:.0%} of the overlap in the mean, and is within a factor of 2 of the true one in"
+    yield f"{error['within a factor of 2']:.0%}."
+
+
 def left_out() -> Lines:
     """FPR95 on sensors that short training did not see."""
     body = (
@@ -270,6 +288,7 @@ TABLES: dict[str, Callable[[], Lines]] = {
     "methods": methods,
     "rig": rig,
     "false acceptance": false_acceptance,
+    "calibration": calibration,
     "left out": left_out,
     "arms": arms,
     "speed": speed,
@@ -305,13 +324,35 @@ def draw(path: Path) -> None:
     figure.savefig(path)
 
 
+def draw_calibration(path: Path) -> None:
+    """Plot the true part of right transforms over the stated probability, and true over stated errors."""
+    from matplotlib.figure import Figure
+
+    rows = rows_of("calibration")
+    figure = Figure(figsize=(6.4, 3.2), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for row in (row for row in rows if row.get("curve") == "probability"):
+        left.scatter(row["stated"], row["true"], s=10 + 3 * row["calls"], color="tab:red")
+    left.plot((0, 1), (0, 1), color="tab:grey")
+    left.set(xlabel="stated probability", ylabel="part of the calls that is right")
+    pairs = [(row["stated"], row["true"]) for row in rows if "source" in row]
+    right.scatter(*zip(*pairs, strict=True), s=10, color="tab:red")
+    low, high = 0.8 * min(map(min, pairs)), 1.25 * max(map(max, pairs))
+    for factor, style in ((1, "-"), (0.5, ":"), (2, ":")):
+        right.plot((low, high), (factor * low, factor * high), style, color="tab:grey")
+    right.set(xscale="log", yscale="log", xlabel="stated error in pixels", ylabel="true 90 % radius in pixels")
+    figure.savefig(path)
+
+
 def main() -> None:
-    """Write the tables of all pages, and the plot."""
+    """Write the tables of all pages, and the plots."""
     for path in PAGES:
         text = path.read_text(encoding="utf-8")
         path.write_text(rendered(text), encoding="utf-8")
     if compared():
         draw(PLOT)
+    if rows_of("calibration"):
+        draw_calibration(CURVES)
 
 
 if __name__ == "__main__":
