@@ -220,10 +220,10 @@ def calibration() -> Lines:
     off = sum(row["calls"] * abs(row["stated"] - row["true"]) for row in curve) / calls
     yield f"![Stated and true probability, stated and true error]({os.path.relpath(CURVES, ROOT / 'weights')})"
     yield ""
-    yield f"{calls} calls on changed training pairs, of sources that the fit did not see. The expected calibration error"
-    yield f"of the probability is {off:.2f}. In the {error['calls']} calls whose result is within 20 pixels, the stated"
-    yield f"error holds {error['held']:.0%} of the overlap in the mean, and is within a factor of 2 of the true one in"
-    yield f"{error['within a factor of 2']:.0%}."
+    yield f"{calls} calls on changed training pairs, of sources that the fit did not see. The expected calibration"
+    yield f"error of the probability is {off:.2f}. In the {error['calls']} calls whose result is within 20 pixels, the"
+    yield f"stated error holds {error['held']:.0%} of the overlap in the mean, and is within a factor of 2 of the true"
+    yield f"one in {error['within a factor of 2']:.0%}."
 
 
 def left_out() -> Lines:
