@@ -33,7 +33,7 @@ from rrl_match.cli.main import main
 from rrl_match.export import Exported, export_onnx, export_torch
 from rrl_match.modeling import Band, RRLNet, RRLNetConfig
 from rrl_match.pretrained import ModelConfig, load_folder, save_folder
-from rrl_match.registration import Config, Thumbnails, TiePoints
+from rrl_match.registration import Config, ErrorMap, Thumbnails, TiePoints
 from rrl_match.selftest import Check, reference_scores, run_checks, versions
 from rrl_match.training.convert import load_keras_weights
 from rrl_match.training.datasets import ImagePair, PairSource, Source, read_source
@@ -81,6 +81,8 @@ assert_type(matcher.score_features(features_a, features_b, [(0, 0), (1, 2)]), ND
 assert_type(matcher.score_features(features_a, features_b, np.array([[0, 0]])), NDArray[np.float32])
 assert_type(matcher.score_features(features_a, features_b, torch.tensor([[0, 0]])), torch.Tensor)
 
+assert_type(matcher.offsets(visible, infrared), NDArray[np.float32])
+assert_type(matcher.offsets(visible_tensor, infrared_tensor), torch.Tensor)
 keypoints = np.zeros((5, 2))
 near = Near(radius=12, positions_a=keypoints, positions_b=[cv2.KeyPoint(1.0, 2.0, 3.0)] * 5)
 assert_type(near.radius, float)
@@ -131,6 +133,8 @@ assert_type(result.checkerboard(image, torch.zeros(100, 100)), NDArray[np.uint8]
 assert_type(result.draw_matches([image, image], image), NDArray[np.uint8])
 assert_type(result.error_map(image), NDArray[np.uint8])
 assert_type(result.error_at([(1, 2)]), NDArray[np.float64])
+assert_type(result.error, float)
+assert_type(result.errors, ErrorMap)
 assert_type(matches.draw(image, image, keypoints, keypoints), NDArray[np.uint8])
 assert_type(result.warp(image, image.shape), NDArray[np.generic])
 register(matcher, [image, image], [torch.zeros(100, 100)] * 2, mask_a=image[..., 0], value_range=(None, (0, 1)))
