@@ -142,6 +142,7 @@ register(matcher, image, image, search=Search(rotation=10, scale=(0.9, 1.1)), co
 transform = Transform.from_dict(Affine(np.eye(3)).to_dict())
 assert_type(transform.inverse()([(1, 2)]), NDArray[np.float64])
 assert_type(transform.jacobian([(1, 2)]), NDArray[np.float64])
+assert_type(transform.between(transform, transform), Transform)
 assert_type(transform.map(image.shape), NDArray[np.float32])
 assert_type(transform.warp(image, image.shape, "cubic"), NDArray[np.generic])
 search = Search(aspect=1.2, mirrored=True, shift=40)
