@@ -21,12 +21,17 @@ class Misfit(NamedTuple):
     Attributes:
         points: (N, 2) xy, centres of the blocks in A.
         distances: (N,) pixels of B.
-        telling: (N,) bool, whether the blocks around this one agree on one offset; the best three count as if they did.
+        telling: (N,) bool, whether the blocks around this one agree on one offset.
     """
 
     points: Points = np.empty((0, 2))
     distances: NDArray[np.float64] = np.empty(0)
     telling: NDArray[np.bool_] = np.empty(0, np.bool_)
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Which (N,) errors are taken from: those that tell, or all if none does."""
+        return self.telling if self.telling.any() else np.ones_like(self.telling)
 
     def joined(self, other: Misfit) -> Misfit:
         """Both together."""
@@ -100,9 +105,7 @@ def misfit_of(blocks: Blocks, costs: Surfaces, config: ErrorConfig, unit: float)
     weights = np.exp(-((at[:, None] - at) ** 2).sum(2) / (2 * width**2))
     together = np.tensordot(weights / weights.sum(1, keepdims=True), costs, 1)
     found = np.array([_offset(one, config.near * unit / blocks.pixel, config) for one in together])
-    ratios = found[:, 1]
-    least = min(config.telling, np.sort(ratios)[-min(3, len(ratios))])
-    return Misfit(blocks.points, found[:, 0] * blocks.pixel, ratios >= least)
+    return Misfit(blocks.points, found[:, 0] * blocks.pixel, found[:, 1] > config.telling)
 
 
 def _offset(cost: NDArray[np.float64], near: float, config: ErrorConfig) -> tuple[float, float]:
@@ -133,14 +136,15 @@ def expected_error(misfit: Misfit, residuals: NDArray[np.float64], unit: float, 
         unit: pixels of B.
         config: the fit.
     """
-    telling = misfit.telling
-    if not telling.any() or not len(residuals):
+    telling = misfit.known
+    if not len(telling) or not len(residuals):
         return ErrorMap()
     radius = unit * math.exp(config.bias + float(np.dot(config.weights, terms(misfit, residuals, unit, config))))
     local = np.hypot(misfit.distances[telling], config.floor * unit)
-    radius = max(radius, float(np.quantile(local, 0.9)))
+    most = float(np.quantile(local, 0.8))  # beyond, repeated texture may have been taken for what is far off
+    radius = max(radius, most)
     reach = config.width * math.sqrt(float(np.prod(np.ptp(misfit.points, axis=0)))) + 1e-9
-    return ErrorMap(misfit.points[telling], local * radius / float(np.quantile(local, 0.9)), radius, reach)
+    return ErrorMap(misfit.points[telling], local * radius / most, radius, reach)
 
 
 def terms(
@@ -150,6 +154,6 @@ def terms(
 
     How far the surroundings of blocks, and the blocks by themselves, are off, and the part of these that disagrees.
     """
-    surroundings = float(np.quantile(np.hypot(misfit.distances[misfit.telling] / unit, config.floor), 0.7))
+    surroundings = float(np.quantile(np.hypot(misfit.distances[misfit.known] / unit, config.floor), 0.7))
     alone = float(np.median(residuals)) / unit + config.floor
     return math.log(surroundings), math.log(alone), float((residuals >= config.agreeing * unit).mean())

@@ -30,6 +30,27 @@ BANDS = {
 }
 OWN = ("vis-nir", "vis-lwir", "optical-sar")  # weights, and the data that they were trained for
 
+BENT = ("relief", "barrel", "depths")  # kinds of pairs that no matrix explains: registered with "local"
+KINDS = {
+    "real": "4K visible beside thermal, handheld",
+    "plain": "as they are",
+    "a-larger": "A 2.5, 4 and 6 times larger",
+    "b-larger": "B 2 and 3 times larger",
+    "both-larger": "both 3 times larger",
+    "b-width": "B 160 and 80 pixels wide",
+    "crop": "B shows 45, 20 and 10 % of its area",
+    "aspect": "stretched by 1.1, 1.25 and 1.5",
+    "affine": "sheared",
+    "nan": "isolated missing pixels, 0.2 and 1 %",
+    "stripes": "missing lines, 12 %",
+    "clouds": "cloud mask, 10 and 30 %",
+    "dark": "darkest 30 and 50 % clipped",
+    "relief": "relief of 0.4 and 1 % of the side, `local`",
+    "barrel": "lens of 5 and 10 % at the corner, `local`",
+    "depths": "two depths 3 % of the width apart, `local`",
+}
+OUTCOMES = ("right", "refused", "partly", "wrong")
+
 Row: TypeAlias = dict[str, Any]
 Lines: TypeAlias = Iterator[str]
 
@@ -150,13 +171,26 @@ def weights() -> Lines:
 
 
 def field() -> Lines:
-    """How good `register` is on pairs as people bring them."""
-    rows = rows_of("field")
-    counts = {key: sum(row[key] for row in rows) for key in ("pairs", "right", "refused", "partly", "wrong")}
+    """How good `register` is on pairs as people bring them, but for those that no matrix explains."""
+    rows = [row for row in rows_of("field") if row["kind"].partition(":")[0] not in BENT]
+    counts = {key: sum(row[key] for row in rows) for key in ("pairs", *OUTCOMES)}
     told = (
         "{pairs} pairs as people bring them, of any size and overlap: {right} right, {refused} refused, {partly} partly"
     )
     yield f"{told.format(**counts)} off, {counts['wrong'] or 'none'} wrong ([details](weights/README.md#registration))."
+
+
+def kinds() -> Iterator[list[str]]:
+    """The same by kind, and how often the stated error tells those that are off."""
+    rows = rows_of("field")
+    for kind in dict.fromkeys(row["kind"].partition(":")[0] for row in rows):
+        of_kind = [row for row in rows if row["kind"].partition(":")[0] == kind]
+        yield [KINDS[kind], *(str(sum(row.get(key, 0) for row in of_kind)) for key in (*OUTCOMES, "told"))]
+
+
+def by_kind() -> Lines:
+    """A table of all kinds."""
+    return table(["pairs", *OUTCOMES, "told"], kinds())
 
 
 def plot() -> Lines:
@@ -284,6 +318,7 @@ TABLES: dict[str, Callable[[], Lines]] = {
     "patches": patches,
     "registration": registration,
     "field": field,
+    "by kind": by_kind,
     "plot": plot,
     "methods": methods,
     "rig": rig,
