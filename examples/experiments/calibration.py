@@ -180,17 +180,19 @@ def _fit_probability(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]
     y, sources = np.array([_label(row) for row in labelled]), [row["source"] for row in labelled]
     odds = _left_out(x, y, sources, logistic)
     yield {"fit": "log odds", **dict(zip((*ODDS, "bias"), logistic(x, y).round(2).tolist(), strict=True))}
-    probability, best = 1 / (1 + np.exp(-odds)), np.array([row["best"] for row in labelled])
-    for low in np.arange(0, 1, 0.1).round(1):
-        part = best & (probability >= low) & (probability <= low + 0.1)
-        if part.any():
-            stated, right = float(probability[part].mean()), float(y[part].mean())
-            yield {
-                "curve": "probability",
-                "stated": round(stated, 3),
-                "true": round(right, 3),
-                "calls": int(part.sum()),
-            }
+    best, settings = np.array([row["best"] for row in labelled]), Config().verify
+    yield from _curve("probability", odds[best], y[best])
+    yield from _curve("probability in use", (x @ settings.weights + settings.bias)[best], y[best])
+
+
+def _curve(name: str, odds: Array, right: NDArray[np.bool_]) -> Iterator[dict[str, Any]]:
+    """Stated probability and true part of ten ranges."""
+    probability = 1 / (1 + np.exp(-odds))
+    ranges = (probability * 10).astype(int).clip(0, 9)
+    for number in np.unique(ranges):
+        part = ranges == number
+        stated, true = (round(float(one[part].mean()), 3) for one in (probability, right))
+        yield {"curve": name, "stated": stated, "true": true, "calls": int(part.sum())}
 
 
 def _fit_error(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -207,8 +207,8 @@ class ErrorConfig(CheckedConfig):
     telling: float = 3.0  # least peak-to-sidelobe ratio of surroundings that agree on an offset
     floor: float = 0.3  # pixels that are added
     agreeing: float = 3.0  # pixels that a block which agrees may be off
-    bias: float = field(default=0.61, metadata={"signed": True})  # of the logarithm of the radius, and how much what
-    weights: tuple[float, float, float] = field(default=(0.44, 1.08, -0.64), metadata={"signed": True})  # surroundings
+    bias: float = field(default=0.58, metadata={"signed": True})  # of the logarithm of the radius, and how much what
+    weights: tuple[float, float, float] = field(default=(0.51, 1.09, -0.87), metadata={"signed": True})  # surroundings
     # and blocks are off, and the part that disagrees, add to it: examples/experiments/calibration.py
 
 

@@ -132,8 +132,8 @@ def test_speeds(monkeypatch):
 
 def test_calibration(monkeypatch, tmp_path):
     rows = [
-        {"curve": "probability", "stated": 0.1, "true": 0.2, "calls": 30},
-        {"curve": "probability", "stated": 0.9, "true": 0.9, "calls": 10},
+        {"curve": "probability in use", "stated": 0.1, "true": 0.2, "calls": 30},
+        {"curve": "probability in use", "stated": 0.9, "true": 0.9, "calls": 10},
         {"curve": "error", "calls": 12, "held": 0.88, "within a factor of 2": 0.5},
         {"source": "vis-nir", "kind": "plain", "stated": 2.0, "true": 1.0},
     ]
@@ -141,7 +141,10 @@ def test_calibration(monkeypatch, tmp_path):
     text = " ".join(tables.calibration())
     assert "40 calls on" in text
     assert "of the probability is 0.07. In the 12 calls" in text
-    assert "holds 88% of the overlap in the mean, and is within a factor of 2 of the true one in 50%." in text
+    assert (
+        "other sources holds 88% of the overlap in the mean, and is within a factor of 2 of the true one in 50%."
+        in text
+    )
     tables.draw_calibration(tmp_path / "curves.png")
     assert cv2.imread(str(tmp_path / "curves.png")).std() > 10
 
