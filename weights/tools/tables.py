@@ -257,8 +257,8 @@ def calibration() -> Lines:
     yield ""
     yield (
         f"{calls} calls on changed training pairs, with right and wrong partners. The expected calibration error of "
-        f"the probability is {off:.2f}. In the {error['calls']} calls whose result is within 20 pixels, an error fitted to "
-        f"other sources holds {error['held']:.0%} of the overlap in the mean, and is within a factor of 2 of the true "
+        f"the probability is {off:.2f}. In the {error['calls']} calls whose result is within 20 pixels, an error fitted "
+        f"to other sources holds {error['held']:.0%} of the overlap in the mean, and is within a factor of 2 of the true "
         f"one in {error['within a factor of 2']:.0%}."
     )
 
