@@ -255,11 +255,12 @@ def calibration() -> Lines:
     off = sum(row["calls"] * abs(row["stated"] - row["true"]) for row in curve) / calls
     yield f"![Stated and true probability, stated and true error]({os.path.relpath(CURVES, ROOT / 'weights')})"
     yield ""
+    count, held, twice = error["calls"], error["held"], error["within a factor of 2"]
     yield (
         f"{calls} calls on changed training pairs, with right and wrong partners. The expected calibration error of "
-        f"the probability is {off:.2f}. In the {error['calls']} calls whose result is within 20 pixels, an error fitted "
-        f"to other sources holds {error['held']:.0%} of the overlap in the mean, and is within a factor of 2 of the true "
-        f"one in {error['within a factor of 2']:.0%}."
+        f"the probability is {off:.2f}. In the {count} calls whose result is within 20 pixels, an error fitted to "
+        f"other sources holds {held:.0%} of the overlap in the mean, and is within a factor of 2 of the true one in "
+        f"{twice:.0%}."
     )
 
 
