@@ -67,7 +67,7 @@ def _logit(scores: Floats) -> Floats:
 
 
 def _evidence(pairs: NDArray[np.int64], similarities: Floats) -> Floats:
-    """What the logit of a pair is predicted from, (P, 3): one, its similarity, and how it stands among its rivals.
+    """What the logit of a pair is predicted from, (P, 3): one, its similarity, and how it stands among others.
 
     The last is the logarithm of a dual softmax (Sun et al., "LoFTR", CVPR 2021), over the candidates of either patch.
     """

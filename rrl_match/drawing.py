@@ -1,4 +1,4 @@
-"""Pictures of what was matched: checkerboards, matches side by side, errors as colours; all uint8 RGB (H, W, 3)."""
+"""Images of what was matched: checkerboards, matches side by side, errors as colours; all uint8 RGB (H, W, 3)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rrl_match.patches import percentile_range
 
-Picture: TypeAlias = NDArray[np.uint8]
+RGBImage: TypeAlias = NDArray[np.uint8]
 Drawable: TypeAlias = NDArray[Any] | Tensor | Sequence[NDArray[Any] | Tensor]
 
 _HEIGHTS = 400, 1000  # pixels of matches side by side, at least and at most
@@ -23,7 +23,7 @@ _OPACITY = 0.6  # of colours over an image
 _LEAST_FOR_LEGEND = 120  # pixels of the shorter side of an image that has room for one
 
 
-def displayed(image: Drawable) -> Picture:
+def displayed(image: Drawable) -> RGBImage:
     """An image as uint8 RGB (H, W, 3).
 
     Args:
@@ -47,16 +47,16 @@ def displayed(image: Drawable) -> Picture:
         scaled = (np.nan_to_num(colours.astype(np.float32), nan=low, neginf=low, posinf=high) - low) / (high - low)
         colours = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
     grey = colours.ndim == 2 or colours.shape[2] == 1
-    picture = cv2.cvtColor(np.ascontiguousarray(colours), cv2.COLOR_GRAY2RGB) if grey else colours
-    return np.asarray(np.where(shown[..., None], picture, 0), np.uint8)
+    drawn = cv2.cvtColor(np.ascontiguousarray(colours), cv2.COLOR_GRAY2RGB) if grey else colours
+    return np.asarray(np.where(shown[..., None], drawn, 0), np.uint8)
 
 
-def checkerboard(warped: Picture, image_b: Picture, squares: int) -> Picture:
-    """Alternating squares of two pictures of one size, so many along the longer side."""
+def checkerboard(warped: RGBImage, image_b: RGBImage, squares: int) -> RGBImage:
+    """Alternating squares of two images of one size, so many along the longer side."""
     h, w = image_b.shape[:2]
     side = max(1, math.ceil(max(h, w) / squares))
     odd = (np.arange(h)[:, None] // side + np.arange(w) // side) % 2 == 1
-    board: Picture = np.where(odd[..., None], image_b, warped)
+    board: RGBImage = np.where(odd[..., None], image_b, warped)
     return board
 
 
@@ -66,7 +66,7 @@ def matches_side_by_side(
     points: tuple[NDArray[Any], NDArray[Any]],
     inliers: NDArray[np.bool_],
     lines: int,
-) -> Picture:
+) -> RGBImage:
     """Two images beside each other at one height, with their matches.
 
     Args:
@@ -75,14 +75,14 @@ def matches_side_by_side(
         inliers: (K,) bool; the others are red.
         lines: how many of the inliers, and of the others, are joined by lines, evenly chosen; all have a dot.
     """
-    pictures = [displayed(image) for image in (image_a, image_b)]
-    height = int(np.clip(max(picture.shape[0] for picture in pictures), *_HEIGHTS))
+    images = [displayed(image) for image in (image_a, image_b)]
+    height = int(np.clip(max(drawn.shape[0] for drawn in images), *_HEIGHTS))
     resized, ends, left = [], [], 0
-    for picture, xy in zip(pictures, points, strict=True):
-        factor = height / picture.shape[0]
+    for drawn, xy in zip(images, points, strict=True):
+        factor = height / drawn.shape[0]
         how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-        size = max(1, round(picture.shape[1] * factor)), height
-        resized.append(np.asarray(cv2.resize(picture, size, interpolation=how), np.uint8))
+        size = max(1, round(drawn.shape[1] * factor)), height
+        resized.append(np.asarray(cv2.resize(drawn, size, interpolation=how), np.uint8))
         ends.append(((np.asarray(xy).reshape(-1, 2) + 0.5) * factor + (left, 0)).round().astype(int))
         left += size[0] + _GAP
     canvas = np.hstack([resized[0], np.full((height, _GAP, 3), 255, np.uint8), resized[1]])
@@ -96,7 +96,7 @@ def matches_side_by_side(
     return canvas
 
 
-def error_overlay(errors: NDArray[np.float64], image_b: Picture, most: float | None) -> Picture:
+def error_overlay(errors: NDArray[np.float64], image_b: RGBImage, most: float | None) -> RGBImage:
     """Errors as colours over a grey image, with a legend; where they are not known, the image is grey.
 
     Args:
@@ -113,30 +113,30 @@ def error_overlay(errors: NDArray[np.float64], image_b: Picture, most: float | N
     where = cv2.resize(known.astype(np.uint8), (w, h), interpolation=cv2.INTER_NEAREST)[..., None] > 0
     grey = cv2.cvtColor(cv2.cvtColor(image_b, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     mixed = cv2.addWeighted(grey, 1 - _OPACITY, _as_colours(values), _OPACITY, 0)
-    picture = np.where(where, mixed, grey)
+    drawn = np.where(where, mixed, grey)
     if min(h, w) >= _LEAST_FOR_LEGEND:
-        _draw_legend(picture, most)
-    return np.asarray(picture, np.uint8)
+        _draw_legend(drawn, most)
+    return np.asarray(drawn, np.uint8)
 
 
-def _draw_legend(picture: NDArray[Any], most: float) -> None:
+def _draw_legend(drawn: NDArray[Any], most: float) -> None:
     """Draw the colours from 0 to an error, in pixels, into the lower left corner."""
-    h, w = picture.shape[:2]
+    h, w = drawn.shape[:2]
     size = min(h, w) / 500
     font, scale, weight = cv2.FONT_HERSHEY_SIMPLEX, max(0.35, 0.5 * size), max(1, round(size))
     bar_w, bar_h, margin = w // 4, max(6, round(10 * size)), max(4, round(8 * size))
     texts = "0", f"{most:g} px"
     (end_w, text_h), _ = cv2.getTextSize(texts[1], font, scale, weight)
     top, left = h - 3 * margin - bar_h - text_h, margin
-    picture[top:, : bar_w + end_w // 2 + 3 * margin] //= 4
+    drawn[top:, : bar_w + end_w // 2 + 3 * margin] //= 4
     bar = np.linspace(0, 1, bar_w, dtype=np.float32)[None].repeat(bar_h, 0)
     left += margin
-    picture[top + margin : top + margin + bar_h, left : left + bar_w] = _as_colours(bar)
+    drawn[top + margin : top + margin + bar_h, left : left + bar_w] = _as_colours(bar)
     for text, x in zip(texts, (left, left + bar_w - end_w // 2), strict=True):
-        cv2.putText(picture, text, (x, h - margin), font, scale, (255, 255, 255), weight, cv2.LINE_AA)
+        cv2.putText(drawn, text, (x, h - margin), font, scale, (255, 255, 255), weight, cv2.LINE_AA)
 
 
-def _as_colours(values: NDArray[Any]) -> Picture:
+def _as_colours(values: NDArray[Any]) -> RGBImage:
     """Values (H, W) from 0 to 1, from dark blue to yellow."""
     coloured = cv2.applyColorMap((np.asarray(values).clip(0, 1) * 255).round().astype(np.uint8), cv2.COLORMAP_VIRIDIS)
     return np.asarray(cv2.cvtColor(coloured, cv2.COLOR_BGR2RGB), np.uint8)

@@ -58,7 +58,8 @@ def extract_patches(
             (N, 2) have neither orientation nor scale.
         patch_size: S, even, at most 4096.
         orientation: rotate each patch by the angle of its ``cv2.KeyPoint`` (-1, no angle, counts as 0), or by the 2 x 2
-            matrix M of its LAF divided by sqrt(|det M|): rotation, shear and aspect, without the scale.
+            matrix M of its LAF divided by sqrt(|det M|): rotation, shear and aspect, without the scale. For images
+            that are rotated by more than the 12 degrees, or scaled by more than the 12 %, that scores tolerate.
         scale: let each patch cover a square six sizes of its ``cv2.KeyPoint`` wide, as for a SIFT descriptor, or
             2 sqrt(|det M|) for a LAF. Patches that shrink by more than half are cut from a smaller version of the
             image. With both, the patch of a LAF covers the image of [-1, 1) x [-1, 1) under M.

@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import TypeVar
 
 from rrl_match.cascade import score_contenders
-from rrl_match.drawing import Drawable, Picture, matches_side_by_side
+from rrl_match.drawing import Drawable, RGBImage, matches_side_by_side
 from rrl_match.extraction import Keypoints, as_points
 from rrl_match.features import Features
 from rrl_match.patches import is_count, is_number
@@ -59,7 +59,7 @@ class Matches(Generic[IndicesT, ScoresT]):
 
     def draw(
         self, image_a: Drawable, image_b: Drawable, points_a: Keypoints, points_b: Keypoints, lines: int = 100
-    ) -> Picture:
+    ) -> RGBImage:
         """Both images side by side with the matches, as uint8 RGB (H, W, 3).
 
         Args:

@@ -198,14 +198,14 @@ def test_matches_are_drawn(kind):
     matches = Matches(kind(INDICES), kind(np.float32(SCORES)))
     points_a, points_b = np.array([(10, 20), (0, 0), (30, 40)]), np.array([(0, 0), (50, 60), (0, 0), (70, 80)])
     black = np.zeros((400, 300), np.uint8)
-    picture = matches.draw(black, torch.zeros(400, 300), points_a, points_b, lines=0)
-    assert picture.shape == (400, 300 + 8 + 300, 3)
-    shown = picture.any(2)
+    drawn = matches.draw(black, torch.zeros(400, 300), points_a, points_b, lines=0)
+    assert drawn.shape == (400, 300 + 8 + 300, 3)
+    shown = drawn.any(2)
     shown[:, 300:308] = False
     dots = cv2.connectedComponentsWithStats(shown.astype(np.uint8))[3][1:]
     ends = [(10, 20), (30, 40), (308 + 50, 60), (308 + 70, 80)]
     np.testing.assert_allclose(sorted(dots.tolist()), sorted(ends), atol=1)
     keypoints = [cv2.KeyPoint(*map(float, xy), 1.0) for xy in points_a]
-    np.testing.assert_array_equal(matches.draw(black, black, keypoints, points_b, lines=0), picture)
+    np.testing.assert_array_equal(matches.draw(black, black, keypoints, points_b, lines=0), drawn)
     with pytest.raises(ValueError, match="points_b must have a row for each patch that was matched, got 3 rows"):
         matches.draw(black, black, points_a, points_b[:3])

@@ -71,7 +71,7 @@ def test_sdist_carries_what_its_tests_need(distributions):
 
 @pytest.mark.slow
 def test_index_page_has_no_relative_links(distributions):
-    """They would lead nowhere, and pictures would be missing."""
+    """They would lead nowhere, and images would be missing."""
     wheel = zipfile.ZipFile(distributions[1])
     (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
     page = wheel.read(name).decode().partition("\n\n")[2]

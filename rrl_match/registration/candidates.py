@@ -69,7 +69,7 @@ class Candidates:
         return all(is_distinct(evidence, hypothesis.transform, distance) for evidence in sound)
 
     def best(self) -> tuple[Evidence, Verdict] | None:
-        """The candidate that is trusted most, after all alternatives that could decide its verdict were refined."""
+        """The candidate of the highest log odds, after all alternatives that could decide its verdict were refined."""
         while self.measured:
             verdicts = [self.verdict(one) for one in self.measured]
             best = max(range(len(verdicts)), key=lambda k: (not verdicts[k].reason, verdicts[k].log_odds))

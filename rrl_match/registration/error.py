@@ -47,7 +47,7 @@ class Misfit(NamedTuple):
         return Misfit(self.points[far], self.distances[far], self.telling[far])
 
     def part_beyond(self, distance: float) -> float:
-        """Part of the overlap, where it can be told, that is farther off."""
+        """Part of what tells that is farther off."""
         return float((self.distances[self.telling] > distance).mean()) if self.telling.any() else 0.0
 
 

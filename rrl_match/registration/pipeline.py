@@ -102,16 +102,10 @@ def register(
     if reference not in ("a", "b"):
         raise ValueError(f'reference must be "a" or "b", the image that stays, got {reference!r}')
     frames = prepare_frames((image_a, image_b), (mask_a, mask_b), value_range)
-    smallest = min(*frames[0].a.shape, *frames[0].b.shape)
-    if smallest < SMALLEST:
-        return Registration(reason=f"an image is {smallest} pixels wide or high, less than {SMALLEST}")
-    blank = one_grey(frames)
-    if blank is not None:
-        return blank
-    if not kind.rotates:
-        search = dataclasses.replace(search, rotation=0.0, scale=(1.0, 1.0), mirrored=False)
-    if not kind.stretches:
-        search = dataclasses.replace(search, aspect=1.0)
+    for refusal in (_too_small(frames), one_grey(frames)):
+        if refusal is not None:
+            return refusal
+    search = _possible(search, kind)
     base = initial if isinstance(initial, MatrixTransform) else Translation(np.eye(3))
     region = Region(base, initial is not None, math.inf if search.shift is None else search.shift)
     with tqdm(desc="registering", unit=" steps") if progress else nullcontext() as bar:
@@ -122,6 +116,21 @@ def register(
             return found if reference == "b" else found.inverse()
         except ScoringError as error:
             return Registration(reason=f"the patches could not be scored: {error}")
+
+
+def _too_small(frames: Sequence[Frame]) -> Registration | None:
+    """A refusal if an image has too few pixels."""
+    smallest = min(*frames[0].a.shape, *frames[0].b.shape)
+    if smallest >= SMALLEST:
+        return None
+    return Registration(reason=f"an image is {smallest} pixels wide or high, less than {SMALLEST}")
+
+
+def _possible(search: Search, kind: type[MatrixTransform]) -> Search:
+    """The part of a search that a kind of transform can reach."""
+    if not kind.rotates:
+        search = dataclasses.replace(search, rotation=0.0, scale=(1.0, 1.0), mirrored=False)
+    return search if kind.stretches else dataclasses.replace(search, aspect=1.0)
 
 
 def _nothing() -> None:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rrl_match.drawing import Drawable, Picture, checkerboard, displayed, error_overlay, matches_side_by_side
+from rrl_match.drawing import Drawable, RGBImage, checkerboard, displayed, error_overlay, matches_side_by_side
 from rrl_match.registration.error import ErrorMap
 from rrl_match.transforms import Interpolation, Matrix, MatrixTransform, Points, Transform, resizing
 
@@ -63,7 +63,7 @@ class Thumbnails:
     size_a: tuple[int, int]
     size_b: tuple[int, int]
 
-    def checkerboard(self, transform: Transform) -> Picture:
+    def checkerboard(self, transform: Transform) -> RGBImage:
         """Alternating squares of both under a transform between the images, of B's size."""
         h, w = self.b.shape
         to_a, to_b = (

@@ -110,15 +110,15 @@ def test_pictures_of_all_that_register_takes(pair):
 def test_matches_side_by_side(pair):
     scene, _, result = pair
     points = tie_points(result.transform)
-    picture = dataclasses.replace(result, tie_points=points).draw_matches(scene, np.zeros((95, 110), np.uint8))
-    assert picture.dtype == np.uint8
-    assert picture.shape == (400, 463 + 8 + 463, 3)  # both at one height
+    drawn = dataclasses.replace(result, tie_points=points).draw_matches(scene, np.zeros((95, 110), np.uint8))
+    assert drawn.dtype == np.uint8
+    assert drawn.shape == (400, 463 + 8 + 463, 3)  # both at one height
     x, y = ((points.a + 0.5) * 400 / 190).round().astype(int).T
-    np.testing.assert_array_equal(picture[y[-1], x[-1]], (229, 62, 62))  # does not agree
-    assert len(np.unique(picture[y, x], axis=0)) == 25  # the others can be told apart
+    np.testing.assert_array_equal(drawn[y[-1], x[-1]], (229, 62, 62))  # does not agree
+    assert len(np.unique(drawn[y, x], axis=0)) == 25  # the others can be told apart
     dots = dataclasses.replace(result, tie_points=points).draw_matches(scene, np.zeros((95, 110)), lines=0)
     assert (dots[:, 463:471] == 255).all()  # no line crosses the gap
-    assert result.draw_matches(scene, scene).shape == picture.shape  # without tie points
+    assert result.draw_matches(scene, scene).shape == drawn.shape  # without tie points
 
 
 def test_error_of_locations(pair):
@@ -140,19 +140,19 @@ def test_error_map_shows_what_error_at_says(pair):
             return np.where(points[:, 0] < 60, np.inf, np.where(points[:, 1] < 100, 0.0, 4.0))
 
     result = Known(transform=similarity())
-    picture = result.error_map(there, most=4)
-    assert picture.shape == (*there.shape, 3)
+    drawn = result.error_map(there, most=4)
+    assert drawn.shape == (*there.shape, 3)
     grey = np.dstack([there] * 3)
-    np.testing.assert_array_equal(picture[:140, :55], grey[:140, :55])  # not known
+    np.testing.assert_array_equal(drawn[:140, :55], grey[:140, :55])  # not known
     dark_blue, yellow = np.array([68, 1, 84]), np.array([253, 231, 37])  # of viridis
     for part, colour in ((np.s_[:90, 70:], dark_blue), (np.s_[110:, 90:], yellow)):
-        np.testing.assert_allclose(picture[part], 0.4 * grey[part] + 0.6 * colour, atol=3)
-    assert picture[145:, 10:60].std() > 20  # a legend
+        np.testing.assert_allclose(drawn[part], 0.4 * grey[part] + 0.6 * colour, atol=3)
+    assert drawn[145:, 10:60].std() > 20  # a legend
     assert result.error_map(there[:100, :100]).shape == (100, 100, 3)
     small = Thumbnails(there, there, (220, 100), (220, 190))  # A is lower than B
     lower = dataclasses.replace(result, thumbnails=small).error_map(there, most=4)
     np.testing.assert_array_equal(lower[105:140], grey[105:140])
-    np.testing.assert_array_equal(lower[:90], picture[:90])
+    np.testing.assert_array_equal(lower[:90], drawn[:90])
 
 
 def test_shown_in_notebooks(pair):

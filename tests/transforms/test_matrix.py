@@ -226,7 +226,8 @@ class Rotation(MatrixTransform):
 
     @classmethod
     def near_identity(cls, parameters):
-        raise NotImplementedError
+        c, s = np.cos(parameters[0]), np.sin(parameters[0])
+        return cls(np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]]))
 
 
 class Stretch(Rotation):
